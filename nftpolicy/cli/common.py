@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 # The exit codes of every command, documented in nftpolicy(1).
 EXIT_REFUSED, EXIT_BAD_INPUT, EXIT_UNKNOWN, EXIT_UNAVAILABLE = 1, 2, 3, 4
+EXIT_DEFECT = 70  # sysexits.h: EX_SOFTWARE
 
 POLICY_DIRECTORY, INSTALLED_NAME = (
     "/etc/nftpolicy",

@@ -172,11 +172,12 @@ class ExplainResults:
             print(fault)
 
     def _print_process(self, process: dict[str, Any]) -> None:
-        from .render.phrases import printable_text, quantity
+        from .plain_output import plain_line
+        from .render.phrases import quantity
 
         namespace = " (in another network namespace)" if process["entered"] else ""
         count = quantity(len(self.items), "IP or packet socket") if self.items else "no IP or packet sockets"
-        print(f"process {process['pid']} {printable_text(process['name'])}{namespace}: {count}")
+        print(f"process {process['pid']} {plain_line(process['name'])}{namespace}: {count}")
 
     def _print_item(self, item: ExplainResult) -> None:
         from .packet_options import describe_socket

@@ -62,14 +62,12 @@ def _print_history(snapshot: HistorySnapshot, in_force: int | None, trial: Pendi
     if not snapshot.entries:
         print("no policy was applied here yet")
         return
-    from rich.text import Text
-
     columns = ("number", "time (UTC)", "policy", "why", "state")
     table = make_table(*columns, right=("number",), no_wrap=("time (UTC)",))
     for entry in snapshot.entries:
         state = _state_in_force(trial) if entry.number == in_force else ""
         time = entry.time.replace("T", " ").rstrip("Z")
-        table.add_row(*map(Text, (str(entry.number), time, entry.policy, entry.why, state)))
+        table.add_row(str(entry.number), time, entry.policy, entry.why, state)
     make_console().print(table)
 
 

@@ -11,6 +11,7 @@ from importlib import import_module
 from keyword import iskeyword
 
 from .. import __version__
+from .plain_output import plain_streams
 
 # Each command is a module of this package; a Python keyword has "_" appended. A module with `group`
 # has subcommands. Only the module of the given command is imported, so that start-up is quick.
@@ -30,12 +31,13 @@ def main() -> None:
     if arguments == ["--version"]:
         print(f"nftpolicy {__version__}")
         return
+    plain_streams()
     # An exception unwinds the stack: context managers undo a change and remove temporary files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGTERM_EXIT))
     # Objects of a short command live until its end; collecting them would cost a tenth of its time.
     # Long-running commands turn the garbage collector on again.
     gc.disable()
-    from .common import EXIT_UNAVAILABLE, Failure
+    from .common import EXIT_DEFECT, EXIT_UNAVAILABLE, Failure
 
     try:
         application(arguments)()
@@ -45,13 +47,30 @@ def main() -> None:
     except Exception as error:
         from ..kernel.errors import Unavailable
 
-        if not isinstance(error, Unavailable):
-            raise
-        print(f"nftpolicy: {error}", file=sys.stderr)
-        sys.exit(EXIT_UNAVAILABLE)
+        if isinstance(error, Unavailable):
+            print(f"nftpolicy: {error}", file=sys.stderr)
+            sys.exit(EXIT_UNAVAILABLE)
+        _report_defect(error)
+        sys.exit(EXIT_DEFECT)
     except KeyboardInterrupt:
         print("nftpolicy: interrupted", file=sys.stderr)
         sys.exit(_SIGINT_EXIT)
+
+
+def _report_defect(error: Exception) -> None:
+    """Print an exception that no command expects, on one line: 1 means refuted, and nothing else."""
+    import os
+    import traceback
+
+    if os.environ.get("NFTPOLICY_TRACEBACK"):
+        traceback.print_exception(error)
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    reason = " ".join(f"{type(error).__name__} {error}".split())
+    print(
+        f"nftpolicy: internal error: {reason} ({frame.filename}:{frame.lineno}); this is a defect: report it with the "
+        "output of NFTPOLICY_TRACEBACK=1",
+        file=sys.stderr,
+    )
 
 
 def application(arguments: list[str]) -> Callable[[], None]:

@@ -13,11 +13,12 @@ import typer
 from .common import EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_UNKNOWN, Failure, last_policy, read_policy, this_kernel
 from .options import AppliedPolicyFile, PrintJson, UplinkDevices, UplinkMarks
 from .render.phrases import and_more
-from .render.terminal import make_console, make_table
+from .render.terminal import make_console, make_table, styled
 from .uplink_options import require_no_policy, uplinks_from_options
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from ..policy.objects import Policy
     from ..runtime.probe.report import DeviceResult, ProbeReport, ProbeResult
@@ -128,7 +129,7 @@ def _print_report(report: ProbeReport, policy: Policy | None, file: Path | None)
         console.print()
         console.print(_control_table(report.devices))
     lines = [*_leak_lines(report, file), "", "not tested:", *(f"  {item}" for item in _NOT_TESTED)]
-    console.print("\n".join(lines), markup=False)
+    console.print("\n".join(lines))
 
 
 def _result_groups(report: ProbeReport) -> Iterator[tuple[str, Sequence[ProbeResult]]]:
@@ -149,18 +150,20 @@ def _kind_table(title: str, results: Sequence[ProbeResult]) -> Table:
     return table
 
 
-def _cell(results: Sequence[ProbeResult]) -> str:
+def _cell(results: Sequence[ProbeResult]) -> Text | str:
     """Return the verdicts of one kind in one family, by sender if they differ."""
-    verdicts = {f"{result.probe.packet.uid}": _verdict_text(result) for result in results}
-    if len(set(verdicts.values())) < 2:
+    from rich.text import Text
+
+    verdicts = {result.probe.packet.uid: _verdict_text(result) for result in results}
+    if len({verdict.plain for verdict in verdicts.values()}) < 2:
         return next(iter(verdicts.values()), "-")
-    return "; ".join(f"user {uid}: {verdict}" for uid, verdict in verdicts.items())
+    return Text("; ").join(Text(f"user {uid}: ") + verdict for uid, verdict in verdicts.items())
 
 
-def _verdict_text(result: ProbeResult) -> str:
+def _verdict_text(result: ProbeResult) -> Text:
     word, colour = _VERDICTS[result.verdict]
     detail = ", ".join(result.captured_on) if result.verdict == "leaked" else result.detail
-    return f"[{colour}]{word}[/] {detail}" if detail else f"[{colour}]{word}[/]"
+    return styled(word, colour, f" {detail}" if detail else "")
 
 
 def _control_table(devices: Iterable[DeviceResult]) -> Table:
@@ -173,12 +176,12 @@ def _control_table(devices: Iterable[DeviceResult]) -> Table:
     return table
 
 
-def _control_cell(device: DeviceResult, name: str, family: int) -> str:
+def _control_cell(device: DeviceResult, name: str, family: int) -> Text | str:
     control = device.captured_control(family, name)
     if control:
-        return f"[green]seen[/]: {control.probe.probe_type.title} with the mark, {control.sender}"
+        return styled("seen", "green", f": {control.probe.probe_type.title} with the mark, {control.sender}")
     is_sent = any(control.key == (name, family) for control in device.controls)
-    return "[yellow]not seen[/]" if is_sent else "-"
+    return styled("not seen", "yellow") if is_sent else "-"
 
 
 def _leak_lines(report: ProbeReport, file: Path | None) -> Iterator[str]:

@@ -33,6 +33,7 @@ from .options import (
     UplinkDevices,
     UplinkMarks,
 )
+from .plain_output import plain_line, write_controls
 from .snapshot import read_snapshot
 from .state_files import CHAIN_DEVICE_ALONE, state_from_files
 from .uplink_options import require_no_policy, uplinks_from_options
@@ -259,9 +260,14 @@ class _Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._has_printed:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            self._write("")
 
     def _print(self, subject: str) -> None:
         if self._enabled and time.monotonic() - self._begin > _QUIET_SECONDS:
             self._has_printed = True
-            print(f"\r\x1b[Kproving {subject}", end="", file=sys.stderr, flush=True)
+            self._write(f"proving {plain_line(subject)}")
+
+    @staticmethod
+    def _write(line: str) -> None:
+        """Replace the last line on the terminal."""
+        write_controls(sys.stderr, f"\r\x1b[K{line}")

@@ -560,7 +560,7 @@ def test_resolver_list_names_uplinks_with_resolver(file, said, capsys):
     assert capsys.readouterr().out == said
 
 
-def test_umask_does_not_open_what_is_installed(root):
+def test_umask_does_not_open_installed_files(root):
     (root / "etc/nftpolicy").mkdir(parents=True, mode=0o755)  # of an earlier version
     previous = os.umask(0)
     try:

@@ -65,7 +65,7 @@ PLANTED: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("kind", PLANTED)
 @pytest.mark.parametrize("flags", [os.O_RDONLY, os.O_WRONLY | os.O_APPEND | os.O_CREAT])
-def test_what_is_no_regular_file_is_refused(tmp_path: Path, kind: str, flags: int) -> None:
+def test_link_pipe_and_directory_are_refused(tmp_path: Path, kind: str, flags: int) -> None:
     plant, message = PLANTED[kind]
     plant(tmp_path / "file")
     with pytest.raises(OSError) as raised:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Counts as English phrases, and text that is safe to print on a terminal."""
+"""Counts as English phrases."""
 
 from __future__ import annotations
 
@@ -16,8 +16,3 @@ def and_more(number: int, noun: str = "") -> str:
 
 def _inflect(number: int, noun: str) -> str:
     return noun if number == 1 else f"{noun}s"
-
-
-def printable_text(text: str) -> str:
-    """Return `text` with "?" for each character that could control a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)

@@ -13,7 +13,8 @@ from ...model.packet import ETHERTYPES, FORWARD, FRAME, KERNEL, CtInfo, Packet, 
 from ...model.trace import Trace
 from ...proof.verdict import PROPERTIES, PROVED, REFUTED, UNKNOWN, Counterexample, Finding, describe_packet
 from ...runtime.verify import Verification
-from .phrases import and_more, printable_text
+from ..plain_output import plain_line
+from .phrases import and_more
 from .terminal import print_styled
 from .trace import SourceLocator, outcome_text, shown_steps, trace_json
 
@@ -245,7 +246,7 @@ def section_lines(head: str, items: Iterable[str]) -> Iterator[str]:
     if lines:
         yield ""
         yield f"{head}:"
-        yield from (f"  {printable_text(item)}" for item in lines)
+        yield from (f"  {plain_line(item)}" for item in lines)
 
 
 # --- JSON -------------------------------------------------------------------------------------

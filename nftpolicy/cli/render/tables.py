@@ -6,13 +6,12 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from ...policy.objects import Policy
 from ...runtime.status import LAYERS, Status
 from .phrases import and_more
-from .terminal import make_console, make_table
+from .terminal import make_console, make_table, styled
 
 _MOST_SOCKETS = 20  # rows
 _MOST_SERVICES = 5  # names in a cell
@@ -26,9 +25,10 @@ def print_status(state: Status) -> None:
     console.print()
     parts = make_table("part", "state")
     for part, good in state.parts.items():
-        parts.add_row(part, "[green]as expected[/]" if good else "[red]NOT as expected[/]")
+        parts.add_row(part, styled("as expected", "green") if good else styled("NOT as expected", "red"))
     if state.is_blocked:
-        parts.add_row("block", "[red]the uplinks are stopped: table nftpolicy-block, loaded by watch or apply[/]")
+        stopped = "the uplinks are stopped: table nftpolicy-block, loaded by watch or apply"
+        parts.add_row("block", styled(stopped, "red"))
     console.print(parts)
     console.print()
     console.print(_counter_table(state))
@@ -37,7 +37,7 @@ def print_status(state: Status) -> None:
     if state.differences:
         console.print("\nchanges that 'nftpolicy apply' would make:")
         for line in state.differences[:_MOST_DIFFERENCES]:
-            console.print(f"  {line}", markup=False)
+            console.print(f"  {line}")
         if len(state.differences) > _MOST_DIFFERENCES:
             console.print(f"  {and_more(len(state.differences) - _MOST_DIFFERENCES)}: nftpolicy apply --dry-run")
 
@@ -70,7 +70,7 @@ def _counter_table(state: Status) -> Table:
 def _print_sockets(console: Console, state: Status) -> None:
     """Print the sockets that concern an uplink, and the meanings of their verdicts."""
     if state.sockets is None:
-        console.print(f"sockets: not known: {state.socket_error}", markup=False)
+        console.print(f"sockets: not known: {state.socket_error}")
         return
     if not state.sockets:
         console.print("sockets: no service has one, and none has an uplink's mark")
@@ -81,10 +81,10 @@ def _print_sockets(console: Console, state: Status) -> None:
         colour = "red" if judged_socket.is_wrong else "green"
         table.add_row(
             judged_socket.owner or "no service",
-            escape(judged_socket.process_label),
-            escape(str(judged_socket.socket)),
+            judged_socket.process_label,
+            str(judged_socket.socket),
             mark,
-            f"[{colour}]{judged_socket.verdict}[/]",
+            styled(judged_socket.verdict, colour),
         )
     console.print(table)
     omitted = state.sockets[_MOST_SOCKETS:]
@@ -95,7 +95,7 @@ def _print_sockets(console: Console, state: Status) -> None:
         (judged_socket.verdict, judged_socket.description) for judged_socket in state.sockets if judged_socket.is_wrong
     )
     for verdict, meaning in list(meanings)[:_MOST_SOCKETS]:
-        console.print(f"{verdict}: {meaning}", markup=False)
+        console.print(f"{verdict}: {meaning}")
 
 
 def print_demo(report: Any) -> None:
@@ -122,9 +122,9 @@ def print_demo(report: Any) -> None:
     console.print(queries)
     console.print()
     for fact, true in report.facts.items():
-        console.print(f"{'yes' if true else 'NO '}  {fact}", markup=False)
+        console.print(f"{'yes' if true else 'NO '}  {fact}")
     for fault in report.faults():
-        console.print(f"FAULT: {fault}", markup=False, style="red")
+        console.print(f"FAULT: {fault}", style="red")
     guarded = report.states[1:]  # the first state has no policy
     probes = sum(state.probes for state in guarded)
     kinds = max((state.kinds for state in guarded), default=0)

@@ -6,11 +6,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..plain_output import plain_line, plain_text
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 
 def use_colour() -> bool:
@@ -19,25 +22,61 @@ def use_colour() -> bool:
 
 
 def make_console(soft_wrap: bool = False) -> Console:
-    """Return a rich console for standard output; `soft_wrap` leaves long lines to the terminal."""
-    from rich.console import Console
+    """Return a rich console for standard output; `soft_wrap` leaves long lines to the terminal.
 
-    return Console(highlight=False, soft_wrap=soft_wrap, no_color=not use_colour())
+    It takes no markup, and escapes control characters in what it prints.
+    """
+    from rich.console import Console
+    from rich.text import Text
+
+    class PlainConsole(Console):
+        def print(self, *objects: Any, **options: Any) -> None:
+            super().print(
+                *(Text(plain_text(item)) if isinstance(item, str) else _plain(item) for item in objects), **options
+            )
+
+    return PlainConsole(highlight=False, markup=False, soft_wrap=soft_wrap, no_color=not use_colour())
 
 
 def make_table(*columns: str, right: Collection[str] = (), no_wrap: Collection[str] = ()) -> Table:
-    """Return an empty table; `right` are right-aligned columns, `no_wrap` keep one line."""
-    from rich.table import Table
+    """Return an empty table; `right` are right-aligned columns, `no_wrap` keep one line.
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
+    It takes no markup, and escapes control characters in its cells.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    class PlainTable(Table):
+        def add_row(self, *cells: Any, **options: Any) -> None:
+            super().add_row(
+                *(Text(plain_line(item)) if isinstance(item, str) else _plain(item) for item in cells), **options
+            )
+
+    table = PlainTable(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(
-            column,
+            plain_line(column),
             justify="right" if column in right else "left",
             no_wrap=column in no_wrap,
             overflow="fold",
         )
     return table
+
+
+def styled(text: str, style: str, suffix: str = "") -> Text:
+    """Return text in a rich style, and a suffix without."""
+    from rich.text import Text
+
+    return Text.assemble((plain_line(text), style), plain_line(suffix))
+
+
+def _plain(item: Any) -> Any:
+    """Escape control characters in a text; other renderables have theirs escaped."""
+    from rich.text import Text
+
+    if isinstance(item, Text) and (escaped := plain_text(item.plain)) != item.plain:
+        return Text(escaped, item.style)
+    return item
 
 
 def print_styled(lines: Iterable[tuple[str, str]]) -> None:

@@ -17,7 +17,7 @@ from ...model.packet import FORWARD, FRAME, KERNEL, Packet, format_address
 from ...model.trace import DELIVERED, LEAVES, UNKNOWN, UNROUTABLE, Trace
 from ...model.trace_step import TraceStep
 from ...netstate.nft import PROTOCOL_NAMES, Chain, CounterRef, OriginPath, Rule
-from .phrases import printable_text
+from ..plain_output import plain_line
 from .terminal import make_console, use_colour
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def packet_sender(packet: Packet) -> str:
         if packet.origin == FRAME:
             text += "; not routed, passes only the egress hook"
         if packet.cgroup:
-            text += f"; cgroup {printable_text(packet.cgroup)}"
+            text += f"; cgroup {plain_line(packet.cgroup)}"
     if (flow.state, flow.direction, flow.mark) != ("new", "original", 0):
         text += f"; connection {flow.state}, {flow.direction} direction, mark {flow.mark:#x}"
     return text
@@ -133,14 +133,14 @@ def outcome_text(trace: Trace) -> str:
         return f"dropped by {_dropping_step(trace)}"
     if trace.outcome == UNROUTABLE:
         return f"unroutable: {_missing_route(trace)}"
-    reason = "; ".join(map(printable_text, trace.unsupported)) or "too many branches to follow all"
+    reason = "; ".join(map(plain_line, trace.unsupported)) or "too many branches to follow all"
     device = f" by {trace.device}" if trace.device else ""
     return f"may leave{device}: unsupported: {reason}"
 
 
 def _irrelevant_unsupported(trace: Trace) -> list[str]:
     """Return the unsupported constructs on a trace that has one outcome all the same."""
-    return [printable_text(construct) for construct in trace.unsupported] if trace.outcome != UNKNOWN else []
+    return [plain_line(construct) for construct in trace.unsupported] if trace.outcome != UNKNOWN else []
 
 
 def _dropping_step(trace: Trace) -> str:
@@ -196,7 +196,7 @@ def shown_steps(trace: Trace, locate: SourceLocator = no_source) -> list[ShownSt
         elif step.kind == "rule":
             depth = 1
         location = locate(step.origin)
-        lines.append(ShownStep(stage, depth, step.kind, printable_text(text), step.effect, location, step.origin))
+        lines.append(ShownStep(stage, depth, step.kind, plain_line(text), step.effect, location, step.origin))
     return lines
 
 
@@ -336,7 +336,7 @@ def _coloured_step(step: ShownStep) -> Text:
         parts = [(left, ""), (f" -> {step.effect}", style)]
     if step.location:
         parts.append((f"  {step.location}", "magenta"))
-    return Text.assemble(*parts)
+    return Text.assemble(*((plain_line(text), style) for text, style in parts))
 
 
 _OUTCOME_STYLES = {

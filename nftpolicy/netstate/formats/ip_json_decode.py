@@ -132,6 +132,8 @@ def _number(value: Any, low: int = 0, high: int = _MAX_U32) -> int:
 def _address(value: Any, family: int) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{value!r} is not an address")
+    if "%" in value:  # ip(8) prints no zones
+        raise ValueError(f"{value!r} is not an address without a zone")
     return str(IPv4Address(value) if family == 4 else IPv6Address(value))
 
 
@@ -327,5 +329,8 @@ def _preference(item: _JsonObject, unknown: list[str]) -> str:
 
 
 def _scope(value: Any) -> str:
-    text = str(value)
-    return ROUTE_SCOPES.get(int(text), text) if text.isdigit() else text
+    """Return the name of a scope, or its number as text."""
+    if isinstance(value, str) and value in ROUTE_SCOPES.values():
+        return value
+    number = _number(value, high=255)
+    return ROUTE_SCOPES.get(number, str(number))

@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Text of ip rules and routes for `ip -4 -batch` and `ip -6 -batch` (ip(8))."""
+"""Text of ip rules and routes for `ip -4 -batch` and `ip -6 -batch` (ip(8)).
+
+Each name and address must be one word without a special meaning in ip or sh, as it may come from a
+document of another machine.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
+from attrs import asdict
+
 from ..routing import TABLE_LOCAL, TABLE_MAIN, IpRule, Nexthop, Route
+
+_WORD = re.compile(r"[A-Za-z0-9_.:/@%+,=-]+")
 
 
 def rule_text(item: IpRule) -> str:
     """Return the arguments of `ip rule add`, in ip-rule(8)'s order.
 
     Raises:
-        ValueError: the rule has unsupported selectors.
+        ValueError: the rule has unsupported selectors, or a name that is not one word.
     """
-    _require_supported(item)
+    _require_writable(item)
     return _rule_arguments(item)
 
 
@@ -59,9 +68,9 @@ def route_text(item: Route) -> str:
     """Return the arguments of `ip route add`, in ip-route(8)'s order.
 
     Raises:
-        ValueError: the route has unsupported attributes.
+        ValueError: the route has unsupported attributes, or a name that is not one word.
     """
-    _require_supported(item)
+    _require_writable(item)
     return _route_arguments(item)
 
 
@@ -109,9 +118,18 @@ def _join(arguments: Iterable[str | None]) -> str:
     return " ".join(argument for argument in arguments if argument is not None)
 
 
-def _require_supported(item: IpRule | Route) -> None:
+def _require_writable(item: IpRule | Route) -> None:
     if item.unknown:
         raise ValueError(f"cannot be written for ip: unsupported {', '.join(item.unknown)}")
+    for part in (item, *(item.nexthops if isinstance(item, Route) else ())):
+        for name, value in asdict(part, recurse=False).items():
+            if isinstance(value, str) and not is_word(value):
+                raise ValueError(f"cannot be written for ip: {name} {value!r} is not one plain word")
+
+
+def is_word(value: str) -> bool:
+    """Return True for a word that neither ip -batch nor sh can take for more than that."""
+    return _WORD.fullmatch(value) is not None
 
 
 def display_text(item: IpRule | Route) -> str:

@@ -17,6 +17,7 @@ from cattrs import Converter
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn
 
 from ..state import NetState
+from .state_check import require_valid
 
 _CLASS = "class"
 _PRIMITIVES = (int, str, bool, type(None))
@@ -34,12 +35,14 @@ def decode_state(document: object) -> NetState:
 
     Raises:
         ValueError: the document has an unknown class or key, lacks a key, or a value has the wrong
-            type; the message names it.
+            type or is no address or name; the message names it.
     """
     try:
-        return _converter().structure(document, NetState)
+        state = _converter().structure(document, NetState)
     except RecursionError:
         raise ValueError("the document is nested too deeply") from None
+    require_valid(state)
+    return state
 
 
 def _converter() -> Converter:

@@ -7,6 +7,9 @@ device that the state names; the second has the other ends, where the script wat
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from attrs import evolve
 
 from nftpolicy.model.packet import FORWARD, Packet, address_range
@@ -21,6 +24,7 @@ from .topology import NotReproducible, Topology, build_topology
 
 EXIT_LEFT, EXIT_NOT_LEFT, EXIT_INCONCLUSIVE = 0, 1, 3  # a script's exit statuses
 
+_SYSCTL = re.compile(r"net(/[A-Za-z0-9_.:@+-]+)+")  # below /proc/sys
 _OTHER_FAMILY = {4: ("ip6", "arp", "bridge"), 6: ("ip", "arp", "bridge")}
 
 _HEAD = """\
@@ -126,7 +130,7 @@ def reproduction_script(state: NetState, packet: Packet, device: str, title: str
     head = _HEAD.format(
         title=_line(title),
         device=device,
-        packet=describe_packet(packet, with_details=True),
+        packet=_line(describe_packet(packet, with_details=True)),
         cautions="".join(f"# Caution: {item}.\n" for item in (*missing, *remarks)),
     )
     try:
@@ -134,7 +138,7 @@ def reproduction_script(state: NetState, packet: Packet, device: str, title: str
     except NotReproducible as error:
         return head + _NOT_REPRODUCIBLE.format(reason=_quoted(f"no script can produce this packet: {error}"))
     parts = [head, _setup(topology, packet), routing, _sysctls(state, packet.family)]
-    parts.append(_RUN.format(program=sender, tables=tables))
+    parts.append(_RUN.format(program=sender, tables=_tables_document(tables)))
     parts += [f"echo {_quoted('caution: ' + item)}\n" for item in (*missing, *remarks)]
     # With parts missing, neither outcome shows the behaviour of the whole state.
     if not missing:
@@ -144,7 +148,26 @@ def reproduction_script(state: NetState, packet: Packet, device: str, title: str
 
 def _line(message: str) -> str:
     """Return the text on one line, so that no part of it becomes a command."""
-    return " ".join(message.split())
+    return " ".join("".join(char if char.isprintable() else " " for char in message).split())
+
+
+def _here_document(lines: Iterable[str]) -> str:
+    """Return the lines of a here-document that ends with END.
+
+    Raises:
+        ValueError: a line would end it, or has another line in it.
+    """
+    lines = list(lines)
+    for line in lines:
+        if line == "END" or not line.isprintable():
+            raise ValueError(f"{line!r} cannot be written in a script")
+    return "\n".join(lines)
+
+
+def _tables_document(text: str) -> str:
+    """Return text of nft for a here-document. Raises ValueError as `_here_document`."""
+    _here_document(line.replace("\t", " ") for line in text.splitlines())
+    return text
 
 
 def _quoted(argument: str) -> str:
@@ -172,7 +195,7 @@ def _setup(topology: Topology, packet: Packet) -> str:
         links="\n".join(links),
         peers=" ".join(topology.devices),
         family=packet.family,
-        addresses="\n".join(addresses),
+        addresses=_here_document(addresses),
     )
 
 
@@ -186,7 +209,7 @@ def _routing(topology: Topology, left_out: list[str]) -> str:
             left_out.append(f"{type(item).__name__} {item} is left out: {error}")
     tables = "local main default" if topology.lists_own_routes else "main default"
     no_rules = _NO_RULES.format(family=topology.family) if topology.rules else ""
-    return _ROUTING.format(tables=tables, family=topology.family, no_rules=no_rules, lines="\n".join(lines))
+    return _ROUTING.format(tables=tables, family=topology.family, no_rules=no_rules, lines=_here_document(lines))
 
 
 def _route_order(route: Route) -> tuple[bool, bool, int]:
@@ -218,6 +241,11 @@ def _sysctls(state: NetState, family: int) -> str:
         for sysctl in state.sysctls
         if sysctl.path.startswith("net/") and not (family == 4 and sysctl.path.startswith("net/ipv6/"))
     ]
+    for sysctl in sysctls:
+        if not _SYSCTL.fullmatch(sysctl.path) or ".." in sysctl.path.split("/"):
+            raise ValueError(f"{sysctl.path!r} is not the path of a sysctl")
+        if not sysctl.value.replace("\t", " ").isprintable():
+            raise ValueError(f"{sysctl.value!r} is not the value of a sysctl")
     if not sysctls:
         return ""
     return "\n" + "".join(f"set_here {_quoted(sysctl.path)} {_quoted(sysctl.value)}\n" for sysctl in sysctls)

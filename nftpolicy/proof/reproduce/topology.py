@@ -163,7 +163,8 @@ def _state_addresses(
         for address, _, length in (prefix.partition("/") for prefix in device.addresses):
             is_loopback = device.name == LOOPBACK and address in ("127.0.0.1", "::1")
             if (":" in address) == (family == 6) and not is_loopback:
-                yield address, int(length or ADDRESS_BITS[family]), device.name
+                number = parse_address(address)
+                yield format_address(family, number), int(length or ADDRESS_BITS[family]), device.name
 
 
 def _local_table_addresses(routes: tuple[Route, ...]) -> Iterator[tuple[str, int, str]]:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Check of a state that came from a document: names and addresses that no kernel has are refused.
+
+The decoders check types. A text of the right type can still be no address or device name, and would
+reach the model, a script or a terminal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from ipaddress import ip_address, ip_interface
+
+from ..routing import IpRule, Nexthop, Route
+from ..state import Device, NetState
+
+_DEVICE_BYTES = 15  # dev_valid_name() of net/core/dev.c
+_WORD = re.compile(r"[A-Za-z0-9_.-]+")
+_SYSCTL = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_.:@+-]+)+")
+
+
+def require_valid(state: NetState) -> None:
+    """Check the names and addresses of devices, ip rules, routes and sysctls.
+
+    Raises:
+        ValueError: one is not valid; the message names it.
+    """
+    for kind, name, is_valid, value in _texts(state):
+        if value is not None and not is_valid(value):
+            raise ValueError(f"{kind}: {name} {value!r} is not valid")
+
+
+def _texts(state: NetState) -> Iterator[tuple[str, str, Callable[[str], bool], str | None]]:
+    items: list[Device | IpRule | Route | Nexthop] = [*state.devices, *state.rules]
+    for route in state.routes:
+        items += [route, *route.nexthops]
+    for item in items:
+        for name, is_valid in _CHECKS[type(item)].items():
+            yield type(item).__name__, name, is_valid, getattr(item, name)
+    for device in state.devices:
+        for address in device.addresses:
+            yield "Device", "address", _is_prefix, address
+    for sysctl in state.sysctls:
+        yield "Sysctl", "path", _is_sysctl, sysctl.path
+        yield "Sysctl", "value", str.isprintable, sysctl.value.replace("\t", " ")
+
+
+def _is_device(value: str) -> bool:
+    """Return True for a name that the kernel accepts."""
+    special = value in ("", ".", "..") or any(char in "/:" or char.isspace() for char in value)
+    return not special and len(value.encode(errors="surrogateescape")) <= _DEVICE_BYTES
+
+
+def _is_address(value: str) -> bool:
+    return "%" not in value and _parses(ip_address, value)
+
+
+def _is_prefix(value: str) -> bool:
+    return value == "default" or ("%" not in value and _parses(ip_interface, value))
+
+
+def _parses(parse: Callable[[str], object], value: str) -> bool:
+    try:
+        parse(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_word(value: str) -> bool:
+    return _WORD.fullmatch(value) is not None
+
+
+def _is_sysctl(value: str) -> bool:
+    return _SYSCTL.fullmatch(value) is not None and ".." not in value.split("/")
+
+
+_CHECKS: dict[type, dict[str, Callable[[str], bool]]] = {
+    Device: {"name": _is_device, "master": _is_device, "link": _is_device},
+    IpRule: {"action": _is_word, "source": _is_prefix, "destination": _is_prefix, "iif": _is_device, "oif": _is_device},
+    Nexthop: {"device": _is_device, "gateway": _is_address},
+    Route: {
+        "destination": _is_prefix,
+        "kind": _is_word,
+        "gateway": _is_address,
+        "device": _is_device,
+        "prefsrc": _is_address,
+        "source": _is_prefix,
+        "preference": _is_word,
+        "scope": _is_word,
+    },
+}
