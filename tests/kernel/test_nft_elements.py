@@ -1,7 +1,11 @@
 """Set elements that are read by netlink equal those that libnftables lists."""
 
 from nftpolicy.kernel.libnft import Nft
+from nftpolicy.kernel.netlink import constants as nl
+from nftpolicy.kernel.netlink import nft_ruleset
+from nftpolicy.kernel.netlink.attributes import attributes, decode_text
 from nftpolicy.kernel.netlink.nft_ruleset import read_tables
+from nftpolicy.kernel.netlink.socket import NetlinkSocket
 from nftpolicy.netstate.formats import nft_json_decode
 from nftpolicy.netstate.nft import Element
 from tests.lab.netns import Namespace
@@ -56,6 +60,30 @@ def many() -> tuple[int, bool]:
 def test_set_elements_of_several_messages_are_read() -> None:
     with Namespace("elements") as space:
         assert space.call(many) == (20_000, True)
+
+
+OWNERS = ("inet t", "ip t", "ip other")
+
+
+def tables_of_rules() -> list[set[str]]:
+    """Return the names of the tables whose rules the kernel dumps for a table and for all; runs in the namespace."""
+    error = Nft().load("".join(f"table {name} {{ chain c {{ drop; }}; }}\n" for name in OWNERS))
+    assert error is None, error
+    found = []
+    for name in ("t", None):
+        with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
+            messages = list(netlink.stream(nl.NFT_MSG_GETRULE, nft_ruleset.rule_request(2, name)))
+        found.append(
+            {decode_text(dict(attributes(raw, begin + 4, end))[nl.NFTA_TABLE]) for raw, begin, end in messages}
+        )
+    return found
+
+
+def test_rules_of_other_tables_are_left_out_by_the_kernel() -> None:
+    with Namespace("elements") as space:
+        assert space.call(tables_of_rules) == [{"t"}, {"t", "other"}]
+        tables = space.call(lambda: read_tables("t"))
+        assert {table.key: len(table.chains[0].rules) for table in tables} == {("inet", "t"): 1, ("ip", "t"): 1}
 
 
 def test_set_element_with_comment_is_read() -> None:

@@ -6,11 +6,11 @@ import struct
 
 import pytest
 
-from nftpolicy.kernel.errors import DumpInterrupted, Unavailable
+from nftpolicy.kernel.errors import DumpInterrupted, RulesetUnreadable, Unavailable
 from nftpolicy.kernel.inotify import WatchChanges
-from nftpolicy.kernel.netlink import nft_ruleset, rtnetlink
+from nftpolicy.kernel.netlink import nft_generation, nft_ruleset, rtnetlink
 from nftpolicy.kernel.netlink import socket as netlink_socket
-from nftpolicy.kernel.netlink.attributes import attribute, attributes, decode_text, ip_text
+from nftpolicy.kernel.netlink.attributes import attribute, attributes, decode_text, encode_text, ip_text
 from nftpolicy.kernel.netlink.constants import (
     NFGENMSG,
     NFT_MSG_NEWSETELEM,
@@ -132,6 +132,35 @@ def test_error_of_dump_is_raised(last: int) -> None:
         sock.dump(KIND, b"")
 
 
+def test_stream_yields_messages_before_the_end() -> None:
+    sock, _ = netlink(dump(CLEAN, b"one!", b"two!"), dump(INTERRUPTED, b"part"))
+    messages = sock.stream(KIND, b"")
+    assert bodies([next(messages)]) == [b"one!"]
+    assert sock._socket.recv(0)[16:] == b"two!"  # still to come
+    interrupted = sock.stream(KIND, b"")
+    assert bodies([next(interrupted)]) == [b"part"]
+    with pytest.raises(InterruptedError):
+        next(interrupted)
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError(), InterruptedError(), RulesetUnreadable("a rule of no table")])
+def test_read_consistent_repeats_after_transactions(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    generations = [1, 2, 2, 2]
+    monkeypatch.setattr(nft_generation, "generation", lambda: generations.pop(0))
+    results: list[str | Exception] = [error, "whole"]
+
+    def read() -> str:
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    assert nft_generation.read_consistent(read) == "whole"
+    generations[:], results[:] = [1, 1], [error]
+    with pytest.raises(type(error)):
+        nft_generation.read_consistent(read)
+
+
 def test_query_returns_its_answer_or_raises() -> None:
     sock, _ = netlink([(KIND, b"answer!!", 0)], [(NLMSG_ERROR, code(errno.EPERM), 0)])
     assert bodies([sock.query(KIND, b"")]) == [b"answer!!"]
@@ -243,4 +272,5 @@ def test_attributes_round_trip() -> None:
     assert list(attributes(raw, 0, len(raw))) == [(1, b"abc\0"), (2, b"x")]
     assert list(attributes(struct.pack("=HH", 0, 1), 0, 4)) == []
     assert (decode_text(b"abc\0"), decode_text(None)) == ("abc", "")
+    assert encode_text(decode_text(b"\xff\0")) == b"\xff\0"
     assert (ip_text(socket.inet_aton("192.0.2.1")), ip_text(bytes(15) + b"\1")) == ("192.0.2.1", "::1")

@@ -48,8 +48,8 @@ def decode_text(raw: bytes | None, errors: str = "surrogateescape") -> str:
 
 
 def encode_text(value: str) -> bytes:
-    """Return the bytes of a string with the NUL that the kernel expects behind it."""
-    return value.encode() + b"\0"
+    """Return the bytes of a string, as of `decode_text`, with the NUL that the kernel expects behind it."""
+    return value.encode("utf-8", "surrogateescape") + b"\0"
 
 
 def ip_text(raw: bytes) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..errors import RulesetChanging
+from ..errors import RulesetChanging, RulesetUnreadable
 from . import constants as nl
 from .attributes import attributes, netfilter_header, network_integer
 from .socket import NetlinkSocket
@@ -37,7 +37,8 @@ def read_consistent(read: Callable[[], Result]) -> Result:
         before = generation()
         try:
             result = read()
-        except FileNotFoundError:  # a set that was listed has been deleted
+        except (FileNotFoundError, InterruptedError, RulesetUnreadable):
+            # A set that was listed has been deleted, a dump is incomplete, or a part belongs to a new table.
             if generation() == before:
                 raise
             continue

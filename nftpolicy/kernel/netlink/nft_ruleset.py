@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import gc
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+
+from attrs import evolve
 
 from ...netstate import nft
 from ...netstate.formats.nft_bytecode.elements import repeats_element
@@ -26,7 +28,7 @@ from ..errors import RulesetUnreadable
 from . import constants as nl
 from .attributes import attribute, attributes, decode_text, encode_text, netfilter_header
 from .nft_generation import read_consistent
-from .socket import NetlinkSocket, repeat_until_consistent
+from .socket import Message, NetlinkSocket, repeat_until_consistent
 
 _HEADER_SIZE = nl.NFGENMSG.size
 # A family that the kernel was built without, or a kernel before the message type.
@@ -41,22 +43,44 @@ def read_messages(table: str | None = None) -> RulesetMessages:
         DumpInterrupted: a set changed during each of several dumps.
         OSError: the kernel refused; with its errno.
     """
-    return read_consistent(lambda: _read(table))
+
+    def read() -> RulesetMessages:
+        with _dumps(table) as messages:
+            return evolve(messages, rules=tuple(messages.rules))
+
+    return read_consistent(read)
 
 
-def _read(table: str | None) -> RulesetMessages:
+@contextmanager
+def _dumps(table: str | None) -> Iterator[RulesetMessages]:
+    """Dump the ruleset, and the rules while they are decoded: no list of all their messages is made."""
     with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
-        sets = _dump(netlink, nl.NFT_MSG_GETSET, table)
-        return RulesetMessages(
-            tables=_dump(netlink, nl.NFT_MSG_GETTABLE, table),
+        tables, sets = (_dump(netlink, kind, table) for kind in (nl.NFT_MSG_GETTABLE, nl.NFT_MSG_GETSET))
+        yield RulesetMessages(
+            tables=tables,
             chains=_dump(netlink, nl.NFT_MSG_GETCHAIN, table),
-            rules=_dump(netlink, nl.NFT_MSG_GETRULE, table),
             sets=sets,
             elements={key: read_elements(netlink, key) for key in map(set_key, sets)},
             objects=_dump(netlink, nl.NFT_MSG_GETOBJ, table),
             flowtables=_dump(netlink, nl.NFT_MSG_GETFLOWTABLE, table),
             devices=dict(socket.if_nameindex()),
+            rules=_dump_rules(netlink, tables, table),
         )
+
+
+def _dump_rules(netlink: NetlinkSocket, tables: Iterable[NftMessage], table: str | None) -> Iterator[NftMessage]:
+    """Dump the rules of the tables with a name while they are decoded; `tables` are the messages about them.
+
+    The kernel leaves out other rules, and ends the dump behind the first table of the name and family
+    (nf_tables_dump_rules).
+    """
+    for family in (socket.AF_UNSPEC,) if table is None else (family for family, _ in tables):
+        yield from _of_table(netlink.stream(nl.NFT_MSG_GETRULE, rule_request(family, table)), table)
+
+
+def rule_request(family: int, table: str | None) -> bytes:
+    """Return a request for the rules of a table, or for all rules (None)."""
+    return netfilter_header(family) + (b"" if table is None else attribute(nl.NFTA_TABLE, encode_text(table)))
 
 
 def _dump(netlink: NetlinkSocket, message_type: int, table: str | None) -> tuple[NftMessage, ...]:
@@ -66,8 +90,15 @@ def _dump(netlink: NetlinkSocket, message_type: int, table: str | None) -> tuple
         if error.errno not in _UNSUPPORTED or message_type != nl.NFT_MSG_GETFLOWTABLE:
             raise
         return ()
-    bodies = ((raw[start], raw[start + _HEADER_SIZE : end]) for raw, start, end in messages)
-    return tuple(message for message in bodies if table is None or _table_name(message) == table)
+    return tuple(_of_table(messages, table))
+
+
+def _of_table(messages: Iterable[Message], table: str | None) -> Iterator[NftMessage]:
+    """Yield the messages about the tables with a name; None: all messages."""
+    for raw, start, end in messages:
+        message = raw[start], raw[start + _HEADER_SIZE : end]
+        if table is None or _table_name(message) == table:
+            yield message
 
 
 def _table_name(message: NftMessage) -> str:
@@ -105,11 +136,16 @@ def read_tables(name: str | None = None) -> tuple[nft.Table, ...]:
         RulesetUnreadable: a part of a dump that belongs to no table.
         RulesetChanging, DumpInterrupted, OSError: as of `read_messages`.
     """
-    try:
-        with _paused_collection():
-            return decode_ruleset(read_messages(name))
-    except UnreadableRuleset as error:
-        raise RulesetUnreadable(f"cannot decode the kernel's ruleset: {error}") from error
+
+    def read() -> tuple[nft.Table, ...]:
+        try:
+            with _dumps(name) as messages:
+                return decode_ruleset(messages)
+        except UnreadableRuleset as error:
+            raise RulesetUnreadable(f"cannot decode the kernel's ruleset: {error}") from error
+
+    with _paused_collection():
+        return read_consistent(read)
 
 
 @contextmanager

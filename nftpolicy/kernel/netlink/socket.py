@@ -3,7 +3,8 @@
 
 All dumps of nftpolicy follow one policy. The kernel marks a dump that a change has interrupted with
 NLM_F_DUMP_INTR; entries may then be missing or listed twice. Such a dump is repeated up to
-DUMP_TRIES times. Then DumpInterrupted is raised: a partial list never reaches the caller.
+DUMP_TRIES times. Then DumpInterrupted is raised: a partial list never reaches the caller. Only
+`NetlinkSocket.stream` yields messages before the end of the dump, to callers that read again.
 """
 
 from __future__ import annotations
@@ -84,8 +85,19 @@ class NetlinkSocket:
 
     def dump_once(self, message_type: int, body: bytes) -> list[Message] | None:
         """Return all messages of a dump, or None if a change interrupted it. Raises OSError."""
+        try:
+            return list(self.stream(message_type, body))
+        except InterruptedError:
+            return None
+
+    def stream(self, message_type: int, body: bytes) -> Iterator[Message]:
+        """Yield the messages of a dump as they arrive. The socket takes no other request before the end.
+
+        Raises:
+            InterruptedError: at the end, if a change interrupted the dump: it is incomplete.
+            OSError: the kernel refused; with its errno.
+        """
         self._send(message_type, body, NLM_F_DUMP)
-        messages: list[Message] = []
         interrupted = False
         while True:
             buffer = self._socket.recv(_RECEIVE_SIZE)
@@ -95,8 +107,10 @@ class NetlinkSocket:
                 interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
                 if kind in (NLMSG_ERROR, NLMSG_DONE):
                     _raise_error(buffer, start)
-                    return None if interrupted else messages
-                messages.append((buffer, start, end))
+                    if interrupted:
+                        raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+                    return
+                yield buffer, start, end
 
     def query(self, message_type: int, body: bytes) -> Message:
         """Return the only message that answers a request.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from sys import byteorder
 
 from attrs import Factory, evolve, frozen, mutable
@@ -26,13 +26,13 @@ SetKey = tuple[int, str, str]  # family, table, set
 class RulesetMessages:
     """The messages of the dumps of one generation of the ruleset, in the order of the kernel.
 
-    `elements` has the dumps of each set. `devices`: names of devices by index. `byte_order` is that of
-    the machine.
+    `rules` may be an iterator, which `decode_ruleset` exhausts. `elements` has the dumps of each set.
+    `devices`: names of devices by index. `byte_order` is that of the machine.
     """
 
     tables: tuple[NftMessage, ...] = ()
     chains: tuple[NftMessage, ...] = ()
-    rules: tuple[NftMessage, ...] = ()
+    rules: Iterable[NftMessage] = ()
     sets: tuple[NftMessage, ...] = ()
     elements: Mapping[SetKey, tuple[bytes, ...]] = Factory(dict)
     objects: tuple[NftMessage, ...] = ()
