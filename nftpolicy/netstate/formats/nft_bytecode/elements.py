@@ -8,7 +8,8 @@ attribute.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from attrs import frozen
 
@@ -24,7 +25,9 @@ _KEY, _DATA, _FLAGS, _TIMEOUT, _EXPIRATION, _USERDATA, _EXPR, _PAD, _OBJREF, _KE
 _ELEMENT_FLAGS = {0x1: "interval end", 0x2: "catchall"}
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _DATA_VALUE, _EXPRESSION_NAME = 1, 1
+_LIST_ELEMENT = 1
 _HEADER = struct.Struct("=HHHHHH")  # length and type of the element, of its key, of the key's value
+_ATTRIBUTE_SIZE = 4  # bytes of the header of an attribute
 _TYPE_MASK = 0x3FFF
 
 Data = bytes | nft.Verdict | str | None  # a value, a verdict, the name of an object; None: a set
@@ -43,10 +46,19 @@ class SetElement:
 
 @frozen
 class ElementList:
-    """The elements of a set: all of them in `elements`, or keys alone in `keys`."""
+    """The elements of a set: all of them in `elements`, or only keys, of one length, in `packed`."""
 
-    keys: tuple[bytes, ...] = ()
+    packed: bytes = b""
+    key_length: int = 0
     elements: tuple[SetElement, ...] = ()
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """Return the keys in `packed`."""
+        size = self.key_length
+        if not size:
+            return ()
+        return tuple(self.packed[start : start + size] for start in range(0, len(self.packed), size))
 
     def statements(self) -> frozenset[str]:
         """Return the names of the statements of any element."""
@@ -55,10 +67,10 @@ class ElementList:
 
 def decode_elements(messages: Iterable[bytes]) -> ElementList:
     """Return the elements of a dump of one set. Raises UnsupportedBytecode."""
-    lists = [raw for message in messages for raw in decode(message, _element_lists)]
-    uniform = [_uniform_keys(raw) for raw in lists]
-    if all(keys is not None for keys in uniform):
-        return ElementList(keys=tuple(key for keys in uniform for key in keys or ()))
+    lists = _lists(messages)
+    packed = _packed_keys(lists)
+    if packed is not None:
+        return packed
     return ElementList(elements=tuple(decode(raw, _element) for each in lists for raw in split_list(each)))
 
 
@@ -68,13 +80,14 @@ def repeats_element(messages: Iterable[bytes]) -> bool:
     Right after a set was filled the kernel may still be growing its hash table. A dump then lists some
     elements twice and misses some (measured on Linux 6.18).
     """
-    elements = [raw for message in messages for entries in decode(message, _element_lists) for raw in _cut(entries)]
+    lists = _lists(messages)
+    packed = _packed_keys(lists)
+    elements = packed.keys if packed is not None else [raw for each in lists for raw in split_list(each)]
     return len(set(elements)) < len(elements)
 
 
-def _cut(raw: bytes) -> list[bytes]:
-    keys = _uniform_keys(raw)
-    return split_list(raw) if keys is None else keys
+def _lists(messages: Iterable[bytes]) -> list[bytes]:
+    return [raw for message in messages for raw in decode(message, _element_lists)]
 
 
 def _element_lists(attributes: Attributes) -> list[bytes]:
@@ -83,22 +96,33 @@ def _element_lists(attributes: Attributes) -> list[bytes]:
     return [] if raw is None else [raw]
 
 
-def _uniform_keys(raw: bytes) -> list[bytes] | None:
-    """Return the keys of a list of elements of one size with nothing but a key; None for another list."""
-    if not raw:
-        return []
-    if len(raw) < _HEADER.size:
+def _packed_keys(lists: Sequence[bytes]) -> ElementList | None:
+    """Return the elements if they have one layout and nothing but a key, else None."""
+    layout = next((raw[: _HEADER.size] for raw in lists if raw), None)
+    if layout is None:
+        return ElementList()
+    if len(layout) < _HEADER.size:
         return None
-    size, _, key_length, key_type, value_length, value_type = _HEADER.unpack_from(raw, 0)
-    if size & 3 or not size or len(raw) % size or key_length != size - 4 or key_type & _TYPE_MASK != _KEY:
+    size, kind, key_length, key_kind, value_length, value_kind = _HEADER.unpack(layout)
+    length = value_length - _ATTRIBUTE_SIZE
+    kinds = kind & _TYPE_MASK, key_kind & _TYPE_MASK, value_kind & _TYPE_MASK
+    if kinds != (_LIST_ELEMENT, _KEY, _DATA_VALUE) or length < 1:
         return None
-    if value_type & _TYPE_MASK != _DATA_VALUE or not key_length - 3 <= value_length + 4 <= key_length:
+    if size & 3 or key_length != size - 4 or not key_length - 3 <= value_length + 4 <= key_length:
         return None
-    headers, start, end = raw[: _HEADER.size], _HEADER.size, value_length + 8
-    offsets = range(0, len(raw), size)
-    if any(raw[offset : offset + start] != headers for offset in offsets):
+    blocks = [_cut_keys(raw, layout, size, length) for raw in lists]
+    return None if None in blocks else ElementList(b"".join(blocks), length)  # type: ignore[arg-type]
+
+
+def _cut_keys(raw: bytes, layout: bytes, size: int, length: int) -> bytes | None:
+    """Return the keys of elements of `size` bytes, None if one has other headers. Byte by byte of all elements."""
+    count, remainder = divmod(len(raw), size)
+    if remainder or any(raw[offset::size] != layout[offset : offset + 1] * count for offset in range(len(layout))):
         return None
-    return [raw[offset + start : offset + end] for offset in offsets]
+    keys = bytearray(count * length)
+    for offset in range(length):
+        keys[offset::length] = raw[len(layout) + offset :: size]
+    return bytes(keys)
 
 
 def _element(attributes: Attributes) -> SetElement:
@@ -136,10 +160,10 @@ def data_bytes(raw: bytes) -> bytes:
 # --- keys as values --------------------------------------------------------------------
 
 
-def key_values(entries: ElementList, columns: tuple[Column, ...], is_interval: bool) -> list[nft.Element]:
-    """Return the keys of all elements. Raises UnsupportedBytecode."""
-    if entries.keys and not is_interval:
-        return _plain_keys(entries.keys, columns)
+def key_values(entries: ElementList, columns: tuple[Column, ...], is_interval: bool) -> Iterable[nft.Element]:
+    """Return the keys of all elements, as they are decoded. Raises UnsupportedBytecode, also later."""
+    if entries.packed and not is_interval:
+        return _plain_keys(entries, columns)
     return [key for key, _ in keys_with_data(entries, columns, is_interval)]
 
 
@@ -196,34 +220,37 @@ def _intervals(elements: Sequence[SetElement], column: Column) -> list[tuple[nft
     return entries
 
 
-def _plain_keys(keys: Sequence[bytes], columns: tuple[Column, ...]) -> list[nft.Element]:
-    """Return the values of keys, column by column."""
-    layout = "".join(f"{column.length}s{column.padded_length - column.length}x" for column in columns)
-    if len(columns) == 1:
-        layout = f"{columns[0].length}s"
-    cutter = struct.Struct(layout)
-    if any(len(key) != cutter.size for key in keys):
-        return [element_value(key, columns) for key in keys]
-    raw_columns = zip(*cutter.iter_unpack(b"".join(keys)), strict=True)
-    values = [list(map(_converter(column), raw)) for raw, column in zip(raw_columns, columns, strict=True)]
-    return list(values[0]) if len(values) == 1 else list(zip(*values, strict=True))
+def _plain_keys(entries: ElementList, columns: tuple[Column, ...]) -> Iterable[nft.Element]:
+    """Return the values of keys, column by column. Raises UnsupportedBytecode, also later."""
+    packed, size = entries.packed, entries.key_length
+    if size != (columns[0].length if len(columns) == 1 else sum(column.padded_length for column in columns)):
+        return (element_value(key, columns) for key in entries.keys)
+    values: list[Iterable[Value]] = []
+    start = 0
+    for column in columns:
+        values.append(_column_values(packed, size, start, column))
+        end, start = start + column.length, start + column.padded_length
+        if any(any(packed[offset::size]) for offset in range(end, min(start, size))):
+            raise UnsupportedBytecode("an element with bytes between its parts")
+    return values[0] if len(values) == 1 else zip(*values, strict=True)
 
 
-def _ipv4_text(raw: bytes) -> str:
-    first, second, third, fourth = raw
-    return f"{first}.{second}.{third}.{fourth}"
-
-
+_OCTETS = tuple(map(str, range(256)))
 _NUMBERS = frozenset({Kind.NUMBER, Kind.PORT, Kind.MARK, Kind.USER, Kind.GROUP, Kind.DEVICE_GROUP})
+_NUMBER_FORMATS = {1: "B", 2: "H", 4: "I", 8: "Q"}
+_BYTE_ORDERS = {"big": ">", "little": "<"}
 
 
-def _converter(column: Column) -> Callable[[bytes], Value]:
-    """Return a function from the bytes of a column to its value; quick for the usual kinds."""
-    if column.kind in _NUMBERS:
-        order = column.order
-        return lambda raw: int.from_bytes(raw, order)  # type: ignore[arg-type]
-    if column.kind is Kind.IPV4 and column.length == 4:
-        return _ipv4_text
+def _column_values(packed: bytes, size: int, start: int, column: Column) -> Iterable[Value]:
+    """Return the values of a column of keys of `size` bytes; quick for the usual kinds. Raises UnsupportedBytecode."""
+    length = column.length
+    if column.kind is Kind.IPV4 and length == 4:
+        octets = (map(_OCTETS.__getitem__, packed[start + offset :: size]) for offset in range(length))
+        return map(".".join, zip(*octets, strict=True))
+    rest_length = size - start - length
+    if column.kind in _NUMBERS and length in _NUMBER_FORMATS:
+        layout = f"{_BYTE_ORDERS[column.order]}{start}x{_NUMBER_FORMATS[length]}{rest_length}x"
+        return chain.from_iterable(struct.iter_unpack(layout, packed))
     known: dict[bytes, Value] = {}
 
     def convert(raw: bytes) -> Value:
@@ -232,4 +259,4 @@ def _converter(column: Column) -> Callable[[bytes], Value]:
             value = known[raw] = column_value(raw, column)
         return value
 
-    return convert
+    return map(convert, chain.from_iterable(struct.iter_unpack(f"{start}x{length}s{rest_length}x", packed)))

@@ -79,11 +79,15 @@ def _header(attributes: Attributes) -> tuple[str, SetHeader]:
 
 @mutable
 class _SetUse:
-    """A set with its elements, and the columns by which rules look it up; None: no rule does."""
+    """A set with its elements, and the columns by which rules look it up; None: no rule does.
+
+    `values` are the elements of a set that rules look up.
+    """
 
     header: SetHeader
     contents: ElementList
     keys: tuple[Column, ...] | None = None
+    values: frozenset[nft.Element] | None = None
     data: tuple[Column, ...] | None = None
     is_updated: bool = False
 
@@ -142,7 +146,7 @@ class SetTable:
         use = self._find(name)
         use.require_plain_elements()
         if use.is_anonymous:
-            return nft.AnonymousSet(frozenset(self._keys(use, keys)))
+            return nft.AnonymousSet(self._keys(use, keys))
         self._agree(use, keys)
         return nft.SetRef(name)
 
@@ -168,10 +172,10 @@ class SetTable:
             return nft.MapRef(name)
         return frozenset((key, _value(content, data)) for key, content in self._pairs(use, keys))
 
-    def _keys(self, use: _SetUse, columns: tuple[Column, ...]) -> list[nft.Element]:
+    def _keys(self, use: _SetUse, columns: tuple[Column, ...]) -> frozenset[nft.Element]:
         """Return the keys of all elements. Raises UnsupportedBytecode."""
         keys = key_values(use.contents, columns, use.is_interval)
-        return [self._with_devices(key, columns) for key in keys] if _has_device(columns) else keys
+        return frozenset((self._with_devices(key, columns) for key in keys) if _has_device(columns) else keys)
 
     def _pairs(self, use: _SetUse, columns: tuple[Column, ...]) -> list[tuple[nft.Element, Data]]:
         """Return key and data of all elements. Raises UnsupportedBytecode."""
@@ -195,8 +199,8 @@ class SetTable:
     def _agree(self, use: _SetUse, keys: tuple[Column, ...]) -> None:
         """Record the columns of a lookup. Raises UnsupportedBytecode if another lookup has others."""
         if use.keys is None:
-            self._keys(use, keys)
-            use.keys = keys
+            values = self._keys(use, keys)
+            use.keys, use.values = keys, None if "map" in use.header.flags else values
         elif use.keys != keys:
             raise UnsupportedBytecode(f"set {use.header.name}, which is looked up in different ways")
 
@@ -229,7 +233,7 @@ class SetTable:
         return nft.Set(
             use.header.name,
             type_names(use.header.key_type, columns),
-            frozenset(self._keys(use, columns)),
+            self._keys(use, columns) if use.values is None else use.values,
             _listed_flags(use),
             timeout=use.header.timeout,
         )
