@@ -121,6 +121,49 @@ def test_lift_repeats_tests_of_other_facts_anew() -> None:
     assert lifted == [named, nft.Match(nft.RawPayload("th", 0, 8), 128), named]
 
 
+def test_lift_test_with_another_constant_is_as_alone() -> None:
+    constants = {meta(MARK): 4, meta(L4PROTO): 1, meta(NFPROTO): 1, meta(OIFNAME): 16, meta(4): 4}
+    constants |= {payload(1, 9, 1): 1, payload(1, 12, 4): 4, payload(1, 12, 8): 8, payload(2, 2, 2): 2}
+    constants |= {payload(2, 0, 1): 1, payload(2, 13, 1): 1}
+    lifter = RuleLifter()
+    for load, size in constants.items():
+        for op in range(6):
+            for first in (0, 1, 2, 6, 10, 58, 255):
+                test = load, cmp(bytes([first]).ljust(size, b"\0"), op), *ECHO, verdict(DROP)
+                for family in ("ip", "inet"):
+                    context = RuleContext(family, SetTable("little"), {2: "wan"}, "little", undecoded_xt)
+                    lifted = lifter.lift(RawRule("t", "c", test, None), context).statements
+                    assert lifted == lift(*test, family=family), (load, op, first)
+
+
+def test_lift_known_test_behind_end_of_rule_is_unsupported() -> None:
+    address = expression("immediate", number(1, 2), data(2, bytes([192, 0, 2, 1])))
+    nat = expression("nat", number(1, 1), number(2, 2), number(3, 2))
+    lifter, context = RuleLifter(), RuleContext("inet", SetTable("little"), {}, "little", undecoded_xt)
+    known = meta(MARK), cmp(b"\1\0\0\0")
+    lifted = [lifter.lift(RawRule("t", "c", each, None), context) for each in (known, (address, nat, *known))]
+    assert isinstance(lifted[1].statements[1], nft.UnknownStatement)
+
+
+def test_lift_field_never_has_a_longer_value() -> None:
+    shift = expression("bitwise", number(1, 1), number(2, 1), number(3, 1), number(6, 2), data(7, b"\4\0\0\0"))
+    version = payload(1, 0, 1), bitwise(b"\xf0", b"\0"), shift
+    assert lift(*version, cmp(b"\4"), family="ip") == (nft.Match(nft.Payload("ip", "version"), 4),)
+    assert lift(*version, cmp(b"\x45"), family="ip") == (nft.Match(nft.RawPayload("nh", 0, 4), 0x45),)
+
+
+def test_lift_known_test_with_more_bytes_is_unsupported() -> None:
+    lifter, context = RuleLifter(), RuleContext("ip", SetTable("little"), {}, "little", undecoded_xt)
+    usual = cmp(b"\xc0\0\2\1")
+    lifted = [
+        lifter.lift(RawRule("t", "c", (payload(1, 12, 4), comparison), None), context).statements
+        for comparison in (usual, usual, usual + number(9, 1))
+    ]
+    known = (nft.Match(nft.Payload("ip", "saddr"), "192.0.2.1"),)
+    assert lifted[:2] == [known, known]
+    assert any(isinstance(statement, nft.UnknownStatement) for statement in lifted[2])
+
+
 def test_lift_mask_belongs_to_its_own_load() -> None:
     lifter, context = RuleLifter(), RuleContext("inet", SetTable("little"), {}, "little", undecoded_xt)
     tail = bitwise(b"\1\0\0\0", bytes(4)), cmp(b"\1\0\0\0")
@@ -262,6 +305,40 @@ def test_set_updated_by_a_rule_is_dynamic() -> None:
 def test_set_dump_with_repeated_element_is_noticed() -> None:
     once, twice = (attribute(3, b"".join(attribute(1, each) for each in parts)) for parts in ([ADDRESS], [ADDRESS] * 2))
     assert not repeats_element([once]) and repeats_element([twice]) and repeats_element([once, once])
+    other = attribute(3, attribute(1, ADDRESS) + attribute(1, element(b"\0\1\2\3", number(3, 1))))
+    assert repeats_element([once, other])
+
+
+def test_set_of_keys_alone_equals_its_elements() -> None:
+    keys = [bytes([10, 0, number >> 8, number & 255]) for number in range(300)]
+    packed = set_table(*map(element, keys))
+    apart = set_table(*map(element, keys), element(keys[0], attribute(6, b"")))
+    assert packed.named() == apart.named()
+    assert len(packed.named()[0][0].elements) == 300
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        attribute(1, ADDRESS) + attribute(2, ADDRESS),  # a list with another attribute
+        attribute(2, ADDRESS) * 2,
+        attribute(1, ADDRESS) + attribute(1, data(12, b"\1\2\3\4")),  # an element without a key
+        attribute(1, data(12, b"\1\2\3\4")) * 2,
+        attribute(1, ADDRESS) + attribute(1, attribute(1, attribute(2, b"\1\2\3\4"))),  # a key that is a verdict
+        attribute(1, attribute(1, attribute(2, b"\1\2\3\4"))) * 2,
+        attribute(1, attribute(1, b"\1\2\3\4")) * 2,  # a key without a value in it
+    ],
+)
+def test_elements_of_another_layout_are_unsupported(raw: bytes) -> None:
+    with pytest.raises(UnsupportedBytecode):
+        decode_elements([attribute(3, raw)])
+
+
+def test_set_with_bytes_between_columns_is_unsupported() -> None:
+    port_and_address = element(b"\0\x35\0\0" + bytes(4)), element(b"\0\x35\0\1" + bytes(4))
+    clean, dirty = (set_table(each, key_type=13 << 6 | 7, key_length=8) for each in port_and_address)
+    assert clean.named()[0][0].elements == frozenset({(53, "0.0.0.0")})
+    assert dirty.named()[0] == () and "bytes between its parts" in dirty.named()[2][0]
 
 
 # --- chains and tables -----------------------------------------------------------------------

@@ -43,10 +43,20 @@ def split_attributes(raw: bytes) -> list[tuple[int, bytes]]:
 
 def split_list(raw: bytes | None, element: int = _LIST_ELEMENT) -> list[bytes]:
     """Return the values of a list, whose attributes all have type `element`. Raises UnsupportedBytecode."""
-    entries = split_attributes(raw or b"")
-    if any(kind != element for kind, _ in entries):
-        raise UnsupportedBytecode("a list with an unknown attribute")
-    return [value for _, value in entries]
+    entries: list[bytes] = []
+    start, end = 0, len(raw or b"")
+    while start < end:  # as split_attributes, for speed
+        if end - start < 4:
+            raise UnsupportedBytecode("a truncated attribute")
+        length, kind = _unpack_header(raw, start)  # type: ignore[arg-type]
+        stop = start + length
+        if length < 4 or stop > end:
+            raise UnsupportedBytecode("a malformed attribute")
+        if kind & _TYPE_MASK != element:
+            raise UnsupportedBytecode("a list with an unknown attribute")
+        entries.append(raw[start + 4 : stop])  # type: ignore[index]
+        start = stop + 3 & ~3
+    return entries
 
 
 class Attributes:

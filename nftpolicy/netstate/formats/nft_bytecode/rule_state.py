@@ -21,6 +21,9 @@ _ETHERTYPES = {"ip": "ip", "ip6": "ip6", "arp": "arp"}
 _FAMILIES = {"ipv4": "ip", "ipv6": "ip6"}
 _PROTOCOL_NUMBERS = {name: number for number, name in nft.PROTOCOL_NAMES.items()}
 
+# Expressions whose value establishes a protocol: see RuleState._append.
+_ESTABLISHING = (nft.Meta("l4proto"), nft.Payload("ip", "protocol"), nft.Meta("protocol"), nft.Meta("nfproto"))
+
 DecodeXt = Callable[[str, str, int, bytes, str, str], tuple[nft.Statement, ...]]
 
 
@@ -247,6 +250,10 @@ class RuleState:
         """Add the test `content` `op` `number`, which has `length` bytes. Raises UnsupportedBytecode."""
         content.uses.append(None)
         bits = 8 * length
+        plain = self.plain_form(content, op, length)
+        if plain is not None:
+            self._append(nft.Match(plain[0], single_value(plain[1], number, bits), op))
+            return
         if op not in ("==", "!=") and self.kind_of(content) in WITHOUT_ORDER:
             raise UnsupportedBytecode("an order of values that have none")
         if isinstance(content.source, nft.Fib) and content.kind is Kind.DEVICE and length < content.length:
@@ -263,6 +270,23 @@ class RuleState:
             self._append(nft.Match(expression, single_value(kind, number, bits), op))
             return
         self._compare_value(content.source, content.kind, content.mask, (1 << bits) - 1, op, number, bits)
+
+    def plain_form(self, content: Content, op: str, length: int) -> tuple[nft.Expression, Kind] | None:
+        """Return the left side, and the kind of the value, of the test `content` `op` N with N of `length` bytes.
+
+        None if the form of the test, or what it establishes, depends on N.
+        """
+        if op not in ("==", "!=") or length != content.length or content.mask is not None or content.flip:
+            return None
+        source, kind = content.source, content.kind
+        if isinstance(source, nft.RawPayload):
+            field = self.named(source) if source.length == 8 * length else source
+            if not isinstance(field, nft.Payload):
+                return None
+            source, kind = field, payload_kind(field)
+        if kind is Kind.DEVICE_INDEX or (op == "==" and source in _ESTABLISHING):
+            return None
+        return source, kind
 
     def _compare_value(
         self, source: nft.Expression, kind: Kind, mask: int | None, full: int, op: str, number: int, bits: int

@@ -8,16 +8,18 @@ from typing import Any
 from attrs import Factory, frozen
 
 from ... import nft
-from .attributes import Attributes, decode, decode_text, split_list
+from .attributes import Attributes, UnsupportedBytecode, decode, decode_text, split_list
+from .datatypes import Column, column_value
 from .expressions import decode_expression
 from .loads import Operation
 from .registers import Content
 from .rule_state import RuleContext, RuleState
+from .tests import USUAL_CMP_SIZE, usual_cmp_parts
 
 # include/uapi/linux/netfilter/nf_tables.h, enum nft_rule_attributes
 _TABLE, _CHAIN, _HANDLE, _EXPRESSIONS, _COMPAT, _POSITION, _USERDATA, _PAD, _ID, _POSITION_ID, _CHAIN_ID = range(1, 12)
 _COMMENT = 0  # type of the comment in the user data (libnftnl, include/libnftnl/udata.h)
-_MAX_CACHED = 1 << 12
+_MAX_OPERATIONS, _MAX_SHAPES, _MAX_RESULTS = 1 << 12, 1 << 8, 1 << 10  # that are remembered
 # Names of expressions whose loads do not depend on other registers, and of a comparison. The name is
 # the first attribute of an expression; here with what follows it in eight bytes.
 _LOADS = frozenset({b"meta\0\0\0\0", b"payload\0"})
@@ -67,23 +69,64 @@ def comment_of(raw: bytes | None) -> str | None:
     return None
 
 
+# What a test adds to a rule, and the network and transport protocol that are established behind it.
+_Result = tuple[tuple[nft.Statement, ...], str | None, int | None]
+
+
 @frozen
-class _Pair:
-    """A load and the comparison behind it, as executed once: what they add, and what they establish."""
+class _Form:
+    """A test whose left side does not depend on the constant: `column` says how that is written."""
+
+    left: nft.Expression
+    op: str
+    column: Column
+    network: str | None
+    transport: int | None
+
+    def result(self, constant: bytes) -> _Result:
+        """Return the result for a constant. Raises UnsupportedBytecode."""
+        match = nft.Match(self.left, column_value(constant, self.column), self.op)
+        return (match,), self.network, self.transport
+
+
+@frozen
+class _Shape:
+    """A load and the comparison behind it, without its constant, as executed once.
+
+    `register` holds `content` then. `results` are those of some constants with their padding. `form`, if
+    not None, gives those of all constants of its length; `size` is that of one with its padding.
+    """
 
     register: int
     content: Content
-    statements: tuple[nft.Statement, ...]
-    network: str | None
-    transport: int | None
+    size: int
+    form: _Form | None
+    results: dict[bytes, _Result] = Factory(dict)
+
+    def result(self, constant: bytes) -> _Result | None:
+        """Return the result for a constant with its padding. None: the expressions have to be executed."""
+        known = self.results.get(constant)
+        if known is not None or self.form is None or len(constant) != self.size:
+            return known
+        try:
+            result = self.form.result(constant[: self.form.column.length])
+        except UnsupportedBytecode:
+            return None
+        self.remember(constant, result)
+        return result
+
+    def remember(self, constant: bytes, result: _Result) -> None:
+        """Store a result."""
+        _limit(self.results, _MAX_RESULTS)
+        self.results[constant] = result
 
 
 @frozen
 class RuleLifter:
-    """Lifts the rules of one ruleset; remembers expressions, and the tests that many rules begin with."""
+    """Lifts the rules of one ruleset; remembers expressions, and tests that differ only in a constant."""
 
     _operations: dict[bytes, Operation] = Factory(dict)
-    _pairs: dict[tuple[bytes, bytes, str | None, int | None], _Pair] = Factory(dict)
+    _shapes: dict[tuple[bytes, bytes, str | None, int | None], _Shape] = Factory(dict)
 
     def lift(self, rule: RawRule, context: RuleContext) -> nft.Rule:
         """Return the rule in the vocabulary of nft."""
@@ -103,11 +146,14 @@ class RuleLifter:
 
     def _execute_pair(self, state: RuleState, load: bytes, comparison: bytes) -> None:
         """Execute two expressions, or repeat what they did before."""
-        key = (load, comparison, state.network, state.transport)
-        known = self._pairs.get(key)
-        if known is not None and not state.is_ended:
-            state.repeat(known.register, known.content, known.statements, known.network, known.transport)
-            return
+        head, constant = comparison[:USUAL_CMP_SIZE], comparison[USUAL_CMP_SIZE:]
+        key = load, head, state.network, state.transport
+        shape = self._shapes.get(key)
+        if shape is not None and not state.is_ended:
+            result = shape.result(constant)
+            if result is not None:
+                state.repeat(shape.register, shape.content, *result)
+                return
         statements, was_ended = state.statements, state.is_ended
         count, previous = len(statements), statements[-1] if statements else None
         state.last_store = None
@@ -120,19 +166,34 @@ class RuleLifter:
         # Only if the comparison used this load, and left the statements before it as they were.
         is_own = isinstance(content, Content) and len(content.uses) == 1 and len(statements) > count
         if is_own and (not count or statements[count - 1] is previous):
-            _limit(self._pairs)
-            added = tuple(statements[count:])
-            self._pairs[key] = _Pair(register, content, added, state.network, state.transport)
+            if shape is None:
+                _limit(self._shapes, _MAX_SHAPES)
+                shape = _Shape(register, content, len(constant), _form(state, content, comparison))
+                self._shapes[key] = shape
+            shape.remember(constant, (tuple(statements[count:]), state.network, state.transport))
 
     def _operation(self, raw: bytes) -> Operation:
         operation = self._operations.get(raw)
         if operation is None:
-            _limit(self._operations)
+            _limit(self._operations, _MAX_OPERATIONS)
             operation = self._operations[raw] = decode_expression(raw)
         return operation
 
 
-def _limit(cache: dict[Any, Any]) -> None:
+def _form(state: RuleState, content: Content, comparison: bytes) -> _Form | None:
+    """Return the form of a comparison that was executed, None if it depends on the constant."""
+    parts = usual_cmp_parts(comparison)
+    if parts is None:
+        return None
+    _, op, raw = parts
+    plain = state.plain_form(content, op, len(raw))
+    if plain is None:
+        return None
+    left, kind = plain
+    return _Form(left, op, Column(kind, len(raw), content.order), state.network, state.transport)
+
+
+def _limit(cache: dict[Any, Any], size: int) -> None:
     """Empty a cache that is full: it may not become as large as the ruleset."""
-    if len(cache) >= _MAX_CACHED:
+    if len(cache) >= size:
         cache.clear()

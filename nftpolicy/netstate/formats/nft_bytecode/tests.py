@@ -22,6 +22,7 @@ _NATIVE_COMPARISONS = {op.to_bytes(4, "big"): name for op, name in _COMPARISONS.
 _ORDERLESS = ("==", "!=")
 # Length and type of: the name, the attributes, the register, the operator, the constant, its bytes.
 _CMP_LAYOUT = struct.Struct("=HH4sHHHH4sHH4sHHHH")
+USUAL_CMP_SIZE = _CMP_LAYOUT.size
 _CMP_KINDS = (1, 2, 1, 2, 3, 1)
 _HEADER_SIZE, _TYPE_MASK = 4, 0x3FFF
 _WORD = 4  # bytes; shifts work on words
@@ -44,22 +45,29 @@ def cmp(attributes: Attributes) -> Operation:
 
 
 def usual_cmp(raw: bytes) -> Operation | None:
-    """Return the comparison of an expression with the usual layout, None for another: half of all expressions.
+    """Return the comparison of an expression with the usual layout, None for another: half of all expressions."""
+    parts = usual_cmp_parts(raw)
+    return None if parts is None else _comparison(*parts)
 
-    The layout leaves no room for an attribute that is not compared here.
+
+def usual_cmp_parts(raw: bytes) -> tuple[int, str, bytes] | None:
+    """Return register, operator and constant of a comparison with the usual layout, None for another layout.
+
+    The layout leaves no room for an attribute that is not compared here. Its first USUAL_CMP_SIZE bytes
+    contain all but the constant, which follows them, and their padding.
     """
-    if len(raw) < _CMP_LAYOUT.size:
+    if len(raw) < USUAL_CMP_SIZE:
         return None
     fields = _CMP_LAYOUT.unpack_from(raw)
     name, register, op, length = fields[2], fields[7], fields[10], fields[13]
     kinds = fields[1], fields[4] & _TYPE_MASK, fields[6], fields[9], fields[12] & _TYPE_MASK, fields[14]
     lengths = fields[0], fields[3], fields[5], fields[8], fields[11]
-    end = _CMP_LAYOUT.size + length - _HEADER_SIZE
+    end = USUAL_CMP_SIZE + length - _HEADER_SIZE
     if name != b"cmp\0" or kinds != _CMP_KINDS or lengths != (8, len(raw) - 8, 8, 8, len(raw) - 28) or end > len(raw):
         return None
     if len(raw) - end > 3 or op not in _NATIVE_COMPARISONS:
         return None
-    return _comparison(int.from_bytes(register, "big"), _NATIVE_COMPARISONS[op], raw[_CMP_LAYOUT.size : end])
+    return int.from_bytes(register, "big"), _NATIVE_COMPARISONS[op], raw[USUAL_CMP_SIZE:end]
 
 
 def _comparison(register: int, op: str, raw: bytes) -> Operation:
