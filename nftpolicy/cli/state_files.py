@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +11,7 @@ from attrs import evolve
 
 from ..netstate import nft
 from ..netstate.formats import ip_json_decode, nft_json_decode
+from ..netstate.formats.json_text import parse_json
 from ..netstate.state import NetState
 from .common import EXIT_BAD_INPUT, Failure, read_input
 
@@ -112,7 +112,7 @@ def _is_valid(document: Any, decode: Callable[[Any, int | None], Decoded]) -> bo
 def _read(file: str, decode: Callable[[Any], Decoded], command: str) -> Decoded:
     data, name = read_input(Path(file))
     try:
-        document = json.loads(data, object_pairs_hook=_unique_keys)
+        document = parse_json(data)
     except (ValueError, RecursionError) as error:  # invalid UTF-8 too
         message = f"not the JSON that '{command}' prints: {_shorten(error)}"
         raise Failure(f"{name}: {message}", EXIT_BAD_INPUT) from None
@@ -121,15 +121,6 @@ def _read(file: str, decode: Callable[[Any], Decoded], command: str) -> Decoded:
     except ValueError as error:
         message = f"not what '{command}' prints: {_shorten(error)}"
         raise Failure(f"{name}: {message}", EXIT_BAD_INPUT) from None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return a JSON object. Raises ValueError for a key that it has twice."""
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-    return document
 
 
 def _shorten(error: Exception) -> str:

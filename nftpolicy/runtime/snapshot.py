@@ -7,13 +7,14 @@ A proof of the snapshot, on any machine and without root, is the proof of the ma
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from attrs import Factory, frozen
 
 from ..exceptions import NftpolicyError
-from ..netstate.formats.snapshot_codec import decode_state, encode_state
+from ..netstate.formats.json_text import parse_json
+from ..netstate.formats.snapshot_codec import decode_value, encode_value
 from ..netstate.state import NetState, ports_of_devices
 from ..policy.errors import PolicyText
 from ..policy.load import AccountLookup, load
@@ -24,21 +25,6 @@ if TYPE_CHECKING:
     from ..kernel.linux import Linux
 
 FORMAT = "nftpolicy snapshot 1"
-_KEYS = frozenset(
-    {
-        "format",
-        "program",
-        "kernel",
-        "time",
-        "egress_hook",
-        "families",
-        "bridge_ports",
-        "devices",
-        "policy",
-        "marks",
-        "state",
-    }
-)
 
 
 class SnapshotError(NftpolicyError):
@@ -80,7 +66,7 @@ class Snapshot:
     """
 
     state: NetState
-    bridge_ports: Mapping[str, Sequence[str]]
+    bridge_ports: Mapping[str, tuple[str, ...]]
     devices: frozenset[str]
     egress_hook: bool
     families: tuple[int, ...]
@@ -124,25 +110,7 @@ def policy_in_force(name: str, text: bytes, accounts: AccountLookup) -> PolicyIn
 
 def encode_snapshot(snapshot: Snapshot) -> str:
     """Return the document of a snapshot."""
-    policy = snapshot.policy
-    document = {
-        "format": FORMAT,
-        "program": snapshot.program,
-        "kernel": snapshot.kernel,
-        "time": snapshot.time,
-        "egress_hook": snapshot.egress_hook,
-        "families": list(snapshot.families),
-        "bridge_ports": {name: list(ports) for name, ports in sorted(snapshot.bridge_ports.items())},
-        "devices": sorted(snapshot.devices),
-        "policy": policy and {"name": policy.name, "text": policy.text, "accounts": [list(a) for a in policy.accounts]},
-        "marks": {"flows": _pairs(snapshot.marks.flows), "sockets": _pairs(snapshot.marks.sockets)},
-        "state": encode_state(snapshot.state),
-    }
-    return json.dumps(document, indent=1) + "\n"
-
-
-def _pairs(numbers: Mapping[int, int] | None) -> list[list[int]] | None:
-    return None if numbers is None else [[mark, number] for mark, number in sorted(numbers.items())]
+    return json.dumps({"format": FORMAT, **encode_value(snapshot)}, indent=1) + "\n"
 
 
 def decode_snapshot(text: bytes) -> Snapshot:
@@ -152,66 +120,13 @@ def decode_snapshot(text: bytes) -> Snapshot:
         SnapshotError: it is not a snapshot, is damaged, or another version wrote it.
     """
     try:
-        document = json.loads(text)
+        document = parse_json(text)
     except (ValueError, RecursionError) as error:
         raise SnapshotError(f"not the JSON that 'nftpolicy snapshot' prints: {error}") from None
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
+    if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
         raise SnapshotError(f'not a snapshot of this version: its key "format" is not {FORMAT!r}')
-    for key in sorted(_KEYS ^ document.keys()):
-        raise SnapshotError(f"{key!r} is {'missing' if key in _KEYS else 'an unknown key'}")
     try:
-        return _decode(document)
+        return decode_value(document, Snapshot)
     except ValueError as error:
-        version = str(document["program"])
+        version = document.get("program")
         raise SnapshotError(f"damaged, or of another version (it is of nftpolicy {version}): {error}") from None
-
-
-def _decode(document: Mapping[str, Any]) -> Snapshot:
-    ports = _expect(document["bridge_ports"], dict)
-    return Snapshot(
-        state=decode_state(document["state"]),
-        bridge_ports={name: _texts(value) for name, value in ports.items()},
-        devices=frozenset(_texts(document["devices"])),
-        egress_hook=_expect(document["egress_hook"], bool),
-        families=tuple(_expect(family, int) for family in _expect(document["families"], list)),
-        policy=None if document["policy"] is None else _decode_policy(document["policy"]),
-        marks=_decode_marks(document["marks"]),
-        program=_expect(document["program"], str),
-        kernel=_expect(document["kernel"], str),
-        time=_expect(document["time"], str),
-    )
-
-
-def _decode_policy(item: object) -> PolicyInForce:
-    policy = _expect(item, dict)
-    if policy.keys() != {"name", "text", "accounts"}:
-        raise ValueError('"policy" has not the keys name, text and accounts')
-    accounts = []
-    for account in _expect(policy["accounts"], list):
-        kind, name, number = _expect(account, list)
-        accounts.append((_expect(kind, str), _expect(name, str), _expect(number, int)))
-    return PolicyInForce(_expect(policy["name"], str), _expect(policy["text"], str), tuple(accounts))
-
-
-def _decode_marks(item: object) -> MarksInUse:
-    marks = _expect(item, dict)
-    if marks.keys() != {"flows", "sockets"}:
-        raise ValueError('"marks" has not the keys flows and sockets')
-    return MarksInUse(_decode_pairs(marks["flows"]), _decode_pairs(marks["sockets"]))
-
-
-def _decode_pairs(item: object) -> dict[int, int] | None:
-    if item is None:
-        return None
-    pairs = [_expect(pair, list) for pair in _expect(item, list)]
-    return {_expect(mark, int): _expect(number, int) for mark, number in pairs}
-
-
-def _texts(item: object) -> tuple[str, ...]:
-    return tuple(_expect(text, str) for text in _expect(item, list))
-
-
-def _expect(item: Any, kind: type) -> Any:
-    if type(item) is not kind:
-        raise ValueError(f"expected {kind.__name__}, got {type(item).__name__}")
-    return item

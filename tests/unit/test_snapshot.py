@@ -11,7 +11,7 @@ from attrs import evolve
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.formats.nft_json_decode import decode_ruleset
-from nftpolicy.netstate.formats.snapshot_codec import decode_state, encode_state
+from nftpolicy.netstate.formats.snapshot_codec import decode_value, encode_value
 from nftpolicy.netstate.routing import IpRule, Nexthop, Route
 from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.policy.errors import PolicyError
@@ -45,20 +45,20 @@ def compiled(file):
 
 
 def through_text(state):
-    return decode_state(json.loads(json.dumps(encode_state(state))))
+    return decode_value(json.loads(json.dumps(encode_value(state))), NetState)
 
 
 @pytest.mark.parametrize("file", RULESETS, ids=lambda file: file.stem)
 def test_compiled_state_survives_the_document(file):
     state = compiled(file)
     assert through_text(state) == state
-    assert encode_state(through_text(state)) == encode_state(state)
+    assert encode_value(through_text(state)) == encode_value(state)
 
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.parent.name)
 def test_kernel_state_survives_the_document(file):
     state = NetState(decode_ruleset(json.loads(file.read_text())))
-    assert encode_state(through_text(state)) == encode_state(state)
+    assert encode_value(through_text(state)) == encode_value(state)
 
 
 def test_fields_that_comparison_ignores_survive():
@@ -67,7 +67,7 @@ def test_fields_that_comparison_ignores_survive():
         routes=(Route(6, 254, nexthops=(Nexthop("wan", dead=True),), expires=7, unknown=("encap",)),),
         devices=(Device("wan", ("192.0.2.1/24",), up=False, master="br", kind="veth"),),
     )
-    assert encode_state(through_text(state)) == encode_state(state)
+    assert encode_value(through_text(state)) == encode_value(state)
     rule, route = through_text(state).rules[0], through_text(state).routes[0]
     assert (rule.unknown, rule.origin, route.unknown, route.nexthops[0].dead) == (
         ("port mask",),
@@ -81,7 +81,7 @@ def test_equal_states_have_equal_documents():
     def state(*elements):
         return NetState((nft.Table("inet", "t", sets=(nft.Set("s", ("mark",), frozenset(elements)),)),))
 
-    assert encode_state(state("a", "b", 3)) == encode_state(state(3, "b", "a"))
+    assert encode_value(state("a", "b", 3)) == encode_value(state(3, "b", "a"))
 
 
 def each_place(document, path=()):
@@ -113,18 +113,18 @@ STATE = NetState(
 
 
 def test_changed_type_of_any_value_is_refused():
-    whole = json.loads(json.dumps(encode_state(STATE)))
+    whole = json.loads(json.dumps(encode_value(STATE)))
     places = list(each_place(whole))
     assert len(places) > 60
     for path in places:
         document = json.loads(json.dumps(whole))
         at(document, path[:-1])[path[-1]] = 1.5
         with pytest.raises(ValueError):
-            decode_state(document)
+            decode_value(document, NetState)
 
 
 def test_missing_and_unknown_keys_are_refused():
-    whole = json.loads(json.dumps(encode_state(STATE)))
+    whole = json.loads(json.dumps(encode_value(STATE)))
     objects = [(), *(path for path in each_place(whole) if isinstance(at(whole, path), dict))]
     assert len(objects) >= 10
     for path in objects:
@@ -132,11 +132,11 @@ def test_missing_and_unknown_keys_are_refused():
             document = json.loads(json.dumps(whole))
             del at(document, path)[key]
             with pytest.raises(ValueError, match=r"is missing|expected an object|unexpected value"):
-                decode_state(document)
+                decode_value(document, NetState)
         document = json.loads(json.dumps(whole))
         at(document, path)["further"] = None
         with pytest.raises(ValueError, match="'further' is an unknown key"):
-            decode_state(document)
+            decode_value(document, NetState)
 
 
 @pytest.mark.parametrize(
@@ -150,20 +150,20 @@ def test_missing_and_unknown_keys_are_refused():
     ],
 )
 def test_value_that_python_would_convert_is_refused(path, value):
-    document = json.loads(json.dumps(encode_state(STATE)))
+    document = json.loads(json.dumps(encode_value(STATE)))
     at(document, path[:-1])[path[-1]] = value
     with pytest.raises(ValueError):
-        decode_state(document)
+        decode_value(document, NetState)
 
 
 def test_deeply_nested_document_is_refused():
     item = {"class": "Meta", "key": "mark"}
     for _ in range(5000):
         item = {"class": "Bitwise", "operand": item, "and_mask": 1, "or_bits": 0}
-    document = encode_state(STATE)
+    document = encode_value(STATE)
     document["tables"][0]["chains"][0]["rules"][0]["statements"][0]["left"] = item
     with pytest.raises(ValueError, match="nested too deeply"):
-        decode_state(document)
+        decode_value(document, NetState)
 
 
 # --- the whole document --------------------------------------------------------------------------
@@ -216,6 +216,30 @@ def test_damaged_snapshot_is_refused():
             decode_snapshot(json.dumps({**whole, key: 1.5}).encode())
     with pytest.raises(SnapshotError, match="'more' is an unknown key"):
         decode_snapshot(json.dumps({**whole, "more": 1}).encode())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("marks", {"class": "MarksInUse", "flows": [[1, 2], [1, 3]], "sockets": None}),
+        ("marks", {"class": "MarksInUse", "flows": [["1", 2]], "sockets": None}),
+        ("marks", {"class": "MarksInUse", "flows": [[1, 2, 3]], "sockets": None}),
+        ("marks", {"flows": None, "sockets": None}),
+        ("policy", {"class": "PolicyInForce", "name": "p", "text": "", "accounts": [["user", "u"]]}),
+        ("bridge_ports", [["br", ["a"]], ["br", ["b"]]]),
+        ("bridge_ports", {"br": ["a"]}),
+    ],
+)
+def test_snapshot_with_a_damaged_part_is_refused(key, value):
+    whole = json.loads(encode_snapshot(fastd_snapshot()))
+    with pytest.raises(SnapshotError, match="damaged"):
+        decode_snapshot(json.dumps({**whole, key: value}).encode())
+
+
+def test_snapshot_with_a_key_twice_is_refused():
+    text = encode_snapshot(fastd_snapshot())
+    with pytest.raises(SnapshotError, match="the key 'state' is there twice"):
+        decode_snapshot(text.replace("{", '{"state": null, ', 1).encode())
 
 
 # --- verify --snapshot ---------------------------------------------------------------------------
