@@ -4,16 +4,14 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from ..netstate.bypass import AF_XDP, ANY_EFFECT, ENCAPSULATION, TC, XDP, Actor, Look, Move
 from ..netstate.routing import Route
 from .bpf.packet_programs import look_at_cgroup_programs, look_at_device_programs
-from .netlink import constants as nl
-from .netlink.rtnetlink import dump_objects, open_rtnetlink
-from .netlink.rtnl_decode import decode_link, decode_relations
+from .netlink.rtnetlink import Link, open_rtnetlink
 from .netlink.tc import look_at_tc
 from .netlink.xfrm import look_at_xfrm
 from .xtables import look_at_ebtables, look_at_xtables
@@ -26,16 +24,15 @@ _ENCAP = "encap type "  # begin of the text that rtnl_decode has for RTA_ENCAP_T
 _HARMLESS_ENCAPSULATIONS = {"1", "2", "4"}
 
 
-def take_looks(routes: Iterable[Route]) -> tuple[Look, ...]:
-    """Return all looks at this network namespace; `routes` are all its routes.
+def take_looks(routes: Iterable[Route], links: Sequence[Link]) -> tuple[Look, ...]:
+    """Return all looks at this network namespace; `routes` and `links` are all that it has.
 
     Raises DumpInterrupted, or OSError if rtnetlink refuses.
     """
+    names = {link.index: link.device.name for link in links}
+    kinds = {link.index: link.device.kind for link in links}
+    with_xdp = [link.device.name for link in links if link.has_xdp]
     with open_rtnetlink() as netlink:
-        links = [(decode_link(*part), decode_relations(*part)) for part in dump_objects(netlink, nl.RTM_GETLINK)]
-        names = {index: device.name for (index, _, device), _ in links}
-        kinds = {index: device.kind for (index, _, device), _ in links}
-        with_xdp = [device.name for (_, _, device), (_, _, has_xdp) in links if has_xdp]
         try:
             tc = look_at_tc(netlink, names)
         except OSError as error:

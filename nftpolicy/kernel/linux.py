@@ -90,10 +90,11 @@ class Linux:
         versions = self.ip_families()
         rules = tuple(rule for version in versions for rule in self._rtnetlink.rules(version))
         routes = tuple(route for version in versions for route in self._rtnetlink.routes(version))
-        devices = tuple(self._rtnetlink.devices())
+        links = self._rtnetlink.links()
+        devices = tuple(link.device for link in links)
         names = ("all", *(device.name for device in devices))
         paths = (*_GLOBAL_SYSCTLS, *(path for name in names for path in _device_sysctls(name)))
-        return NetState(tables, rules, routes, tuple(_read_sysctls(paths)), devices, take_looks(routes))
+        return NetState(tables, rules, routes, tuple(_read_sysctls(paths)), devices, take_looks(routes, links))
 
     def counters(self, table: str) -> CounterValues:
         listing = self._nft.list_json("list counters")

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from ...netstate.routing import IpRule, Route
 from ...netstate.state import Device, ports_of_devices
@@ -36,6 +36,15 @@ _HEADER_SIZES = {
 }
 _U32 = struct.Struct("=I")
 _PORT = struct.Struct("!H")
+
+
+@frozen
+class Link:
+    """Device with its index. `has_xdp`: an XDP program is attached to it."""
+
+    index: int
+    device: Device
+    has_xdp: bool = False
 
 
 def open_rtnetlink() -> NetlinkSocket:
@@ -140,23 +149,31 @@ class Rtnetlink:
 
     def devices(self) -> list[Device]:
         """Return all devices with their addresses."""
+        return [link.device for link in self.links()]
+
+    def links(self) -> list[Link]:
+        """Return all links, their devices with their addresses."""
         with open_rtnetlink() as netlink:
             parts = dump_objects(netlink, nl.RTM_GETLINK)
             addresses: dict[int, list[str]] = {}
             for part in dump_objects(netlink, nl.RTM_GETADDR):
                 index, address = messages.decode_address(*part)
                 addresses.setdefault(index, []).append(address)
-        links = [(*messages.decode_link(*part), *messages.decode_relations(*part)[:2]) for part in parts]
-        names = {index: device.name for index, _, device, _, _ in links}
+        links = [(*messages.decode_link(*part), *messages.decode_relations(*part)) for part in parts]
+        names = {index: device.name for index, _, device, *_ in links}
         return [
-            evolve(
-                device,
-                addresses=tuple(addresses.get(index, ())),
-                master=names.get(master or 0),
-                link=None if is_elsewhere else names.get(link or 0),
-                link_elsewhere=is_elsewhere,
+            Link(
+                index,
+                evolve(
+                    device,
+                    addresses=tuple(addresses.get(index, ())),
+                    master=names.get(master or 0),
+                    link=None if is_elsewhere else names.get(link or 0),
+                    link_elsewhere=is_elsewhere,
+                ),
+                has_xdp,
             )
-            for index, master, device, link, is_elsewhere in links
+            for index, master, device, link, is_elsewhere, has_xdp in links
         ]
 
     @staticmethod
