@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from ...netstate import nft
+from ...netstate.nft.headers import field_bits
 
 # Bits of the fields: base header, first bit, number of bits. IPv4: RFC 791 3.1; IPv6: RFC 8200 3.
 _NETWORK: dict[int, dict[str, tuple[int, int]]] = {
@@ -22,29 +23,6 @@ _STRUCTURE: dict[int, tuple[tuple[int, int], ...]] = {
 }
 _ETHERNET_HEADER = 112  # bits
 _ETHERTYPE = (96, 16)
-# Named fields whose bits are not those of one field above.
-_NAMED: dict[tuple[str, str], tuple[str, int, int]] = {
-    ("ip", "version"): ("nh", 0, 4), ("ip", "hdrlength"): ("nh", 4, 4), ("ip", "dscp"): ("nh", 8, 6),
-    ("ip", "ecn"): ("nh", 14, 2), ("ip", "length"): ("nh", 16, 16), ("ip", "id"): ("nh", 32, 16),
-    ("ip", "frag-off"): ("nh", 48, 16), ("ip", "ttl"): ("nh", 64, 8), ("ip", "protocol"): ("nh", 72, 8),
-    ("ip", "checksum"): ("nh", 80, 16), ("ip", "saddr"): ("nh", 96, 32), ("ip", "daddr"): ("nh", 128, 32),
-    ("ip6", "version"): ("nh", 0, 4), ("ip6", "dscp"): ("nh", 4, 6), ("ip6", "ecn"): ("nh", 10, 2),
-    ("ip6", "flowlabel"): ("nh", 12, 20), ("ip6", "length"): ("nh", 32, 16), ("ip6", "nexthdr"): ("nh", 48, 8),
-    ("ip6", "hoplimit"): ("nh", 56, 8), ("ip6", "saddr"): ("nh", 64, 128), ("ip6", "daddr"): ("nh", 192, 128),
-    ("ether", "daddr"): ("ll", 0, 48), ("ether", "saddr"): ("ll", 48, 48), ("ether", "type"): ("ll", 96, 16),
-    ("tcp", "flags"): ("th", 104, 8), ("tcp", "sequence"): ("th", 32, 32), ("tcp", "ackseq"): ("th", 64, 32),
-    ("tcp", "window"): ("th", 112, 16), ("tcp", "checksum"): ("th", 128, 16), ("tcp", "urgptr"): ("th", 144, 16),
-    ("udp", "length"): ("th", 32, 16), ("udp", "checksum"): ("th", 48, 16),
-    **{(protocol, "type"): ("th", 0, 8) for protocol in ("icmp", "icmpv6", "igmp")},
-    **{(protocol, "code"): ("th", 8, 8) for protocol in ("icmp", "icmpv6")},
-    **{
-        (protocol, name): ("th", offset, 16)
-        for protocol in ("th", "tcp", "udp", "udplite", "sctp", "dccp")
-        for name, offset in (("sport", 0), ("dport", 16))
-    },
-}  # fmt: skip
-_LINK_PROTOCOLS = frozenset({"ether", "vlan"})
-_NETWORK_PROTOCOLS = frozenset({"ip", "ip6", "arp"})
 _READABLE = ("readable", "link.readable")
 _FIB = "fib "  # beginning of the names of opaque fields
 
@@ -62,8 +40,7 @@ def written_fields(key: nft.Expression, family: int) -> tuple[str, ...]:
         case nft.Meta("pkttype"):
             return ("pkttype",)
         case nft.Payload(protocol, name):
-            base = "ll" if protocol in _LINK_PROTOCOLS else "nh" if protocol in _NETWORK_PROTOCOLS else "th"
-            return _overlapping(*_NAMED.get((protocol, name), (base, 0, 1 << 16)), family)
+            return _overlapping(*field_bits(protocol, name), family)
         case nft.RawPayload(base, offset, length):
             return _overlapping(base, offset, length, family)
     return ()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Header fields by their place: which field nft names at some bits of a header.
 
-Offsets and lengths are in bits. Source: nftables, src/proto.c.
+Offsets and lengths are in bits.
 """
 
 from __future__ import annotations
@@ -11,43 +11,9 @@ from functools import lru_cache
 from attrs import frozen
 
 from ... import nft
+from ...nft.headers import HEADER_FIELDS
 from .values import Kind
 
-_Field = tuple[int, int, str]  # offset, length, name
-
-_PORTS: tuple[_Field, ...] = ((0, 16, "sport"), (16, 16, "dport"))
-_ICMP: tuple[_Field, ...] = ((0, 8, "type"), (8, 8, "code"), (16, 16, "checksum"))
-_FIELDS: dict[str, tuple[_Field, ...]] = {
-    "ether": ((0, 48, "daddr"), (48, 48, "saddr"), (96, 16, "type")),
-    "arp": (
-        (0, 16, "htype"), (16, 16, "ptype"), (32, 8, "hlen"), (40, 8, "plen"), (48, 16, "operation"),
-        (64, 48, "saddr ether"), (112, 32, "saddr ip"), (144, 48, "daddr ether"), (192, 32, "daddr ip"),
-    ),
-    "ip": (
-        (0, 4, "version"), (4, 4, "hdrlength"), (8, 6, "dscp"), (14, 2, "ecn"), (16, 16, "length"), (32, 16, "id"),
-        (48, 16, "frag-off"), (64, 8, "ttl"), (72, 8, "protocol"), (80, 16, "checksum"), (96, 32, "saddr"),
-        (128, 32, "daddr"),
-    ),
-    "ip6": (
-        (0, 4, "version"), (4, 6, "dscp"), (10, 2, "ecn"), (12, 20, "flowlabel"), (32, 16, "length"),
-        (48, 8, "nexthdr"), (56, 8, "hoplimit"), (64, 128, "saddr"), (192, 128, "daddr"),
-    ),
-    "th": _PORTS,
-    "tcp": (
-        *_PORTS, (32, 32, "sequence"), (64, 32, "ackseq"), (96, 4, "doff"), (100, 4, "reserved"), (104, 8, "flags"),
-        (112, 16, "window"), (128, 16, "checksum"), (144, 16, "urgptr"),
-    ),
-    "udp": (*_PORTS, (32, 16, "length"), (48, 16, "checksum")),
-    "udplite": (*_PORTS, (32, 16, "csumcov"), (48, 16, "checksum")),
-    "sctp": (*_PORTS, (32, 32, "vtag"), (64, 32, "checksum")),
-    "dccp": _PORTS,
-    "esp": ((0, 32, "spi"), (32, 32, "sequence")),
-    "ah": ((0, 8, "nexthdr"), (8, 8, "hdrlength"), (16, 16, "reserved"), (32, 32, "spi"), (64, 32, "sequence")),
-    "comp": ((0, 8, "nexthdr"), (8, 8, "flags"), (16, 16, "cpi")),
-    "icmp": _ICMP,
-    "icmpv6": _ICMP,
-    "igmp": ((0, 8, "type"), (8, 8, "mrt"), (16, 16, "checksum"), (32, 32, "group")),
-}  # fmt: skip
 _TRANSPORT = {6: "tcp", 17: "udp", 136: "udplite", 132: "sctp", 33: "dccp", 50: "esp", 51: "ah", 108: "comp"}
 # These names imply a family too.
 _CONTROL = {(1, "ip"): "icmp", (58, "ip6"): "icmpv6", (2, "ip"): "igmp"}
@@ -110,7 +76,7 @@ def header_parts(protocol: str | None, offset: int, length: int) -> tuple[Header
     """Return the fields at some bits of a header, in order; None if nft has no names for all of them."""
     parts: list[HeaderPart] = []
     position, end = offset, offset + length
-    for start, size, name in _FIELDS.get(protocol or "", ()):
+    for start, size, name in HEADER_FIELDS.get(protocol or "", ()):
         if start + size <= position:
             continue
         if start > position:
