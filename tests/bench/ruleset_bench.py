@@ -44,7 +44,8 @@ def _ruleset() -> Iterator[str]:
     yield "chain c { type filter hook output priority 0\n"
     for number in range(_RULES):
         host = f"10.{number >> 8}.{number & 255}.1"
-        yield f'oifname "eth{number % 100}" ip daddr {host} tcp dport {number + 1} counter accept\n'
+        counter = f"counter packets {number} bytes {number * 77}"  # as in a ruleset that is in use
+        yield f'oifname "eth{number % 100}" ip daddr {host} tcp dport {number + 1} {counter} accept\n'
     yield "}\n}\n"
 
 

@@ -216,6 +216,24 @@ def test_lift_unknown_expression_is_kept_as_text() -> None:
     assert statement == nft.UnknownStatement("[ novel 1=00000007 ] (an unknown expression)")
 
 
+def test_lift_counter_values_have_no_meaning() -> None:
+    lifter, context = RuleLifter(), RuleContext("ip", SetTable("little"), {}, "little", undecoded_xt)
+
+    def lifted(*attributes: bytes) -> tuple[nft.Statement, ...]:
+        return lifter.lift(RawRule("t", "c", (expression("counter", *attributes),), None), context).statements
+
+    for packets in (0, 1, 1 << 40):
+        assert lifted(number(1, 7 * packets, 8), number(2, packets, 8)) == (nft.Counter(),)
+    for others in (
+        (number(1, 1, 8), number(9, 1, 8)),  # an unknown attribute, of the same size or elsewhere
+        (number(9, 1, 8), number(2, 1, 8)),
+        (number(1, 1), number(9, 1), number(2, 1)),
+        (number(9, 1, 20),),
+        (number(1, 1, 8), number(2, 1, 8), number(9, 1)),  # longer than a counter
+    ):
+        assert isinstance(lifted(*others)[0], nft.UnknownStatement)
+
+
 def test_lift_wildcard_ends_in_asterisk() -> None:
     assert lift(meta(OIFNAME), cmp(b"wan")) == (nft.Match(nft.Meta("oifname"), "wan*"),)
     assert lift(meta(OIFNAME), cmp(b"wan".ljust(16, b"\0"))) == (nft.Match(nft.Meta("oifname"), "wan"),)

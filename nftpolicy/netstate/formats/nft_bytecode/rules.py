@@ -24,6 +24,8 @@ _MAX_OPERATIONS, _MAX_SHAPES, _MAX_RESULTS = 1 << 12, 1 << 8, 1 << 10  # that ar
 # the first attribute of an expression; here with what follows it in eight bytes.
 _LOADS = frozenset({b"meta\0\0\0\0", b"payload\0"})
 _COMPARISON = b"cmp\0"
+# A counter, whose two values no decoder reads: with zeros in their place all counters are one expression.
+_COUNTER, _COUNTER_SIZE, _NO_COUNT = b"counter\0", 40, bytes(8)
 
 
 @frozen
@@ -173,6 +175,8 @@ class RuleLifter:
             shape.remember(constant, (tuple(statements[count:]), state.network, state.transport))
 
     def _operation(self, raw: bytes) -> Operation:
+        if raw[4:12] == _COUNTER and len(raw) == _COUNTER_SIZE:
+            raw = raw[:20] + _NO_COUNT + raw[28:32] + _NO_COUNT
         operation = self._operations.get(raw)
         if operation is None:
             _limit(self._operations, _MAX_OPERATIONS)
