@@ -1,12 +1,14 @@
 """Recorded dumps of nf_tables: as files, and from this kernel.
 
-`python -m tests.nft_messages` as root records tests/fixtures/nft_bytecode/ruleset.nft again, in a
-namespace of its own.
+`python -m tests.nft_messages NAME [PROGRAM]` as root records tests/fixtures/nft_bytecode/NAME.nft again, in a namespace
+of its own. PROGRAM is the nft that loads it: nft 1.1 for nft-1.1.nft, else nft 1.0.6.
 """
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from nftpolicy.netstate.formats import nft_text
 from nftpolicy.netstate.formats.nft_bytecode.ruleset import RulesetMessages
 
 DIRECTORY = Path(__file__).parent / "fixtures/nft_bytecode"
-RULESET, RECORDED, LIFTED = (DIRECTORY / name for name in ("ruleset.nft", "messages.json", "lifted.txt"))
+RECORDINGS = ("ruleset", "grammar", "nft-1.1")
 _DUMPS = ("tables", "chains", "rules", "sets", "objects", "flowtables")
 
 
@@ -39,9 +41,14 @@ def from_json(document: dict[str, Any]) -> RulesetMessages:
     return RulesetMessages(**dumps, elements=elements, devices=devices, byte_order=document["byte_order"])
 
 
-def recorded() -> RulesetMessages:
-    """Return the recorded messages."""
-    return from_json(json.loads(RECORDED.read_text()))
+def recorded(name: str = "ruleset") -> RulesetMessages:
+    """Return the messages of a recording."""
+    return from_json(json.loads((DIRECTORY / f"{name}.json").read_text()))
+
+
+def lifted(name: str) -> str:
+    """Return the recorded text of a recording."""
+    return (DIRECTORY / f"{name}.txt").read_text()
 
 
 def describe(tables: tuple[nft.Table, ...]) -> str:
@@ -63,20 +70,18 @@ def describe(tables: tuple[nft.Table, ...]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _record() -> None:
-    from nftpolicy.kernel.libnft import Nft
+def _record(name: str, program: str) -> None:
     from nftpolicy.kernel.netlink.nft_ruleset import read_messages
     from nftpolicy.netstate.formats.nft_bytecode.ruleset import decode_ruleset
 
-    error = Nft().load(RULESET.read_text())
-    assert error is None, error
+    subprocess.run([program, "-f", DIRECTORY / f"{name}.nft"], check=True)
     messages = read_messages()
-    RECORDED.write_text(json.dumps(to_json(messages), indent=0) + "\n")
-    LIFTED.write_text(describe(decode_ruleset(messages)))
+    (DIRECTORY / f"{name}.json").write_text(json.dumps(to_json(messages), indent=0) + "\n")
+    (DIRECTORY / f"{name}.txt").write_text(describe(decode_ruleset(messages)))
 
 
 if __name__ == "__main__":
     from tests.lab.netns import Namespace
 
     with Namespace("record") as space:
-        space.call(_record)
+        space.call(lambda: _record(sys.argv[1], *(sys.argv[2:] or ["nft"])))

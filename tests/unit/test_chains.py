@@ -38,6 +38,7 @@ from nftpolicy.netstate.nft import (
     Meta,
     Notrack,
     ObjectRef,
+    OpaqueExpression,
     Option,
     Payload,
     Queue,
@@ -172,6 +173,8 @@ MATCHES = [
     (Match(Payload("arp", "operation"), "request"), view(), False),
     (Match(Payload("ether", "type"), "ip", "!="), view(), False),
     (Match(Ct("state"), "established,related", "in"), view(ct_state="related"), True),
+    (Match(Ct("state"), "established,related", "=="), view(ct_state="related"), False),
+    (Match(Ct("state"), "established,related", "!="), view(ct_state="related"), True),
     (Match(Ct("state"), "new", "=="), view(), True),
     (Match(Ct("state"), "new", "!"), view(), False),
     (Match(Ct("state"), AnonymousSet(frozenset({"new", "invalid"}))), view(), True),
@@ -234,6 +237,8 @@ def test_match_has_expected_result(match, packet_view, expected):
         (Match(Socket("cgroupv2"), "a"), view()),
         (Match(Socket("cgroupv2"), "117"), view(cgroup="a")),
         (Match(Bitwise(MARK, and_mask="odd"), 1), view()),
+        (Match(Binary("<<", Payload("ip", "dscp"), 26), 0), view(fields={("ip", "dscp"): 1})),
+        (Match(OpaqueExpression("numgen inc mod 2"), 1), view()),
         (Match(Concat((MARK, Meta("cpu"))), AnonymousSet(frozenset({(0, 2)}))), view()),
         (Match(Payload("ip", "saddr"), "192.0.2.9"), view(snat=True)),
         (Match(Payload("ip", "daddr"), "192.0.2.9"), view(is_redirected=True)),
@@ -256,6 +261,7 @@ def test_match_of_unknown_field_branches(match, packet_view):
         Match(Payload("th", "dport"), SetRef("missing")),
         Match(RawPayload("th", 0, 16), 9),
         SetUpdate("add", "s", Payload("tcp", "dport")),
+        SetUpdate("add", "s", MARK, data=Payload("tcp", "dport")),
     ],
 )
 def test_match_of_absent_field_is_false(match):

@@ -32,6 +32,7 @@ from nftpolicy.netstate.nft import (
     NamedObject,
     Notrack,
     ObjectRef,
+    OpaqueExpression,
     Option,
     Payload,
     Queue,
@@ -144,10 +145,35 @@ def test_unknown_statement_is_kept_as_json(strange):
     assert json.loads(found.raw) == strange
 
 
+OPAQUE = {
+    "osf name": {"osf": {"key": "name"}},
+    "osf ttl loose version": {"osf": {"key": "version", "ttl": "loose"}},
+    "ipsec in ip saddr": {"ipsec": {"key": "saddr", "family": "ip", "dir": "in", "spnum": 0}},
+    "ipsec out spnum 2 spi": {"ipsec": {"key": "spi", "dir": "out", "spnum": 2}},
+    "numgen random mod 2 offset 5": {"numgen": {"mode": "random", "mod": 2, "offset": 5}},
+    "jhash meta mark mod 2 seed 0x5": {"jhash": {"mod": 2, "seed": 5, "expr": {"meta": {"key": "mark"}}}},
+    "symhash mod 2": {"symhash": {"mod": 2}},
+}
+
+
+@pytest.mark.parametrize("text", OPAQUE)
+def test_expression_that_is_not_evaluated_has_its_text(text):
+    found = nft_json_decode.decode_expression(OPAQUE[text])
+    assert isinstance(found, OpaqueExpression) and nft_text.expression_text(found) == text
+
+
 @pytest.mark.parametrize(
     "strange",
     [
-        {"osf": {"key": "name", "ttl": "loose"}},
+        {"osf": {"key": "name", "ttl": "other"}},
+        {"osf": {"key": "name", "new": 1}},
+        {"numgen": {"mode": "other", "mod": 2, "offset": 0}},
+        {"numgen": {"mode": "inc", "mod": 2, "offset": "1"}},
+        {"jhash": {"mod": 2, "seed": "1", "expr": {"meta": {"key": "mark"}}}},
+        {"jhash": {"mod": 2, "expr": {"strange": 1}}},
+        {"symhash": {"mod": 2, "expr": {"meta": {"key": "mark"}}}},
+        {"ipsec": {"key": "saddr", "dir": "in", "spnum": 0}},
+        {"ipsec": {"key": "reqid", "dir": "fwd", "spnum": 0}},
         {"numgen": {}},
         {"&": [{"meta": {"key": "x"}}, "rst"]},
         5,

@@ -7,8 +7,10 @@ from attrs import evolve
 from nftpolicy.netstate.nft import (
     ACCEPT,
     DROP,
+    AnonymousSet,
     Bitwise,
     Chain,
+    Ct,
     Hook,
     Limit,
     Mangle,
@@ -105,6 +107,26 @@ def test_conditional_entry_of_a_verdict_map_may_not_apply():
     uncertain = Map("by", ("ifname",), ("verdict",), entries, conditional_elements=frozenset({"wan"}))
     assert verdict(state(*rules, maps=(certain,))) == "proved"
     assert verdict(state(*rules, maps=(uncertain,))) == "unknown"
+
+
+# --- tests for several connection states ---------------------------------------------------
+
+STATES = "established,invalid,new,related,untracked"  # of which a packet has one
+
+
+@pytest.mark.parametrize(("op", "expected"), [("in", "proved"), ("==", "refuted"), ("!", "refuted"), ("!=", "unknown")])
+def test_all_states_at_once_are_not_one_state(op, expected):
+    """`ct state established | related` compares with both bits, which no packet has; a list tests for one of them."""
+    assert verdict(state(Rule((OUT, UNMARKED, Match(Ct("state"), STATES, op), DROP)))) == expected
+
+
+def test_set_of_states_has_whole_values():
+    def with_states(*elements):
+        right = AnonymousSet(frozenset(elements))
+        return verdict(state(Rule((OUT, UNMARKED, Match(Ct("state"), right, "in"), DROP))))
+
+    assert with_states(*STATES.split(",")) == "proved"
+    assert with_states(STATES) == "refuted"
 
 
 # --- writes into headers -----------------------------------------------------------------

@@ -10,6 +10,7 @@ from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate import nft
+from nftpolicy.netstate.formats.nft_bytecode import ruleset as nft_bytecode
 from nftpolicy.netstate.formats.nft_json_decode import decode_ruleset
 from nftpolicy.netstate.formats.snapshot_codec import decode_value, encode_value
 from nftpolicy.netstate.routing import IpRule, Nexthop, Route
@@ -27,6 +28,7 @@ from nftpolicy.runtime.snapshot import (
     encode_snapshot,
     policy_in_force,
 )
+from tests.nft_messages import RECORDINGS, recorded
 
 ROOT = Path(__file__).parents[2]
 RULESETS = sorted((ROOT / "rulesets").glob("*.toml"))
@@ -59,6 +61,12 @@ def test_compiled_state_survives_the_document(file):
 def test_kernel_state_survives_the_document(file):
     state = NetState(decode_ruleset(json.loads(file.read_text())))
     assert encode_value(through_text(state)) == encode_value(state)
+
+
+@pytest.mark.parametrize("name", RECORDINGS)
+def test_recorded_rules_survive_the_document(name):
+    state = NetState(nft_bytecode.decode_ruleset(recorded(name)))
+    assert through_text(state) == state
 
 
 def test_fields_that_comparison_ignores_survive():

@@ -48,8 +48,9 @@ def _needs_tracking(value: object, family: str) -> bool | None:
             return True if any(word in raw for word in _TRACKING_JSON) else None
         case nft.UnmodelledMatch(_, needs_conntrack) | nft.NeutralTarget(_, needs_conntrack):
             return needs_conntrack
-        case nft.Undecided(_, _, needs_conntrack):
-            return needs_conntrack
+        case nft.Undecided(_, _, needs_conntrack, _, key):
+            needs = _needs_tracking(key, family)
+            return needs if needs or needs_conntrack is False else needs_conntrack
         case nft.ObjectRef("synproxy"):
             return True
         # A statement of the other family needs no tracking of this one.

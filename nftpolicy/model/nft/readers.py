@@ -361,13 +361,20 @@ _OPERATIONS: dict[str, Callable[[int, int], int]] = {
 
 
 def _binary(op: str, left: Reader, right: Reader, highest: int) -> Reader:
-    combine = _OPERATIONS[op]
+    """Return the reader of an operation on registers.
+
+    The kernel computes in words. Of a shorter value, what reads the result decides if it has the bits above.
+    """
+    combine, is_word = _OPERATIONS[op], highest >= nft.FULL_MASK
 
     def read(view: PacketView) -> FieldValue:
         first, second = left(view), right(view)
         if isinstance(first, Sentinel):
             return first
-        return second if isinstance(second, Sentinel) else combine(first, second) & highest
+        if isinstance(second, Sentinel):
+            return second
+        result = combine(first, second)
+        return result & highest if is_word or result <= highest else NOT_MODELLED
 
     return read
 

@@ -59,8 +59,9 @@ def compile_statement(statement: nft.Statement, tables: NamedSets, point: HookPo
             return lambda run: _notrack(run, point)
         case nft.Limit() | nft.Quota() | nft.CtCount() | nft.UnmodelledMatch():
             return lambda run: run.choices.branch_on(str(about))
-        case nft.SetUpdate(op, _, key):
-            return _set_update(_readability(key, point), op, about)
+        case nft.SetUpdate(op, _, key, data=data):
+            loaded = (key,) if data is None or isinstance(data, int | str | tuple) else (key, data)
+            return _set_update([_readability(each, point) for each in loaded], op, about)
         case nft.ObjectRef(kind_) if kind_ in _TRACED_OBJECTS:
             return None
         case nft.ObjectRef("limit" | "quota"):
@@ -168,9 +169,11 @@ def _queue(run: EvalContext, about: LazyText) -> nft.Verdict:
     return nft.ACCEPT if run.choices.branch_on(f"{about}: accepted") else nft.DROP
 
 
-def _set_update(readable: Callable[[PacketView], bool], op: str, about: LazyText) -> CompiledStatement:
+def _set_update(readable: list[Callable[[PacketView], bool]], op: str, about: LazyText) -> CompiledStatement:
     def update(run: EvalContext) -> bool:
-        return readable(run.view) and (op == "delete" or run.choices.branch_on(f"room for {about}"))
+        return all(each(run.view) for each in readable) and (
+            op == "delete" or run.choices.branch_on(f"room for {about}")
+        )
 
     return update
 

@@ -99,7 +99,15 @@ def _listed(names: Mapping[str, int]) -> Parse:
     return parse
 
 
-parse_states, parse_directions = _listed(CT_STATES), _named(CT_DIRECTIONS)
+parse_directions = _named(CT_DIRECTIONS)
+# A packet has one state. These operators test for any of several; others compare with all of them at once.
+ANY_STATE = frozenset({("ct.state", "in"), ("ct.state", "!")})
+parse_any_state = _listed(CT_STATES)
+
+
+def parse_state(value: Value) -> Ranges | None:
+    """Parse one state; None for several at once, which nothing has."""
+    return None if isinstance(value, str) and "," in value else parse_any_state(value)
 
 
 @cache

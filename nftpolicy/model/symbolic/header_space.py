@@ -156,26 +156,29 @@ class HeaderSpace:
 
     def _match(self, table: nft.Table, match: nft.Match) -> list[Box] | None:
         right = match.right
+        op = "==" if match.op == "in" else match.op  # a set has whole values, not flags
         if isinstance(right, nft.SetRef):
             name = (*table.key, right.name)
             named_set = self._sets.get(name)
-            return None if named_set is None or name in self._changing_sets else self._in_set(table, match, named_set)
+            return (
+                None if named_set is None or name in self._changing_sets else self._in_set(table, match, op, named_set)
+            )
         if isinstance(right, nft.AnonymousSet):
-            return self._elements(table, match.left, right.elements, match.op)
+            return self._elements(table, match.left, right.elements, op)
         if isinstance(right, int | str):
             return self._elements(table, match.left, frozenset({right}), match.op)
         return None
 
-    def _in_set(self, table: nft.Table, match: nft.Match, named_set: nft.Set) -> list[Box] | None:
+    def _in_set(self, table: nft.Table, match: nft.Match, op: str, named_set: nft.Set) -> list[Box] | None:
         """Return the boxes of a lookup in a named set.
 
         Where it finds an element, the element's statements may end the rule; with "!=" it ends anyway.
         """
         conditional = named_set.conditional_elements
-        if not conditional or match.op not in field_values.EQUAL:
-            return self._elements(table, match.left, named_set.elements, match.op)
-        certain = self._elements(table, match.left, named_set.elements - conditional, match.op)
-        uncertain = self._elements(table, match.left, conditional, match.op)
+        if not conditional or op not in field_values.EQUAL:
+            return self._elements(table, match.left, named_set.elements, op)
+        certain = self._elements(table, match.left, named_set.elements - conditional, op)
+        uncertain = self._elements(table, match.left, conditional, op)
         if certain is None or uncertain is None:
             return None
         condition = self.element_condition(table, nft_text.display_text(match))
@@ -205,7 +208,8 @@ class HeaderSpace:
         field = self.field_of(left, table)
         if field is None:
             return None
-        wanted = field_values.matching_values(field.parse, elements, op, self.max_values[field.name])
+        parse = field_values.parse_any_state if (field.name, op) in field_values.ANY_STATE else field.parse
+        wanted = field_values.matching_values(parse, elements, op, self.max_values[field.name])
         if wanted is None:
             return None
         if not wanted:
@@ -352,7 +356,7 @@ class HeaderSpace:
                 name, parse, needs = field_values.META_FIELDS[key]
                 return HeaderField(name, parse, dict(needs))
             case nft.Ct("state", None):
-                return HeaderField("ct.state", field_values.parse_states, {})
+                return HeaderField("ct.state", field_values.parse_state, {})
             case nft.Ct("direction", None):
                 return HeaderField("ct.direction", field_values.parse_directions, {"ct.state": _TRACKED})
             case nft.Payload("ip" | "ip6" as protocol, "saddr" | "daddr" as name):

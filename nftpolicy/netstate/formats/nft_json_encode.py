@@ -87,7 +87,7 @@ def encode_expression(item: Expression) -> Any:
             return {"socket": {"key": key}}
         case nft.Rt(key, family):
             return {"rt": {"key": key, **({"family": family} if family else {})}}
-        case nft.Option(kind, name, field):
+        case nft.Option(kind, name, field) if not (field or "").startswith("@"):
             return {kind: {"name": name, **({"field": field} if field else {})}}
         case nft.Bitwise(operand, mask, bits):
             (data_type,) = _data_types(operand)
@@ -216,7 +216,7 @@ def _other_statement(item: Statement) -> Any:
     match item:
         case nft.ObjectRef(kind, target):
             return {kind: target}
-        case nft.Reject(type_, code):
+        case nft.Reject(type_, code) if type_ != "unreach":
             return {"reject": _present(type=type_, expr=code)}
         case nft.Log(options):
             log = {key: _log_flags(option) if key == "flags" else option for key, option in options}
@@ -232,7 +232,15 @@ def _other_statement(item: Statement) -> Any:
             return {"quota": {"val": amount, "val_unit": unit, **_present(inv=over)}}
         case nft.CtCount(count, over):
             return {"ct count": {"val": count, **_present(inv=over)}}
-        case nft.SetUpdate(op, target, key, timeout, statements):
+        case nft.SetUpdate(_, target, key, None, statements, is_meter=True):
+            return {
+                "meter": {
+                    "name": target,
+                    "key": encode_expression(key),
+                    "stmt": list(map(encode_statement, statements)),
+                }
+            }
+        case nft.SetUpdate(op, target, key, timeout, statements, is_meter=False, data=None):
             elem = encode_expression(key)
             if timeout is not None:
                 elem = {"elem": {"val": elem, "timeout": timeout}}
@@ -241,11 +249,11 @@ def _other_statement(item: Statement) -> Any:
         case nft.FlowOffload(target):
             return {"flow": {"op": "add", "flowtable": f"@{target}"}}
         case nft.Dup(address, device):
-            return {"dup": _present(addr=address, dev=device)}
+            return {"dup": _present(addr=_operand(address), dev=_operand(device))}
         case nft.Fwd(device, family, address):
-            return {"fwd": _present(dev=device, family=family, addr=address)}
+            return {"fwd": _present(dev=_operand(device), family=family, addr=_operand(address))}
         case nft.Tproxy(family, address, port):
-            return {"tproxy": _present(family=family, addr=address, port=port)}
+            return {"tproxy": _present(family=family, addr=_operand(address), port=_operand(port))}
     raise unsupported_error(item)
 
 

@@ -16,6 +16,7 @@ from ...exceptions import NftpolicyError
 from .. import nft
 from ..nft import Element, Expression
 from ..nft.symbols import DEVICE_TYPES, ICMPV6_CODES
+from . import nft_opaque
 
 _MARK_BITS = 32
 _PLAIN_VERDICTS = frozenset({"accept", "drop", "return", "continue"})
@@ -190,10 +191,15 @@ def _expression(item: Any) -> Expression | None:
     if isinstance(item, dict) and len(item) == 1:
         ((kind, body),) = item.items()
         match kind, body:
-            case "tcp option" | "ip option" | "exthdr", {"name": str(name), **rest} if not rest.keys() - {"field"}:
+            case "tcp option" | "ip option" | "sctp chunk" | "exthdr", {"name": str(name), **rest} if (
+                not rest.keys() - {"field"}
+            ):
                 return nft.Option(kind, name, _text_or_none(rest.get("field")))
             case _, [left, right]:
                 return _arithmetic(kind, left, right)
+            case _, dict():
+                key = decode_expression(body["expr"]) if "expr" in body else None
+                return nft_opaque.decode_json(kind, body, key)
     return None
 
 

@@ -123,7 +123,12 @@ def _meter(body: dict[str, Any]) -> Statement:
     _require_only(body, "name", "key", "stmt", "size")
     statements = body["stmt"] if isinstance(body["stmt"], list) else [body["stmt"]]
     return nft.SetUpdate(
-        "update", str(body["name"]), decode_expression(body["key"]), None, tuple(map(decode_statement, statements))
+        "update",
+        str(body["name"]),
+        decode_expression(body["key"]),
+        None,
+        tuple(map(decode_statement, statements)),
+        True,
     )
 
 

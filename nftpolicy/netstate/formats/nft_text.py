@@ -8,7 +8,7 @@ into the ruleset.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
@@ -52,6 +52,7 @@ __all__ = [
 _COMMENT = re.compile(r"[A-Za-z0-9_.:/*%@ ,+()\[\]!?=<>-]{1,120}\Z")
 _LETTERS = re.compile(r"[a-z]+\Z")
 _VERBS = frozenset({"add", "delete", "flush"})
+_REJECTS: Mapping[object, str] = {"ip": "icmp", "ip6": "icmpv6"}
 _IS_ETHERNET = nft.Match(nft.Meta("iiftype"), 1)
 _ELEMENTS = re.compile(r"[A-Za-z0-9_.:/*%@, -]+\Z")
 
@@ -67,13 +68,19 @@ def rule_text(item: nft.Rule) -> str:
 def _named_frame_types(statements: Sequence[Statement]) -> list[str]:
     """Return the texts of statements, with `ether type` for the two matches that nft makes of it."""
     parts: list[str] = []
+    network = None  # established by a test of the frame's type
     for index, statement in enumerate(statements):
+        if isinstance(statement, nft.Reject) and statement.type == "unreach" and network in _REJECTS:
+            parts.append(f"reject with {_REJECTS[network]} type {int(statement.code or 0)}")
+            continue
         text = statement_text(statement)
         is_frame_type = isinstance(statement, nft.Match) and statement.left == nft.Payload("ether", "type")
-        if is_frame_type and index and statements[index - 1] == _IS_ETHERNET:
-            parts[-1] = text.replace("@ll,96,16", "ether type", 1)
-        else:
-            parts.append(text)
+        if is_frame_type and _IS_ETHERNET in statements[:index]:
+            text = text.replace("@ll,96,16", "ether type", 1)
+            network = statement.right if isinstance(statement, nft.Match) and statement.op == "==" else network
+            if statements[index - 1] == _IS_ETHERNET:
+                parts.pop()
+        parts.append(text)
     return parts
 
 
@@ -115,13 +122,19 @@ def _set_options(item: nft.Set | nft.Map) -> str:
 
 def _map(item: nft.Map) -> list[str]:
     kinds = (
-        f"type {' . '.join(map(identifier, item.type))} : {' . '.join(map(identifier, item.data))};{_set_options(item)}"
+        f"type {' . '.join(map(identifier, item.type))} : {' . '.join(map(_data_type, item.data))};{_set_options(item)}"
     )
     lines = ["", f"\tmap {identifier(item.name)} {{", *(f"\t\t{part.strip()}" for part in kinds.split(";") if part)]
     if item.elements:
         pairs = (f"{element_text(key, item.type)} : {_map_data(data, item.data)}" for key, data in item.elements)
         lines.append(f"\t\telements = {braced_list(pairs)}")
     return [*lines, "\t}"]
+
+
+def _data_type(name: str) -> str:
+    """Return the name of a type of map data, which may be that of an interval."""
+    prefix = "interval " if name.startswith("interval ") else ""
+    return f"{prefix}{identifier(name.removeprefix(prefix))}"
 
 
 def _map_data(data: Element | nft.Verdict, types: tuple[str, ...]) -> str:

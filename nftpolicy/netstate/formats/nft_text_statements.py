@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 
 from .. import nft
-from ..nft import Expression, Statement
+from ..nft import Element, Expression, Statement
 from .nft_text_values import (
     FLAG_TYPES,
     braced_list,
@@ -33,14 +33,19 @@ _UPDATES = frozenset({"add", "update", "delete"})
 _NAT_TYPE_FLAGS = frozenset({"prefix", "interval", "netmap", "concat"})
 _REJECTS = frozenset({"icmp", "icmpv6", "icmpx"})
 # Statements that apply named objects of the table.
-_OBJECTS = {
+OBJECT_STATEMENTS = {
+    "counter": "counter name",
     "limit": "limit name",
     "quota": "quota name",
     "synproxy": "synproxy name",
     "ct helper": "ct helper set",
     "ct timeout": "ct timeout set",
     "ct expectation": "ct expectation set",
+    "secmark": "meta secmark set",
 }
+# nft_synproxy_eval: breaks for other protocols, drops or steals SYN and ACK, lets other segments continue.
+SYNPROXY_RESULTS = frozenset({"continue", "break", "drop"})
+_SYNTAX = re.compile(r"[A-Za-z0-9_.:/*%@&,(){}\"|^<> -]+\Z")  # of statements whose text is nft's syntax
 
 
 def verdict_text(item: nft.Verdict) -> str:
@@ -63,6 +68,8 @@ def _match(item: nft.Match) -> str:
             raise unsupported_error(item)
         case plain if types[0] in FLAG_TYPES and item.op in ("in", "!") and isinstance(plain, str):
             right = ",".join(map(_word, plain.split(",")))
+        case int(label) if types[0] == "ct_label" and item.op in ("in", "!"):
+            right = str(label)
         case plain if types[0] in FLAG_TYPES and isinstance(plain, str) and item.op != "&":
             right, explicit = constant_text(plain, item.left), True
         case plain if types[0] in FLAG_TYPES:
@@ -89,6 +96,15 @@ def _mangle(item: nft.Mangle) -> str:
     if isinstance(item.value, str) and item.key == nft.Ct("event"):
         return f"{key} set {','.join(map(_word, item.value.split(',')))}"
     return f"{key} set {_value_or_expression(item.value)}"
+
+
+def object_map_text(key: Expression, entries: str | frozenset[tuple[Element, str]]) -> str:
+    """Return the lookup of an object in a map: its name, or its entries. Raises ValueError."""
+    if isinstance(entries, str):
+        return f"{expression_text(key)} map @{identifier(entries)}"
+    types = value_types(key)
+    pairs = (f'{element_text(each, types)} : "{identifier(target)}"' for each, target in entries)
+    return f"{expression_text(key)} map {braced_list(pairs)}"
 
 
 def _vmap(item: nft.VerdictMap) -> str:
@@ -124,7 +140,9 @@ def _port_range(port: int | str) -> str:
 
 def _nat(kind: str, item: nft.Dnat | nft.Snat) -> str:
     family = "" if item.family is None else f" {_word(item.family)}"
-    types = "".join(f" {flag}" for flag in ("prefix", "interval") if flag in item.flags)
+    # Without the word, nft takes the networks of a map for intervals.
+    is_network = "prefix" in item.flags or ("netmap" in item.flags and isinstance(item.address, nft.Lookup))
+    types = f"{' prefix' if is_network else ''}{' interval' if 'interval' in item.flags else ''}"
     if types and not family:
         raise unsupported_error(item)
     target = _nat_target(item.address, item.port)
@@ -173,22 +191,37 @@ def quota_text(item: nft.Quota) -> str:
 
 
 def _set_update(item: nft.SetUpdate) -> str:
-    timeout = "" if item.timeout is None else f" timeout {int(item.timeout)}s"
+    timeout = (
+        "" if item.timeout is None else f" timeout {_value(item.timeout)}{'s' if isinstance(item.timeout, int) else ''}"
+    )
     statements = "".join(f" {statement_text(inner)}" for inner in item.statements)
-    contents = f"{expression_text(item.key)}{timeout}{statements}"
-    return f"{require_one_of(_UPDATES, item.op)} @{identifier(item.name)} {{ {contents} }}"
+    data = "" if item.data is None else f" : {_update_data(item.data)}"
+    contents = f"{expression_text(item.key)}{timeout}{statements}{data}"
+    op = "meter " if item.is_meter else f"{require_one_of(_UPDATES, item.op)} @"
+    return f"{op}{identifier(item.name)} {{ {contents} }}"
+
+
+def _update_data(item: Expression | Element) -> str:
+    if isinstance(item, tuple):
+        return element_text(item, ("value",) * len(item))
+    return _value_or_expression(item)
+
+
+def _device(item: Expression | nft.Value) -> str:
+    return quoted_name(item) if isinstance(item, str) else _value_or_expression(item)
 
 
 def _other_destination(item: nft.Dup | nft.Fwd | nft.Tproxy) -> str:
     match item:
         case nft.Dup(address, device):
             # Without an IP address (netdev), `address` is a device.
-            device_text = "" if device is None else f" device {quoted_name(device)}"
-            return f"dup to {_value(address or '')}{device_text}"
+            device_text = "" if device is None else f" device {_device(device)}"
+            return f"dup to {_value_or_expression('' if address is None else address)}{device_text}"
         case nft.Fwd(device, None, _):
-            return f"fwd to {quoted_name(device)}"
+            return f"fwd to {_device(device)}"
         case nft.Fwd(device, str(family), address):
-            return f"fwd {_word(family)} to {_value(address or '')} device {quoted_name(device)}"
+            target = _value_or_expression("" if address is None else address)
+            return f"fwd {_word(family)} to {target} device {_device(device)}"
         case nft.Tproxy(family, address, port):
             family_text = "" if family is None else f" {_word(family)}"
             return f"tproxy{family_text}{_nat_target(address, port)}"
@@ -217,8 +250,8 @@ def statement_text(item: Statement) -> str:
             return "counter"
         case nft.CounterRef(target):
             return f'counter name "{identifier(target)}"'
-        case nft.ObjectRef(kind, target) if kind in _OBJECTS:
-            return f'{_OBJECTS[kind]} "{identifier(target)}"'
+        case nft.ObjectRef(kind, target) if kind in OBJECT_STATEMENTS:
+            return f'{OBJECT_STATEMENTS[kind]} "{identifier(target)}"'
         case nft.Mangle():
             return _mangle(item)
         case nft.Dnat():
@@ -249,4 +282,6 @@ def statement_text(item: Statement) -> str:
             return f"flow add @{identifier(target)}"
         case nft.Dup() | nft.Fwd() | nft.Tproxy():
             return _other_destination(item)
+        case nft.Undecided(text, is_syntax=True):
+            return _gate(_SYNTAX, text)
     raise unsupported_error(item)

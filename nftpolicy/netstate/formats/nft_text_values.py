@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from .. import nft
 from ..nft import Element, Expression
-from ..nft.symbols import ETHERTYPE_NUMBERS
+from ..nft.symbols import ETHERTYPE_NUMBERS, TCP_OPTIONS
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*\Z")
 _WORD = re.compile(r"[A-Za-z0-9_.:/*%@-]+\Z")
@@ -16,12 +16,17 @@ _QUOTED_WORD = re.compile(r"[A-Za-z0-9_.:/*%@-]+(\\\*)?\Z")
 _CT_KEYS = frozenset({"ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr"})
 _OPERATORS = frozenset({"^", "<<", ">>", "&", "|"})
 _TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2} )?[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?|[A-Z][a-z]+")
+_SECONDS = re.compile(r"[0-9]+-[0-9]+\Z")
 # Data types of names, which nft's grammar requires in quotes; of flags, which can be combined; of time.
-QUOTED_TYPES = frozenset({"ifname", "iface_index"})
-FLAG_TYPES = frozenset({"tcp_flag", "ct_state", "ct_status"})
+QUOTED_TYPES = frozenset({"ifname", "iface_index", "string"})
+FLAG_TYPES = frozenset({"tcp_flag", "ct_state", "ct_status", "ct_label"})
 _TIME_TYPE, _ETHERTYPE = "time", "ethertype"
 _UNTYPED_PAIR = ("value", "value")
-_OPTION_KINDS = frozenset({"tcp option", "ip option"})
+_OPTION_KINDS = frozenset({"tcp option", "ip option", "sctp chunk", "dccp option"})
+_OPTION_FIELD = re.compile(r"[a-z][a-z0-9-]*(\[[0-9]+\])?\Z")
+_RAW_OPTION_FIELD = re.compile(r"@([0-9]+,[0-9]+)\Z")
+_ARP_FIELD = re.compile(r"[sd]addr (ether|ip)\Z")
+_OPAQUE = re.compile(r"[A-Za-z0-9_.:/*%@&,(){}\"|^<> -]+\Z")
 _TYPES: dict[Expression, str] = {
     **dict.fromkeys((nft.Meta("iifname"), nft.Meta("oifname")), "ifname"),
     **dict.fromkeys((nft.Meta("iif"), nft.Meta("oif")), "iface_index"),
@@ -30,6 +35,7 @@ _TYPES: dict[Expression, str] = {
     nft.Payload("tcp", "flags"): "tcp_flag",
     nft.Ct("state"): "ct_state",
     nft.Ct("status"): "ct_status",
+    nft.Ct("label"): "ct_label",
 }
 
 
@@ -85,7 +91,7 @@ def typed_value_text(item: nft.Value, kind: str) -> str:
         return f"{number:#06x}" if isinstance(number, int) else value_text(number)
     if isinstance(item, str) and kind in FLAG_TYPES:
         return " | ".join(map(grammar_word, item.split(",")))
-    if isinstance(item, str) and kind == _TIME_TYPE:
+    if isinstance(item, str) and kind == _TIME_TYPE and not _SECONDS.match(item):
         times = [match[0] for match in _TIME.finditer(item)]
         if "-".join(times) != item:
             raise _invalid(item)
@@ -106,6 +112,8 @@ def value_types(expression: Expression) -> tuple[str, ...]:
         return tuple(kind for part in expression.parts for kind in value_types(part))
     while isinstance(expression, nft.Bitwise):
         expression = expression.operand
+    if isinstance(expression, nft.OpaqueExpression) and expression.text.startswith("osf "):
+        return ("string",)
     return (_TYPES.get(expression, "value"),)
 
 
@@ -132,6 +140,8 @@ def expression_text(item: Expression) -> str:
             return f"ct {key}" if direction is None else f"ct {grammar_word(direction)} {key}"
         case nft.Payload("ether", "type"):  # by this name nft would test the input device too
             return "@ll,96,16"
+        case nft.Payload("arp", field) if _ARP_FIELD.match(field):
+            return f"arp {field}"
         case nft.Payload(protocol, field):
             return f"{grammar_word(protocol)} {grammar_word(field)}"
         case nft.RawPayload(base, offset, length):
@@ -144,6 +154,10 @@ def expression_text(item: Expression) -> str:
             return f"rt {grammar_word(key)}" if family is None else f"rt {grammar_word(family)} {grammar_word(key)}"
         case nft.Option():
             return _option(item)
+        case nft.OpaqueExpression(text, key):
+            if key is not None:
+                expression_text(key)  # raises for a key without text
+            return require(_OPAQUE, text)
         case nft.Bitwise(operand, mask, bits):
             masked = inner(operand)
             if mask != nft.FULL_MASK:
@@ -174,7 +188,10 @@ def inner(item: Expression) -> str:
 
 
 def _option(item: nft.Option) -> str:
-    field = "" if item.field is None else f" {grammar_word(item.field)}"
+    raw = _RAW_OPTION_FIELD.match(item.field or "")
+    if raw is not None and item.kind == "tcp option":
+        return f"tcp option @{TCP_OPTIONS.get(item.name, item.name)},{raw[1]}"
+    field = "" if item.field is None else f" {require(_OPTION_FIELD, item.field)}"
     if item.kind == "exthdr":
         return f"{grammar_word(item.name)}{field}" if field else f"exthdr {grammar_word(item.name)}"
     return f"{require_one_of(_OPTION_KINDS, item.kind)} {grammar_word(item.name)}{field}"

@@ -79,14 +79,26 @@ class Rt:
 
 @frozen
 class Option:
-    """Field of a TCP or IP option or an extension header; `field` None tests for existence.
+    """Field of an option, an extension header or an SCTP chunk; `field` None tests for existence.
 
-    `kind` is "tcp option", "ip option" or "exthdr".
+    `kind` is "tcp option", "ip option", "dccp option", "sctp chunk" or "exthdr" (of IPv6). A field that nft does
+    not name is "@OFFSET,LENGTH", in bits.
     """
 
     kind: str
     name: str
     field: str | None = None
+
+
+@frozen
+class OpaqueExpression:
+    """Expression whose value the model does not evaluate: numgen, jhash, symhash, osf or ipsec.
+
+    `text` is its nft syntax, `key` the expression that jhash reads. Its value changes nothing else.
+    """
+
+    text: str
+    key: Expression | None = None
 
 
 @frozen
@@ -148,6 +160,7 @@ Expression = (
     | Socket
     | Rt
     | Option
+    | OpaqueExpression
     | Bitwise
     | Binary
     | Concat

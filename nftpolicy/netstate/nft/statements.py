@@ -140,7 +140,10 @@ class Redirect:
 
 @frozen
 class Reject:
-    """Drop with an error packet; `type` is "icmp", "icmpv6", "icmpx" or "tcp reset", `code` its name."""
+    """Drop with an error packet; `type` is "icmp", "icmpv6", "icmpx" or "tcp reset", `code` its name.
+
+    With `type` "unreach" the packet gets an ICMP or ICMPv6 error, by its own family, with the number `code`.
+    """
 
     type: str = "icmpx"
     code: Value | None = "port-unreachable"
@@ -197,13 +200,19 @@ class CtCount:
 
 @frozen
 class SetUpdate:
-    """Addition, update or deletion (`op`) of a set element with the value of `key` and `statements`."""
+    """Addition, update or deletion (`op`) of a set element with the value of `key` and `statements`.
+
+    `timeout` is in seconds, or "NUMBERms". `is_meter`: the rule has made the set, which no other rule can name.
+    `data` is what an element of a map gets.
+    """
 
     op: str
     name: str
     key: Expression
-    timeout: int | None = None
+    timeout: Value | None = None
     statements: tuple[Statement, ...] = ()
+    is_meter: bool = False
+    data: Expression | Element | None = None
 
 
 @frozen
@@ -217,17 +226,17 @@ class FlowOffload:
 class Dup:
     """Copy of the packet to an address, or (netdev) to a device."""
 
-    address: Value | None
-    device: str | None = None
+    address: Value | Expression | None
+    device: Value | Expression | None = None
 
 
 @frozen
 class Fwd:
     """Forwarding of the packet to another device (netdev)."""
 
-    device: str
+    device: Value | Expression
     family: str | None = None
-    address: Value | None = None
+    address: Value | Expression | None = None
 
 
 @frozen
@@ -235,7 +244,7 @@ class Tproxy:
     """Redirection to a local socket (transparent proxy)."""
 
     family: str | None = None
-    address: str | None = None
+    address: Value | Expression | None = None
     port: Value | Expression | None = None
 
 
@@ -252,15 +261,18 @@ class NeutralTarget:
 
 @frozen
 class Undecided:
-    """Statement with an unknown result that writes no mark, no header and no connection.
+    """Statement with an unknown result that writes no mark, no connection, and no header but TCP options.
 
     `results` are the possible ones: "continue", "break" (the rule does not match), "accept", "drop",
-    "return". `needs_conntrack` None: not known. `text` describes the statement.
+    "return". `needs_conntrack` None: not known. `text` describes the statement; with `is_syntax` it is
+    nft's syntax. `key` is the expression that it looks up.
     """
 
     text: str
     results: frozenset[str] = frozenset({"continue", "break"})
     needs_conntrack: bool | None = False
+    is_syntax: bool = False
+    key: Expression | None = None
 
 
 @frozen

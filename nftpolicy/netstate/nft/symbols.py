@@ -46,6 +46,10 @@ ARP_OPERATIONS = {"request": 1, "reply": 2}
 CT_STATE_BITS = {"invalid": 1, "established": 2, "related": 4, "new": 8, "untracked": 64}
 CT_STATUS_BITS = {"expected": 1, "seen-reply": 2, "assured": 4, "confirmed": 8, "snat": 16, "dnat": 32, "dying": 512}
 CT_DIRECTIONS = {"original": 0, "reply": 1}
+TCP_OPTIONS = {
+    "eol": 0, "nop": 1, "maxseg": 2, "window": 3, "sack-perm": 4, "sack": 5, "timestamp": 8, "md5sig": 19, "mptcp": 30,
+    "fastopen": 34,
+}  # fmt: skip
 TCP_FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg", "ecn", "cwr")
 TCP_FLAG_BITS = {name: 1 << bit for bit, name in enumerate(TCP_FLAGS)}
 

@@ -143,7 +143,8 @@ def _object(attributes: Attributes) -> tuple[str, Object | str]:
             return table, nft.NamedObject(name, decode(data, _ct_helper))
         case 4:
             return table, nft.NamedObject(name, decode(data, effects.limit))
-    return table, f"object {name} of type {kind}: {(data or b'').hex()}"
+    title = effects.OBJECTS.get(kind, f"object of type {kind}")
+    return table, f'{{"{title}":{{"data":"{(data or b"").hex()}","name":"{name}"}}}}'
 
 
 def _ct_helper(attributes: Attributes) -> nft.CtHelper:

@@ -11,7 +11,7 @@ from attrs import frozen
 
 from ... import nft
 from .attributes import UnsupportedBytecode
-from .values import Kind, single_value
+from .values import Kind, interval_value, single_value
 
 _TYPE_BITS, _TYPE_MASK = 6, 0x3F  # of one part in the number of a concatenation
 _WORD = 4  # bytes; each part of a concatenation begins at a multiple
@@ -58,11 +58,15 @@ _KIND_NAMES = {kind: name for name, kind, _, _ in reversed(_TYPES.values())} | {
 
 @frozen
 class Column:
-    """Part of a key or of data: its kind, length in bytes, and byte order."""
+    """Part of a key or of data: its kind, length in bytes, and byte order.
+
+    `bits`: the number of the lowest bit and the length of the field that a mask cuts out of it; None: all of it.
+    """
 
     kind: Kind
     length: int
     order: str
+    bits: tuple[int, int] | None = None
 
     @property
     def padded_length(self) -> int:
@@ -130,8 +134,30 @@ def split_columns(raw: bytes, columns: tuple[Column, ...]) -> list[bytes]:
 
 def column_value(raw: bytes, column: Column) -> nft.Value:
     """Return the value of a column. Raises UnsupportedBytecode."""
+    number, bits = column_number(raw, column), 8 * column.length if column.bits is None else column.bits[1]
+    return single_value(column.kind, number, bits)
+
+
+def column_number(raw: bytes, column: Column) -> int:
+    """Return the number in a column. Raises UnsupportedBytecode for one with bits that a mask removes."""
     number = int.from_bytes(raw, column.order)  # type: ignore[arg-type]
-    return single_value(column.kind, number, 8 * column.length)
+    if column.bits is None:
+        return number
+    shift, length = column.bits
+    if number & (1 << shift) - 1 or number >> shift + length:
+        raise UnsupportedBytecode("an element with bits that the key does not have")
+    return number >> shift
+
+
+def range_of_values(raw: bytes, columns: tuple[Column, ...]) -> nft.Element:
+    """Return data that are intervals: their lowest values and the highest ones behind. Raises UnsupportedBytecode."""
+    size = sum(column.padded_length for column in columns) if len(columns) > 1 else columns[0].length
+    lows, highs = split_columns(raw[:size], columns), split_columns(raw[size:], columns)
+    values = [
+        interval_value(column.kind, column_number(low, column), column_number(high, column), 8 * column.length)
+        for low, high, column in zip(lows, highs, columns, strict=True)
+    ]
+    return values[0] if len(values) == 1 else tuple(values)
 
 
 def element_value(raw: bytes, columns: tuple[Column, ...]) -> nft.Element:

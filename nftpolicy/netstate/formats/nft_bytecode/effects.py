@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 from ... import nft
+from ..nft_text_statements import OBJECT_STATEMENTS, SYNPROXY_RESULTS, object_map_text
 from .attributes import Attributes, UnsupportedBytecode, decode, decode_text, split_list
-from .datatypes import Column
+from .datatypes import Column, element_value
 from .loads import Operation
 from .rule_state import RuleState
-from .values import Kind, device_name
+from .values import Kind, device_name, single_value
 
-_OBJECTS = {
+OBJECTS = {
     1: "counter", 2: "quota", 3: "ct helper", 4: "limit", 5: "ct count", 6: "tunnel", 7: "ct timeout", 8: "secmark",
     9: "ct expectation", 10: "synproxy",
 }  # fmt: skip
@@ -36,8 +37,9 @@ _REJECT_CODES = {
 }  # fmt: skip
 _REJECT_PROTOCOLS = {"ip": "icmp", "ip6": "icmpv6"}
 _FAMILIES = {2: "ip", 10: "ip6"}
+# include/uapi/linux/netfilter/nf_synproxy.h
+_SYNPROXY_FLAGS = {1: "mss", 2: "wscale", 4: "sack-perm", 8: "timestamp", 16: "ecn"}
 _DEVICE_INDEX = 4  # bytes
-_MILLISECONDS = 1000
 
 
 def counter(attributes: Attributes) -> nft.Statement:
@@ -122,9 +124,9 @@ def reject(attributes: Attributes) -> Operation:
         if kind == "tcp reset":
             state.add(nft.Reject(kind, None))
             return
-        # Without a test of the family it drops the packets of both.
-        protocol = "icmpx" if kind == "icmpx" else _REJECT_PROTOCOLS.get(state.network or "", "icmpx")
-        state.add(nft.Reject(protocol, _REJECT_CODES[protocol].get(code, code)))
+        # Without a test of the family it drops the packets of both (nft_reject_inet_eval).
+        protocol = "icmpx" if kind == "icmpx" else _REJECT_PROTOCOLS.get(state.network or "", "unreach")
+        state.add(nft.Reject(protocol, _REJECT_CODES.get(protocol, {}).get(code, code)))
 
     return refuse
 
@@ -148,13 +150,36 @@ def objref(attributes: Attributes) -> Operation:
     register, name = attributes.optional_number(3), attributes.take(4)
     attributes.ignore(5)  # the number of the map in its transaction
     if register is not None and name is not None:
-        return lambda state: state.add_unknown(f"object by map {decode_text(name)}")
-    kind, target = attributes.choice(1, _OBJECTS), attributes.text(2)
+        return _object_by_map(register, decode_text(name))
+    kind, target = attributes.choice(1, OBJECTS), attributes.text(2)
     if kind == "counter":
         return lambda state: state.add(nft.CounterRef(target))
     if kind == "tunnel":
         return lambda state: state.add_unknown(f"tunnel {target}")
     return lambda state: state.add(nft.ObjectRef(kind, target))
+
+
+def _object_by_map(register: int, name: str) -> Operation:
+    """Return the use of the object that a map names; without an entry the rule ends (nft_objref_map_eval)."""
+
+    def refer(state: RuleState) -> None:
+        sets = state.context.sets
+        number = sets.object_type(name)
+        kind = OBJECTS.get(number, "")
+        if kind not in OBJECT_STATEMENTS:
+            state.add_unknown(f"object of type {number} by map {name}")
+            return
+        key, contents = state.key(register, sets.key_length(name))
+        columns = state.columns(contents)
+        try:
+            text = f"{OBJECT_STATEMENTS[kind]} {object_map_text(key, sets.object_names(name, columns))}"
+        except ValueError as error:
+            raise UnsupportedBytecode(str(error)) from error
+        results = SYNPROXY_RESULTS if kind == "synproxy" else frozenset({"continue", "break"})
+        is_tracking = kind == "synproxy" or kind.startswith("ct ")
+        state.add(nft.Undecided(text, results, is_tracking, is_syntax=True, key=key))
+
+    return refer
 
 
 ELEMENT_STATEMENTS = {"counter": counter, "last": last, "limit": limit, "quota": quota, "connlimit": connlimit}
@@ -183,32 +208,34 @@ def dynset(attributes: Attributes) -> Operation:
 
     def update(state: RuleState) -> None:
         sets = state.context.sets
-        sets.mark_updated(name)
-        if data_register is not None or "inverted" in flags:
-            raise UnsupportedBytecode(f"an update of the map or meter {name}")
-        key, _ = state.key(key_register, sets.key_length(name))
-        state.add(nft.SetUpdate(op, name, key, timeout // _MILLISECONDS if timeout else None, lifted))
+        key, contents = state.key(key_register, sets.key_length(name))
+        sets.mark_updated(name, state.columns(contents))
+        if "inverted" in flags:
+            raise UnsupportedBytecode(f"an inverted update of {name}")
+        lifetime = single_value(Kind.MILLISECONDS, timeout, 64) if timeout else None
+        data = None if data_register is None else _map_data(state, data_register, name)
+        state.add(nft.SetUpdate(op, name, key, lifetime, lifted, sets.is_anonymous(name), data))
 
     return update
 
 
-def _device(state: RuleState, register: int) -> str:
-    """Return the name of the device whose index a register holds. Raises UnsupportedBytecode."""
-    raw = state.constant(register, _DEVICE_INDEX)
-    if raw is None:
-        raise UnsupportedBytecode("a device that is computed")
-    name = device_name(int.from_bytes(raw, state.context.native), state.context.devices)  # type: ignore[arg-type]
-    if not isinstance(name, str):
-        raise UnsupportedBytecode("no device")
-    return name
+def _map_data(state: RuleState, register: int, name: str) -> nft.Expression | nft.Element:
+    """Return the data that a rule gives to an element of a map. Raises UnsupportedBytecode."""
+    sets = state.context.sets
+    length = sets.data_length(name)
+    raw = state.constant(register, length)
+    return state.key(register, length)[0] if raw is None else element_value(raw, sets.data_columns(name))
 
 
-def _address(state: RuleState, register: int, family: str | None) -> str:
+def _device(state: RuleState, register: int) -> nft.Value | nft.Expression:
+    """Return the device whose index a register holds: its name, or an expression. Raises UnsupportedBytecode."""
+    device = state.value(register, Column(Kind.DEVICE_INDEX, _DEVICE_INDEX, state.context.native))
+    return device_name(device, state.context.devices) if isinstance(device, int) else device
+
+
+def _address(state: RuleState, register: int, family: str | None) -> nft.Value | nft.Expression:
     kind, length = (Kind.IPV6, 16) if family == "ip6" else (Kind.IPV4, 4)
-    address = state.value(register, Column(kind, length, "big"))
-    if not isinstance(address, str):
-        raise UnsupportedBytecode("an address that is computed")
-    return address
+    return state.value(register, Column(kind, length, "big"))
 
 
 def dup(attributes: Attributes) -> Operation:
@@ -253,5 +280,14 @@ def tproxy(attributes: Attributes) -> Operation:
 
 def synproxy(attributes: Attributes) -> Operation:
     """Return the answer of SYN packets on behalf of the destination."""
-    mss, scale, flags = attributes.number(1, 0), attributes.number(2, 0), attributes.number(3, 0)
-    return lambda state: state.add_unknown(f"synproxy mss {mss} wscale {scale} flags {flags:#x}")
+    mss, scale = attributes.number(1, 0), attributes.number(2, 0)
+    flags = attributes.flags(3, _SYNPROXY_FLAGS)
+    words = ["synproxy"]
+    words += [f"mss {mss}"] if "mss" in flags else []
+    words += [f"wscale {scale}"] if "wscale" in flags else []
+    words += [name for name in ("timestamp", "sack-perm") if name in flags]
+    is_given = bool(mss) <= ("mss" in flags) and bool(scale) <= ("wscale" in flags)
+    if not is_given:
+        raise UnsupportedBytecode("a value that no flag selects")
+    statement = nft.Undecided(" ".join(words), SYNPROXY_RESULTS, True, is_syntax=True)
+    return lambda state: state.add(statement)

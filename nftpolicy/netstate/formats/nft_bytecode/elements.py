@@ -195,7 +195,13 @@ def _interval(low: bytes, high: bytes, column: Column) -> Value:
         return column_value(low, column)
     if column.order != "big" and column.length > 1:
         raise UnsupportedBytecode("an interval in the byte order of the machine")
-    return interval_value(column.kind, int.from_bytes(low, "big"), int.from_bytes(high, "big"), 8 * column.length)
+    lowest, highest, bits = int.from_bytes(low, "big"), int.from_bytes(high, "big"), 8 * column.length
+    if column.bits is not None:  # the values between are those of which the mask removes nothing
+        shift, bits = column.bits
+        lowest, highest = -(-lowest >> shift), highest >> shift
+        if lowest > highest or highest >> bits:
+            raise UnsupportedBytecode("an interval of values that the key does not have")
+    return interval_value(column.kind, lowest, highest, bits)
 
 
 def _intervals(elements: Sequence[SetElement], column: Column) -> list[tuple[nft.Element, Data]]:
@@ -248,7 +254,7 @@ def _column_values(packed: bytes, size: int, start: int, column: Column) -> Iter
         octets = (map(_OCTETS.__getitem__, packed[start + offset :: size]) for offset in range(length))
         return map(".".join, zip(*octets, strict=True))
     rest_length = size - start - length
-    if column.kind in _NUMBERS and length in _NUMBER_FORMATS:
+    if column.kind in _NUMBERS and length in _NUMBER_FORMATS and column.bits is None:
         layout = f"{_BYTE_ORDERS[column.order]}{start}x{_NUMBER_FORMATS[length]}{rest_length}x"
         return chain.from_iterable(struct.iter_unpack(layout, packed))
     known: dict[bytes, Value] = {}

@@ -84,6 +84,7 @@ _TESTS: Mapping[str, Decoder] = {
     "osf": loads.osf,
     "xfrm": loads.xfrm,
     "tunnel": loads.tunnel,
+    "inner": loads.inner,
 }
 _EFFECTS: Mapping[str, Decoder] = {
     "immediate": tests.immediate,
@@ -91,7 +92,7 @@ _EFFECTS: Mapping[str, Decoder] = {
     "meta": _read_or_write(loads.meta, writes.meta, 3),
     "ct": _read_or_write(loads.ct, writes.ct, 4),
     "payload": _read_or_write(loads.payload, writes.payload, 5),
-    "exthdr": _read_or_write(loads.exthdr, writes.exthdr, 7),
+    "exthdr": _read_or_write(_read_or_write(writes.reset_option, loads.exthdr, 1), writes.exthdr, 7),
     "counter": _statement(effects.counter),
     "last": _statement(effects.last),
     "limit": _statement(effects.limit),

@@ -5,10 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from attrs import evolve
+
 from ... import nft
 from ...nft.symbols import CT_DIRECTIONS, names_by_number
+from .. import nft_opaque
 from ..nft_text import display_text
-from .attributes import Attributes, UnsupportedBytecode
+from .attributes import Attributes, UnsupportedBytecode, decode
+from .options import option_kind, option_of
 from .registers import Content
 from .rule_state import RuleState
 from .values import Kind
@@ -34,8 +38,8 @@ META_KEYS: Mapping[int, KeyLayout] = {
     23: ("cgroup", Kind.NUMBER, 4, NATIVE), 24: ("random", Kind.NUMBER, 4, BIG),
     25: ("ipsec", Kind.EXISTENCE, 1, BIG), 26: ("iifkind", Kind.DEVICE, 16, BIG),
     27: ("oifkind", Kind.DEVICE, 16, BIG), 28: ("ibrpvid", Kind.NUMBER, 2, NATIVE),
-    29: ("ibrvproto", Kind.ETHERTYPE, 2, BIG), 30: ("time", Kind.NUMBER, 8, NATIVE), 31: ("day", Kind.NUMBER, 1, BIG),
-    32: ("hour", Kind.NUMBER, 4, NATIVE), 33: ("sdif", Kind.DEVICE_INDEX, 4, NATIVE),
+    29: ("ibrvproto", Kind.ETHERTYPE, 2, BIG), 30: ("time", Kind.NANOSECONDS, 8, NATIVE),
+    31: ("day", Kind.NUMBER, 1, BIG), 32: ("hour", Kind.NUMBER, 4, NATIVE), 33: ("sdif", Kind.DEVICE_INDEX, 4, NATIVE),
     34: ("sdifname", Kind.DEVICE, 16, BIG), 35: ("broute", Kind.NUMBER, 1, BIG),
 }  # fmt: skip
 # Every packet has these.
@@ -44,9 +48,10 @@ _ALWAYS_READABLE = frozenset({"length", "protocol", "priority", "mark", "nfproto
 CT_KEYS: Mapping[int, KeyLayout] = {
     0: ("state", Kind.CT_STATE, 4, NATIVE), 1: ("direction", Kind.CT_DIRECTION, 1, BIG),
     2: ("status", Kind.CT_STATUS, 4, NATIVE), 3: ("mark", Kind.MARK, 4, NATIVE), 4: ("secmark", Kind.NUMBER, 4, NATIVE),
-    5: ("expiration", Kind.NUMBER, 4, NATIVE), 6: ("helper", Kind.DEVICE, 16, BIG), 7: ("l3proto", Kind.FAMILY, 1, BIG),
+    5: ("expiration", Kind.MILLISECONDS, 4, NATIVE), 6: ("helper", Kind.DEVICE, 16, BIG),
+    7: ("l3proto", Kind.FAMILY, 1, BIG),
     10: ("protocol", Kind.PROTOCOL, 1, BIG), 11: ("proto-src", Kind.PORT, 2, BIG), 12: ("proto-dst", Kind.PORT, 2, BIG),
-    13: ("label", Kind.NUMBER, 16, NATIVE), 14: ("packets", Kind.NUMBER, 8, NATIVE),
+    13: ("label", Kind.CT_LABEL, 16, NATIVE), 14: ("packets", Kind.NUMBER, 8, NATIVE),
     15: ("bytes", Kind.NUMBER, 8, NATIVE), 16: ("avgpkt", Kind.NUMBER, 8, NATIVE), 17: ("zone", Kind.NUMBER, 2, NATIVE),
     18: ("event", Kind.NUMBER, 4, NATIVE), 19: ("ip saddr", Kind.IPV4, 4, BIG), 20: ("ip daddr", Kind.IPV4, 4, BIG),
     21: ("ip6 saddr", Kind.IPV6, 16, BIG), 22: ("ip6 daddr", Kind.IPV6, 16, BIG), 23: ("id", Kind.NUMBER, 4, BIG),
@@ -74,21 +79,6 @@ _FIB_RESULTS: Mapping[int, KeyLayout] = {
     3: ("type", Kind.ADDRESS_TYPE, 4, NATIVE),
 }
 _FIB_FLAGS = {1: "saddr", 2: "daddr", 4: "mark", 8: "iif", 16: "oif", 32: "present"}
-_OPTION_KINDS = {0: "exthdr", 1: "tcp option", 2: "ip option", 3: "sctp chunk", 4: "dccp option"}
-# Names of options and extension headers (nftables, src/tcpopt.c, src/ipopt.c, src/exthdr.c).
-_OPTION_NAMES = {
-    "tcp option": {
-        0: "eol", 1: "nop", 2: "maxseg", 3: "window", 4: "sack-perm", 5: "sack", 8: "timestamp", 30: "mptcp",
-    },
-    "ip option": {7: "rr", 131: "lsrr", 137: "ssrr", 148: "ra"},
-    "exthdr": {0: "hbh", 43: "rt", 44: "frag", 51: "auth", 60: "dst", 135: "mh"},
-}  # fmt: skip
-_OPTION_FIELDS = {
-    ("maxseg", 2, 2): "size", ("window", 2, 1): "count", ("timestamp", 2, 4): "tsval", ("timestamp", 6, 4): "tsecr",
-    ("frag", 4, 4): "id", ("frag", 0, 1): "nexthdr", ("rt", 0, 1): "nexthdr", ("rt", 2, 1): "type",
-    ("rt", 3, 1): "seg-left", ("hbh", 0, 1): "nexthdr", ("dst", 0, 1): "nexthdr", ("mh", 0, 1): "nexthdr",
-    ("mh", 2, 1): "type",
-}  # fmt: skip
 _EXISTENCE: tuple[Kind, int, str] = (Kind.EXISTENCE, 1, BIG)
 
 
@@ -110,27 +100,34 @@ def meta(attributes: Attributes) -> Operation:
 
 def ct(attributes: Attributes) -> Operation:
     """Return a load of a property of the connection."""
-    layout = attributes.choice(2, {**CT_KEYS, **_CT_ADDRESSES})
+    keys: dict[int, KeyLayout | str] = {**CT_KEYS, **_CT_ADDRESSES}
+    layout = attributes.choice(2, keys)
     register, direction = attributes.number(1), attributes.choice(3, _CT_DIRECTIONS) if attributes.has(3) else None
-    if isinstance(layout, tuple):
+    if not isinstance(layout, str):
         name, kind, length, order = layout
         return _load(register, nft.Ct(name, direction), kind, length, order)
     address = layout
 
     def store(state: RuleState) -> None:
-        family = state.context.family
+        family = state.network
         if family not in ("ip", "ip6"):
             raise UnsupportedBytecode("an address without a family")
         kind, length = (Kind.IPV4, 4) if family == "ip" else (Kind.IPV6, 16)
-        state.store(register, Content(nft.Ct(f"{family} {address}", direction), kind, length, BIG))
+        # Where a test of the rule establishes the family, nft's name of the address is one without it.
+        name = f"{family} {address}" if state.context.family == family else address
+        state.store(register, Content(nft.Ct(name, direction), kind, length, BIG))
 
     return store
 
 
 def payload(attributes: Attributes) -> Operation:
     """Return a load of bytes of a header."""
+    return _payload(attributes, PAYLOAD_BASES)
+
+
+def _payload(attributes: Attributes, bases: Mapping[int, str]) -> Operation:
     attributes.ignore(6, 7, 8)  # about the checksum: of a write only
-    base, offset, length = attributes.choice(2, PAYLOAD_BASES), attributes.number(3), attributes.number(4)
+    base, offset, length = attributes.choice(2, bases), attributes.number(3), attributes.number(4)
     source = nft.RawPayload(base, 8 * offset, 8 * length)
     return _load(attributes.number(1), source, Kind.NUMBER, length, BIG)
 
@@ -163,64 +160,70 @@ def fib(attributes: Attributes) -> Operation:
     return _load(attributes.number(1), nft.Fib(name, keys), kind, length, order)
 
 
-def option_of(attributes: Attributes) -> tuple[nft.Option, int]:
-    """Return the option or extension header of an expression, and the length of its field in bytes."""
-    kind = attributes.choice(6, _OPTION_KINDS, 0)
-    number, offset, length = attributes.number(2), attributes.number(3, 0), attributes.number(4)
-    is_existence = "present" in attributes.flags(5, {1: "present"})
-    name = _OPTION_NAMES.get(kind, {}).get(number, str(number))
-    if is_existence:
-        return nft.Option(kind, name), length
-    return nft.Option(kind, name, _OPTION_FIELDS.get((name, offset, length), f"@{8 * offset},{8 * length}")), length
-
-
 def exthdr(attributes: Attributes) -> Operation:
     """Return a load of a field of an option or extension header, or a test whether it exists."""
     source, length = option_of(attributes)
     if source.field is None:
         return _load(attributes.number(1), source, *_EXISTENCE)
-    return _load(attributes.number(1), source, Kind.NUMBER, length, BIG)
+    return _load(attributes.number(1), source, option_kind(source), length, BIG)
 
 
 def numgen(attributes: Attributes) -> Operation:
     """Return a load of a generated number."""
     mode = attributes.choice(3, {0: "inc", 1: "random"})
     modulus, offset = attributes.number(2), attributes.number(4, 0)
-    source = nft.UnknownExpression(f"numgen {mode} mod {modulus} offset {offset}")
+    source = nft_opaque.numgen(mode, modulus, offset)
     return _load(attributes.number(1), source, Kind.NUMBER, 4, NATIVE, may_break=False)
 
 
 def hash_(attributes: Attributes) -> Operation:
     """Return a load of a hash of other values, or of the packet."""
     kind = attributes.choice(7, {0: "jhash", 1: "symhash"}, 0)
-    modulus, seed, offset = attributes.number(4), attributes.number(5, 0), attributes.number(6, 0)
+    modulus, seed, offset = attributes.number(4), attributes.optional_number(5), attributes.number(6, 0)
     length, source_register, register = attributes.number(3, 0), attributes.optional_number(1), attributes.number(2)
+    if kind == "symhash":
+        if source_register is not None or seed is not None or length:
+            raise UnsupportedBytecode("a hash of the packet with a key")
+        return _load(register, nft_opaque.symhash(modulus, offset), Kind.NUMBER, 4, NATIVE, may_break=False)
+    if source_register is None:
+        raise UnsupportedBytecode("a hash of nothing")
+    source = source_register
 
     def store(state: RuleState) -> None:
-        operand = ""
-        if source_register is not None:
-            operand = f" {display_text(state.key(source_register, length)[0])}"
-        source = nft.UnknownExpression(f"{kind}{operand} mod {modulus} seed {seed:#x} offset {offset}")
-        state.store(register, Content(source, Kind.NUMBER, 4, state.context.native))
+        expression = _writable(lambda: nft_opaque.jhash(state.key(source, length)[0], modulus, seed, offset))
+        state.store(register, Content(expression, Kind.NUMBER, 4, state.context.native))
 
     return store
+
+
+def _writable(build: Callable[[], nft.OpaqueExpression]) -> nft.OpaqueExpression:
+    """Return an expression that has nft syntax. Raises UnsupportedBytecode."""
+    try:
+        return build()
+    except ValueError as error:
+        raise UnsupportedBytecode(str(error)) from error
 
 
 def osf(attributes: Attributes) -> Operation:
     """Return a load of the name of the sender's operating system."""
     ttl, flags = attributes.number(2, 0), attributes.flags(3, {1: "version"})
-    source = nft.UnknownExpression(f"osf ttl {ttl} {'version' if flags else 'name'}")
+    source = _writable(lambda: nft_opaque.osf("version" if flags else "name", ttl))
     return _load(attributes.number(1), source, Kind.DEVICE, 16, BIG)
+
+
+# include/uapi/linux/netfilter/nf_tables.h, enum nft_xfrm_keys; lengths: net/netfilter/nft_xfrm.c
+_XFRM_KEYS: Mapping[int, KeyLayout] = {
+    1: ("ip daddr", Kind.IPV4, 4, BIG), 2: ("ip6 daddr", Kind.IPV6, 16, BIG),
+    3: ("ip saddr", Kind.IPV4, 4, BIG), 4: ("ip6 saddr", Kind.IPV6, 16, BIG),
+    5: ("reqid", Kind.NUMBER, 4, NATIVE), 6: ("spi", Kind.NUMBER, 4, BIG),
+}  # fmt: skip
 
 
 def xfrm(attributes: Attributes) -> Operation:
     """Return a load of a property of the packet's IPsec state."""
-    keys = {1: ("daddr", 4), 2: ("daddr", 16), 3: ("saddr", 4), 4: ("saddr", 16), 5: ("reqid", 4), 6: ("spi", 4)}
-    name, length = attributes.choice(2, keys)
-    direction, number = attributes.choice(3, {0: "in", 1: "out", 2: "fwd"}), attributes.number(4, 0)
-    source = nft.UnknownExpression(f"ipsec {direction} spnum {number} {name}")
-    order = NATIVE if name == "reqid" else BIG
-    return _load(attributes.number(1), source, Kind.NUMBER, length, order)
+    name, kind, length, order = attributes.choice(2, _XFRM_KEYS)
+    direction, number = attributes.choice(3, {0: "in", 1: "out"}), attributes.number(4, 0)
+    return _load(attributes.number(1), nft_opaque.ipsec(direction, number, name), kind, length, order)
 
 
 def tunnel(attributes: Attributes) -> Operation:
@@ -229,3 +232,34 @@ def tunnel(attributes: Attributes) -> Operation:
     mode = attributes.choice(3, {0: "any", 1: "rx", 2: "tx"}, 0)
     source = nft.UnknownExpression(f"tunnel {name} {mode}")
     return _load(attributes.number(2), source, Kind.NUMBER, length, NATIVE)
+
+
+# include/uapi/linux/netfilter/nf_tables.h, enum nft_inner_type; 3 is any other tunnel.
+_TUNNELS = {1: "vxlan", 2: "geneve", 3: "tunnel"}
+
+
+def inner(attributes: Attributes) -> Operation:
+    """Return a load from the packet inside of a tunnel (nft_inner_eval): it can only end the rule."""
+    tunnel = attributes.choice(2, _TUNNELS)
+    attributes.ignore(1, 3, 4)  # number of the expression, flags and length of the tunnel's header
+    name, data = decode(attributes.require(5), lambda inside: (inside.text(1), inside.take(2)))
+    if name not in _INNER_LOADS:
+        raise UnsupportedBytecode(f"{name} of the packet inside of a tunnel")
+    load = decode(data, _INNER_LOADS[name])
+
+    def store(state: RuleState) -> None:
+        inside = RuleState(state.context)
+        load(inside)
+        register, content = inside.last_store or (0, None)
+        if not isinstance(content, Content):
+            raise UnsupportedBytecode("nothing of the packet inside of a tunnel")
+        source = nft.UnknownExpression(f"{display_text(content.source)} inside of {tunnel}")
+        state.store(register, evolve(content, source=source, kind=Kind.NUMBER, may_break=True))
+
+    return store
+
+
+_INNER_LOADS: Mapping[str, Callable[[Attributes], Operation]] = {
+    "meta": meta,
+    "payload": lambda attributes: _payload(attributes, {**PAYLOAD_BASES, 4: "tun"}),
+}

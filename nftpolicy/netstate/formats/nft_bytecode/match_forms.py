@@ -47,9 +47,12 @@ def _number(value: nft.MatchRight) -> int | None:
         return None
 
 
-def bitwise(source: nft.Expression, mask: int, bits: int, full: int) -> nft.Expression:
-    """Return (source & mask) | bits in the form in which nft lists it."""
-    return nft.Bitwise(source, nft.FULL_MASK if mask | bits == full else mask, bits)
+def bitwise(source: nft.Expression, kind: Kind, mask: int, bits: int, full: int) -> nft.Expression:
+    """Return (source & mask) | bits in the form in which nft lists it, of an address with addresses."""
+    is_address, width = kind in ADDRESSES, full.bit_length()
+    and_mask: nft.Value = prefix_value(kind, mask, width, width) if is_address else mask
+    or_bits: nft.Value = prefix_value(kind, bits, width, width) if is_address and bits else bits
+    return nft.Bitwise(source, nft.FULL_MASK if mask | bits == full else and_mask, or_bits)
 
 
 def flags_match(source: nft.Expression, kind: Kind, mask: int, op: str, number: int) -> nft.Match:

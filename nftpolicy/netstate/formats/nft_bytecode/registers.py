@@ -51,7 +51,8 @@ class Content:
     """An expression in a register, as a number of `length` bytes in byte order `order`.
 
     The number is (`source` & `mask`) ^ `flip`; `mask` None keeps all bits. `may_break`: the kernel
-    ends the rule where it cannot load the expression.
+    ends the rule where it cannot load the expression. `is_padded`: the rest of its last word is zero,
+    as behind every load.
     """
 
     source: nft.Expression
@@ -61,6 +62,7 @@ class Content:
     mask: int | None = None
     flip: int = 0
     may_break: bool = True
+    is_padded: bool = True
     uses: list[None] = field(
         factory=list
     )  # one for each use in a test or a write; shared with what is computed from it
@@ -68,7 +70,23 @@ class Content:
     def masked(self, mask: int, flip: int) -> Content:
         """Return the content after a further (number & mask) ^ flip."""
         old = (1 << 8 * self.length) - 1 if self.mask is None else self.mask
-        return evolve(self, mask=old & mask, flip=self.flip & mask ^ flip)
+        return evolve(self, mask=old & mask, flip=self.flip & mask ^ flip, is_padded=True)
+
+    def fits(self, length: int, order: str) -> bool:
+        """Return True if the number is the same in `length` bytes of a register in byte order `order`."""
+        if self.length == length:
+            return self.order == order or length == 1
+        # The rest of the word: higher digits of a number whose lowest byte comes first.
+        is_little = order == "little" and (self.order == order or self.length == 1)
+        return is_little and self.is_padded and self.length < length <= self.length + -self.length % _WORD_SIZE
+
+    def widened(self, length: int, order: str) -> Content:
+        """Return the content as a number of `length` bytes. Raises UnsupportedBytecode."""
+        if length == self.length:
+            return self
+        if not self.fits(length, order):
+            raise UnsupportedBytecode("an operation on more bytes than a value has")
+        return evolve(self, length=length, order=order)
 
 
 RegisterValue = Content | Constant | MapData

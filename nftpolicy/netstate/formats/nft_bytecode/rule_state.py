@@ -11,10 +11,11 @@ from ... import nft
 from .attributes import UnsupportedBytecode
 from .datatypes import Column, column_value
 from .headers import HeaderPart, header_parts, header_protocol, payload_kind
+from .masked_fields import MaskedField, masked_field
 from .match_forms import ADDRESSES, address_match, bitwise, compare_whole, flags_match, join_ends
 from .registers import Constant, Content, MapData, Registers, RegisterValue
 from .sets import SetTable
-from .values import FLAG_NAMES, WITHOUT_ORDER, Kind, device_name, interval_value, single_value
+from .values import FLAG_NAMES, WITHOUT_ORDER, Kind, device_name, ordered_value, range_value, single_value
 
 _NETWORKS = {"ip": "ip", "ip6": "ip6", "arp": "arp"}  # established by the family of the table
 _ETHERTYPES = {"ip": "ip", "ip6": "ip6", "arp": "arp"}
@@ -116,6 +117,9 @@ class RuleState:
         """Return the expression for a use that is not a comparison. Raises UnsupportedBytecode."""
         content.uses.append(None)
         source, full = content.source, (1 << 8 * content.length) - 1
+        part = self.masked_field(content)
+        if part is not None and not part.shift:
+            return part.field
         if isinstance(source, nft.RawPayload):
             source = self.named(source)
         mask = full if content.mask is None else content.mask
@@ -124,7 +128,11 @@ class RuleState:
         if content.flip & mask:  # bits of the value are inverted
             masked = source if mask == full else nft.Bitwise(source, mask)
             return nft.Binary("^", masked, content.flip)
-        return bitwise(source, mask, content.flip, full)
+        return bitwise(source, self.kind_of(content), mask, content.flip, full)
+
+    def masked_field(self, content: Content) -> MaskedField | None:
+        """Return the field that a mask cuts out of a value, None if nft names no such field."""
+        return masked_field(content, self.named)
 
     def single(self, register: int, length: int) -> RegisterValue | None:
         """Return the value that fills a register, None if there are several. Raises UnsupportedBytecode."""
@@ -137,37 +145,12 @@ class RuleState:
         if raw is not None:
             return column_value(raw, column)
         stored = self.single(register, column.length)
-        if isinstance(stored, Content) and (stored.order == column.order or column.length == 1):
+        if isinstance(stored, Content) and stored.fits(column.length, column.order):
             return self.expression(stored)
         if isinstance(stored, MapData):
             stored.uses.append(None)
             return nft.Lookup(stored.key, self.context.sets.entries(stored.map_name, stored.columns, (column,)))
         raise UnsupportedBytecode("a value of another form than what it is written to")
-
-    def both(
-        self,
-        addresses: tuple[int | None, int | None],
-        ports: tuple[int | None, int | None],
-        columns: tuple[Column, Column],
-    ) -> nft.Lookup | None:
-        """Return the lookup of an address together with a port, None if they come from elsewhere.
-
-        `addresses` and `ports` are the registers of the lowest and the highest one.
-        """
-        (address, highest), (port, _) = addresses, ports
-        if address is None or port is None or highest not in (None, address):
-            return None
-        stored = self.registers.first(address)
-        size = columns[0].padded_length
-        if not isinstance(stored, MapData) or stored.length not in (
-            size + columns[1].length,
-            size + columns[1].padded_length,
-        ):
-            return None
-        if ports[1] not in (None, port) or self.registers.offset(port) != (stored, size):
-            return None
-        stored.uses.append(None)
-        return nft.Lookup(stored.key, self.context.sets.entries(stored.map_name, stored.columns, columns))
 
     def key(self, register: int, length: int) -> tuple[nft.Expression, tuple[Content, ...]]:
         """Return the expression that is looked up, and its parts. Raises UnsupportedBytecode."""
@@ -178,6 +161,10 @@ class RuleState:
             contents.append(stored)
         parts = tuple(self.expression(content) for content in contents)
         return (parts[0] if len(parts) == 1 else nft.Concat(parts)), tuple(contents)
+
+    def columns(self, contents: tuple[Content, ...]) -> tuple[Column, ...]:
+        """Return the columns of a key."""
+        return tuple(Column(self.kind_of(content), content.length, content.order) for content in contents)
 
     def kind_of(self, content: Content) -> Kind:
         """Return the kind of the values of an expression."""
@@ -258,6 +245,11 @@ class RuleState:
             raise UnsupportedBytecode("an order of values that have none")
         if isinstance(content.source, nft.Fib) and content.kind is Kind.DEVICE and length < content.length:
             raise UnsupportedBytecode("a wildcard for the result of a FIB lookup")
+        is_split = isinstance(content.source, nft.Option) or op not in ("==", "!=")  # other bits: field by field
+        part = self.masked_field(content) if is_split else None
+        if part is not None and length == content.length and not number & (1 << part.shift) - 1:
+            self._compare_value(part.field, part.kind, None, 0, op, number >> part.shift, part.length)
+            return
         if isinstance(content.source, nft.RawPayload) and not content.flip:
             if length < content.length:
                 content = evolve(content, source=evolve(content.source, length=bits), length=length)
@@ -267,7 +259,7 @@ class RuleState:
             content, number, bits = compare_whole(content, number, bits)
         if content.flip:
             expression, kind = self.expression(content), self.kind_of(content)
-            self._append(nft.Match(expression, single_value(kind, number, bits), op))
+            self._append(nft.Match(expression, self._constant_value(kind, op, number, bits), op))
             return
         self._compare_value(content.source, content.kind, content.mask, (1 << bits) - 1, op, number, bits)
 
@@ -296,7 +288,7 @@ class RuleState:
         elif kind in FLAG_NAMES and mask is not None:
             self._append(flags_match(source, kind, mask, op, number))
         elif mask is None or mask == full:
-            self._append(nft.Match(source, single_value(kind, number, bits), op))
+            self._append(nft.Match(source, self._constant_value(kind, op, number, bits), op))
         elif kind in ADDRESSES:
             self._append(address_match(source, kind, mask, op, number, bits))
         elif kind is Kind.LINK_ADDRESS:
@@ -304,6 +296,11 @@ class RuleState:
             self._append(nft.Match(masked, single_value(kind, number, bits), op))
         else:
             self._append(nft.Match(nft.Bitwise(source, mask), number, op))
+
+    @staticmethod
+    def _constant_value(kind: Kind, op: str, number: int, bits: int) -> nft.Value:
+        """Return what a value is compared with: a number where the order counts. Raises UnsupportedBytecode."""
+        return single_value(kind, number, bits) if op in ("==", "!=") else ordered_value(kind, number, bits)
 
     def _compare_payload(self, raw: nft.RawPayload, content: Content, op: str, number: int) -> None:
         """Add the test of bits of a header: one match for each field, where all of them have to be equal."""
@@ -320,6 +317,8 @@ class RuleState:
             for shift in (raw.length - part.offset - part.length,)
         ]
         tested = [each for each in shifted if each[1]]
+        if any(payload_kind(part.field) is Kind.LINK_ADDRESS and not part.is_whole for part, _, _ in tested):
+            tested = []  # nft's grammar has no part of a link address
         if not tested or (op != "==" and len(tested) > 1) or (op not in ("==", "!=") and mask != full):
             left = raw if mask == full else nft.Bitwise(raw, mask)
             self._append(nft.Match(left, number, op))
@@ -328,8 +327,9 @@ class RuleState:
             kind, whole = payload_kind(part.field), (1 << part.field_length) - 1
             after = part.field_length - part.length - part.skipped  # bits of the field behind the loaded ones
             if part.is_whole:
+                is_tested_whole = part_mask == whole and not (kind in FLAG_NAMES and content.mask == whole)
                 self._compare_value(
-                    part.field, kind, None if part_mask == whole else part_mask, whole, op, value, part.length
+                    part.field, kind, None if is_tested_whole else part_mask, whole, op, value, part.length
                 )
             elif op not in ("==", "!="):
                 self._append(nft.Match(raw, number, op))
@@ -351,9 +351,13 @@ class RuleState:
 
     def match_interval(self, content: Content, op: str, low: int, high: int) -> None:
         """Add the test that a value is, or is not, in an interval. Raises UnsupportedBytecode."""
-        kind = self.kind_of(content)
-        value = interval_value(kind, low, high, 8 * content.length)
-        self._append(nft.Match(self.expression(content), value, op))
+        part = self.masked_field(content)
+        if part is not None and not (low | high) & (1 << part.shift) - 1:
+            content.uses.append(None)
+            source, kind, shift, bits = part.field, part.kind, part.shift, part.length
+        else:
+            source, kind, shift, bits = self.expression(content), self.kind_of(content), 0, 8 * content.length
+        self._append(nft.Match(source, range_value(kind, low >> shift, high >> shift, bits), op))
 
     def _append(self, match: nft.Match) -> None:
         """Add a match, and learn what it establishes."""

@@ -12,7 +12,7 @@ from attrs import Factory, frozen, mutable
 
 from ... import nft
 from .attributes import Attributes, UnsupportedBytecode, decode, split_list
-from .datatypes import Column, columns_of_type, element_value, type_names
+from .datatypes import Column, columns_of_type, element_value, range_of_values, type_names
 from .elements import Data, ElementList, expression_name, key_values, keys_with_data
 from .values import Kind, device_name
 
@@ -46,6 +46,7 @@ class SetHeader:
     data_length: int
     timeout: int | None
     statements: tuple[str, ...]
+    object_type: int
 
 
 def set_name(raw: bytes) -> tuple[str, str]:
@@ -61,7 +62,6 @@ def decode_set(raw: bytes) -> tuple[str, SetHeader]:
 
 def _header(attributes: Attributes) -> tuple[str, SetHeader]:
     attributes.ignore(_POLICY, _DESC, _ID, _GC_INTERVAL, _USERDATA, _PAD, _HANDLE, _BACKEND, _COUNT)
-    attributes.ignore(_OBJ_TYPE)  # the flags contain that it is a map of objects
     timeout = attributes.optional_number(_TIMEOUT)
     single = attributes.take(_EXPR)
     statements = [*([] if single is None else [single]), *split_list(attributes.take(_EXPRESSIONS))]
@@ -74,6 +74,7 @@ def _header(attributes: Attributes) -> tuple[str, SetHeader]:
         attributes.number(_DATA_LEN, 0),
         None if timeout is None else timeout // _MILLISECONDS,
         tuple(map(expression_name, statements)),
+        attributes.number(_OBJ_TYPE, 0),
     )
 
 
@@ -89,6 +90,7 @@ class _SetUse:
     keys: tuple[Column, ...] | None = None
     values: frozenset[nft.Element] | None = None
     data: tuple[Column, ...] | None = None
+    has_ranges: bool = False  # the data are intervals
     is_updated: bool = False
 
     @property
@@ -133,13 +135,34 @@ class SetTable:
         """Return the length of the data of a map in bytes. Raises UnsupportedBytecode."""
         return self._find(name).header.data_length
 
+    def data_columns(self, name: str) -> tuple[Column, ...]:
+        """Return the columns of the data of a map. Raises UnsupportedBytecode."""
+        use = self._find(name)
+        return use.data or columns_of_type(use.header.data_type, use.header.data_length, self.native, is_interval=False)
+
     def has_intervals(self, name: str) -> bool:
         """Return True if the elements of a set can be intervals. Raises UnsupportedBytecode."""
         return self._find(name).is_interval
 
-    def mark_updated(self, name: str) -> None:
-        """Record that a rule adds elements to a set, or deletes some."""
-        self._find(name).is_updated = True
+    def is_anonymous(self, name: str) -> bool:
+        """Return True if a set belongs to one rule. Raises UnsupportedBytecode."""
+        return self._find(name).is_anonymous
+
+    def has_values(self, name: str, keys: tuple[Column, ...]) -> bool:
+        """Return True if the keys of a set have values in these columns. Raises UnsupportedBytecode."""
+        use = self._find(name)
+        try:
+            self._keys(use, keys)
+        except UnsupportedBytecode:
+            return False
+        return True
+
+    def mark_updated(self, name: str, keys: tuple[Column, ...]) -> None:
+        """Record that a rule adds elements with these columns to a set, or deletes some."""
+        use = self._find(name)
+        use.is_updated = True
+        if use.keys is None and self.has_values(name, keys):
+            use.keys = keys
 
     def elements(self, name: str, keys: tuple[Column, ...]) -> nft.SetRef | nft.AnonymousSet:
         """Return the set that a key with these columns is looked up in. Raises UnsupportedBytecode."""
@@ -159,18 +182,34 @@ class SetTable:
             return name
         return frozenset((key, _verdict(data)) for key, data in self._pairs(use, keys))
 
-    def entries(self, name: str, keys: tuple[Column, ...], data: tuple[Column, ...]) -> nft.MapRef | Entries:
-        """Return a map, or its entries if it is anonymous. Raises UnsupportedBytecode."""
+    def entries(
+        self, name: str, keys: tuple[Column, ...], data: tuple[Column, ...], is_range: bool = False
+    ) -> nft.MapRef | Entries:
+        """Return a map, or its entries if it is anonymous; `is_range`: of intervals. Raises UnsupportedBytecode."""
         use = self._find(name)
         use.require_plain_elements()
         if not use.is_anonymous:
             self._agree(use, keys)
             if use.data is None:
-                use.data = data
-            elif use.data != data:
+                use.data, use.has_ranges = data, is_range
+            elif (use.data, use.has_ranges) != (data, is_range):
                 raise UnsupportedBytecode(f"map {name}, whose data are used in different ways")
             return nft.MapRef(name)
-        return frozenset((key, _value(content, data)) for key, content in self._pairs(use, keys))
+        pairs = [(key, _value(content, data, is_range)) for key, content in self._pairs(use, keys)]
+        return frozenset((key, self._with_devices(content, data)) for key, content in pairs)
+
+    def object_type(self, name: str) -> int:
+        """Return the type of the objects that a map names. Raises UnsupportedBytecode."""
+        return self._find(name).header.object_type
+
+    def object_names(self, name: str, keys: tuple[Column, ...]) -> str | frozenset[tuple[nft.Element, str]]:
+        """Return the name of a map of objects, or its entries if it is anonymous. Raises UnsupportedBytecode."""
+        use = self._find(name)
+        use.require_plain_elements()
+        if not use.is_anonymous:
+            self._agree(use, keys)
+            return name
+        return frozenset((key, _object_name(data)) for key, data in self._pairs(use, keys))
 
     def _keys(self, use: _SetUse, columns: tuple[Column, ...]) -> frozenset[nft.Element]:
         """Return the keys of all elements. Raises UnsupportedBytecode."""
@@ -213,14 +252,14 @@ class SetTable:
             if use.is_anonymous:
                 continue
             try:
-                if "object" in use.header.flags:
-                    raise UnsupportedBytecode("a map of objects")
-                if "map" in use.header.flags:
+                if "object" in use.header.flags:  # does nothing but what a rule does with it
+                    unknown.append(f'{{"map":{{"name":"{name}"}}}}')
+                elif "map" in use.header.flags:
                     maps.append(self._map(use))
                 else:
                     sets.append(self._set(use))
-            except UnsupportedBytecode as reason:
-                unknown.append(f"set {name}: {reason}")
+            except UnsupportedBytecode as reason:  # the rules that look it up are unsupported, if there are any
+                unknown.append(f'{{"set":{{"name":"{name}","reason":"{reason}"}}}}')
         return tuple(sets), tuple(maps), tuple(unknown)
 
     def _columns(self, use: _SetUse) -> tuple[Column, ...]:
@@ -247,11 +286,11 @@ class SetTable:
             contents = [(key, _verdict(data)) for key, data in self._pairs(use, columns)]
         else:
             pairs = self._pairs(use, columns)
-            data_columns = use.data or columns_of_type(
-                header.data_type, header.data_length, self.native, is_interval=False
-            )
+            data_columns = self.data_columns(header.name)
             data_names = type_names(header.data_type, data_columns)
-            contents = [(key, _value(data, data_columns)) for key, data in pairs]
+            contents = [(key, _value(data, data_columns, use.has_ranges)) for key, data in pairs]
+            if use.has_ranges:
+                data_names = f"interval {data_names[0]}", *data_names[1:]
         names = type_names(header.key_type, columns)
         return nft.Map(header.name, names, data_names, frozenset(contents), _listed_flags(use), header.timeout)
 
@@ -271,10 +310,16 @@ def _verdict(data: Data) -> nft.Verdict:
     return data
 
 
-def _value(data: Data, columns: tuple[Column, ...]) -> nft.Element:
+def _object_name(data: Data) -> str:
+    if not isinstance(data, str):
+        raise UnsupportedBytecode("an element without an object")
+    return data
+
+
+def _value(data: Data, columns: tuple[Column, ...], is_range: bool) -> nft.Element:
     if not isinstance(data, bytes):
         raise UnsupportedBytecode("an element without data")
-    return element_value(data, columns)
+    return range_of_values(data, columns) if is_range else element_value(data, columns)
 
 
 __all__ = ["SetHeader", "SetTable", "decode_set"]

@@ -104,30 +104,41 @@ def bitwise(attributes: Attributes) -> Operation:
     op = attributes.choice(6, {0: "mask", 1: "<<", 2: ">>", 3: "&", 4: "|", 5: "^"}, 0)
     if op == "mask":
         mask, flip = data_bytes(attributes.require(4)), data_bytes(attributes.require(5))
-        return lambda state: state.store(target, _masked(state.content(source, length), mask, flip))
+
+        def keep(state: RuleState) -> None:
+            state.store(target, _masked(state.content(source, length), mask, flip, state.context.native))
+
+        return keep
     if op in ("<<", ">>"):
         shift = data_bytes(attributes.require(7))
 
         def move(state: RuleState) -> None:
             bits = int.from_bytes(shift, state.context.native)  # type: ignore[arg-type]
-            state.store(target, _shifted(state, state.content(source, length), op, bits))
+            content = state.content(source, length).widened(length, state.context.native)
+            state.store(target, _shifted(state, content, op, bits))
 
         return move
     other = attributes.number(8)
 
     def combine(state: RuleState) -> None:
-        left, right = state.content(source, length), state.content(other, length)
+        native = state.context.native
+        left, right = (state.content(each, length).widened(length, native) for each in (source, other))
         if left.order != right.order:
             raise UnsupportedBytecode("numbers of different byte orders")
         expression = nft.Binary(op, state.expression(left), state.expression(right))
-        state.store(target, Content(expression, left.kind, length, left.order))
+        is_padded = left.is_padded and right.is_padded
+        state.store(target, Content(expression, left.kind, length, left.order, is_padded=is_padded))
 
     return combine
 
 
-def _masked(content: Content, mask: bytes, flip: bytes) -> Content:
-    if len(mask) != content.length or len(flip) != content.length:
+def _masked(content: Content, mask: bytes, flip: bytes, native: str) -> Content:
+    size = content.length
+    if len(flip) != len(mask) or not size <= len(mask) <= size + -size % _WORD:
         raise UnsupportedBytecode("a mask of another length")
+    if content.is_padded and not any(flip[size:]):
+        mask, flip = mask[:size], flip[:size]  # behind the value there are zeros, and remain
+    content = content.widened(len(mask), native)
     order = content.order
     return content.masked(int.from_bytes(mask, order), int.from_bytes(flip, order))  # type: ignore[arg-type]
 
@@ -137,13 +148,23 @@ def _shifted(state: RuleState, content: Content, op: str, bits: int) -> Content:
     native = content.order == state.context.native or (content.length == 1 and state.context.native == "little")
     if not native or content.length > _WORD:
         raise UnsupportedBytecode("a shift of a number that is not a word of the machine")
+    if not content.is_padded:
+        raise UnsupportedBytecode("a shift of a value with bits behind it")
     source, mask = content.source, content.mask
     if op == ">>" and isinstance(source, nft.RawPayload) and mask is not None and not content.flip:
         width = (mask >> bits).bit_length()
         if mask == (1 << width) - 1 << bits:  # all bits of a part of the header, and no others
             part = nft.RawPayload(source.base, source.offset + source.length - bits - width, width)
             return evolve(content, source=part, mask=None)
+    if op == "<<" and content.length < _WORD and _highest(content) << bits >> 8 * content.length:
+        raise UnsupportedBytecode("a shift of bits out of a value")  # into the rest of the word
     return evolve(content, source=nft.Binary(op, state.expression(content), bits), mask=None, flip=0)
+
+
+def _highest(content: Content) -> int:
+    """Return a number that no value of a content exceeds."""
+    bits = content.source.length if isinstance(content.source, nft.RawPayload) else 8 * content.length
+    return content.mask if content.mask is not None and not content.flip else (1 << bits) - 1
 
 
 def byteorder(attributes: Attributes) -> Operation:
@@ -159,10 +180,26 @@ def byteorder(attributes: Attributes) -> Operation:
         if length != size or size not in (2, 4, 8):
             raise UnsupportedBytecode("a byte order of several numbers")
         if state.context.native == "little":
-            content = evolve(content, order="little" if content.order == "big" else "big")
+            order = "little" if content.order == "big" else "big"
+            content = evolve(content, order=order, is_padded=content.is_padded and source == target)
         state.store(target, content)
 
     return swap
+
+
+def _masked_key(
+    state: RuleState, contents: tuple[Content, ...], columns: tuple[Column, ...]
+) -> tuple[nft.Expression, tuple[Column, ...]]:
+    """Return a key, and its columns, with the fields that masks cut out of its parts."""
+    fields = [state.masked_field(content) for content in contents]
+    parts = tuple(
+        state.expression(content) if field is None else field.field
+        for content, field in zip(contents, fields, strict=True)
+    )
+    return (parts[0] if len(parts) == 1 else nft.Concat(parts)), tuple(
+        column if field is None else evolve(column, kind=field.kind, bits=(field.shift, field.length))
+        for column, field in zip(columns, fields, strict=True)
+    )
 
 
 def lookup(attributes: Attributes) -> Operation:
@@ -176,7 +213,11 @@ def lookup(attributes: Attributes) -> Operation:
         key, contents = state.key(source, sets.key_length(name))
         if sets.has_intervals(name) and any(isinstance(content.source, nft.Fib) for content in contents):
             raise UnsupportedBytecode("an interval for the result of a FIB lookup")
-        columns = tuple(Column(state.kind_of(content), content.length, content.order) for content in contents)
+        columns = state.columns(contents)
+        if any(content.mask is not None for content in contents):
+            fields, field_columns = _masked_key(state, contents, columns)
+            if sets.has_values(name, field_columns):
+                key, columns = fields, field_columns
         if target is None:
             state.match_set(key, sets.elements(name, columns), "!=" if is_inverted else "==")
         elif is_inverted:

@@ -41,10 +41,13 @@ class Kind(Enum):
     CT_STATE = auto()
     CT_STATUS = auto()
     CT_DIRECTION = auto()
+    CT_LABEL = auto()  # bits by number
     ICMP_TYPE = auto()
     ICMPV6_TYPE = auto()
     IGMP_TYPE = auto()
     ARP_OPERATION = auto()
+    MILLISECONDS = auto()
+    NANOSECONDS = auto()
 
 
 # Names as nft 1.0.6 lists them (nftables, src/datatype.c, src/proto.c, src/ct.c, src/meta.c, src/fib.c).
@@ -67,7 +70,10 @@ FLAG_NAMES: Mapping[Kind, Mapping[int, str]] = {
     Kind.TCP_FLAGS: names_by_number(symbols.TCP_FLAG_BITS),
     Kind.CT_STATE: names_by_number(symbols.CT_STATE_BITS),
     Kind.CT_STATUS: names_by_number(symbols.CT_STATUS_BITS),
+    Kind.CT_LABEL: {1 << bit: str(bit) for bit in range(128)},
 }
+# Units of time: how many a second has, and their name. nft reads a number without a unit as seconds.
+_TIME_UNITS = {Kind.MILLISECONDS: (1_000, "ms"), Kind.NANOSECONDS: (1_000_000_000, "ns")}
 _ADDRESS_BITS = {Kind.IPV4: 32, Kind.IPV6: 128}
 _ADDRESSES = {Kind.IPV4: IPv4Address, Kind.IPV6: IPv6Address}
 # Kinds of names or bits: an order or an interval of them has no meaning.
@@ -83,8 +89,6 @@ def single_value(kind: Kind, number: int, bits: int) -> nft.Value:
         if kind is Kind.FAMILY and number not in names:
             raise UnsupportedBytecode(f"family {number}")
         return names.get(number, number)
-    if kind is Kind.CT_STATE and number & number - 1:
-        raise UnsupportedBytecode("a connection in several states")
     if kind is Kind.IPV4 and bits == 32:
         return f"{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
     if kind in _ADDRESS_BITS:
@@ -97,11 +101,26 @@ def single_value(kind: Kind, number: int, bits: int) -> nft.Value:
         return "exists" if number else "missing"
     if kind is Kind.LINK_ADDRESS:
         return number.to_bytes(bits // 8, "big").hex(":")
+    if kind in _TIME_UNITS:
+        factor, unit = _TIME_UNITS[kind]
+        return f"{number}{unit}" if number % factor else number // factor
     return number
 
 
+def ordered_value(kind: Kind, number: int, bits: int) -> nft.Value:
+    """Return the value of a number that a rule compares by order: not a symbol. Raises UnsupportedBytecode."""
+    return number if kind in _NAMES else single_value(kind, number, bits)
+
+
 def flags_value(kind: Kind, number: int) -> nft.Value:
-    """Return the names of flags, sorted, or 0. Raises UnsupportedBytecode for a flag without a name."""
+    """Return the names of flags, sorted, or 0; of a single label its number.
+
+    Raises UnsupportedBytecode for a flag without a name, and for no label.
+    """
+    if kind is Kind.CT_LABEL and not number & number - 1:
+        if not number:
+            raise UnsupportedBytecode("no connection label")
+        return number.bit_length() - 1
     return ",".join(sorted(named_bits(number, FLAG_NAMES[kind]))) or 0
 
 
@@ -122,12 +141,17 @@ def interval_value(kind: Kind, low: int, high: int, bits: int) -> nft.Value:
         size = high - low + 1
         if size & size - 1 == 0 and low % size == 0:
             return prefix_value(kind, low, bits, bits - size.bit_length() + 1)
-        return f"{prefix_value(kind, low, bits, bits)}-{prefix_value(kind, high, bits, bits)}"
+        return range_value(kind, low, high, bits)
+    return range_value(kind, low, high, bits)
+
+
+def range_value(kind: Kind, low: int, high: int, bits: int) -> str:
+    """Return LOW-HIGH, also where nft lists a prefix in a set. Raises UnsupportedBytecode."""
     if kind is Kind.DEVICE:
         return _device_pattern(low.to_bytes(bits // 8, "big"), high.to_bytes(bits // 8, "big"))
     if kind in WITHOUT_ORDER:
         raise UnsupportedBytecode("an interval of values that have no order")
-    return f"{low}-{high}"
+    return f"{ordered_value(kind, low, bits)}-{ordered_value(kind, high, bits)}"
 
 
 def device_name(index: nft.Value, devices: Mapping[int, str]) -> nft.Value:

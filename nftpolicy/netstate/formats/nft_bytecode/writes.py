@@ -10,10 +10,12 @@ from ...nft.symbols import CT_DIRECTIONS, names_by_number
 from .attributes import Attributes, UnsupportedBytecode
 from .datatypes import Column
 from .headers import header_parts
-from .loads import CT_KEYS, META_KEYS, NATIVE, PAYLOAD_BASES, KeyLayout, Operation, option_of
-from .registers import Content
+from .loads import CT_KEYS, META_KEYS, NATIVE, PAYLOAD_BASES, KeyLayout, Operation
+from .match_forms import bitwise
+from .options import option_kind, option_name, option_of
+from .registers import Content, MapData
 from .rule_state import RuleState
-from .values import Kind, interval_value, single_value
+from .values import Kind, interval_value
 
 _CT_DIRECTIONS = names_by_number(CT_DIRECTIONS)
 _NAT_FAMILIES = {1: None, 2: "ip", 10: "ip6"}
@@ -101,15 +103,40 @@ def _header_write(
     protocol = state.protocol_of(target)
     if isinstance(content, Content) and content.source == target and content.mask is not None:
         # Bytes that are read, changed in one field and written back.
+        changed = (1 << target.length) - 1 & ~content.mask | content.flip
         for part in header_parts(protocol, target.offset, target.length) or ():
             shift = target.length - part.offset - part.length
             bits = (1 << part.length) - 1
-            is_only = content.mask == (1 << target.length) - 1 & ~(bits << shift)
-            if part.is_whole and is_only and not content.flip & ~(bits << shift):
+            if part.is_whole and changed and not changed & ~(bits << shift):
                 content.uses.append(None)
-                return part.field, single_value(Kind.NUMBER, content.flip >> shift, part.length)
+                return part.field, _changed(part.field, content.mask >> shift & bits, content.flip >> shift, bits)
     kind = state.kind_of_payload(target)
     return state.named(target), state.value(register, Column(kind, length, "big"))
+
+
+def reset_option(attributes: Attributes) -> Operation:
+    """Return the removal of a TCP option: the rule ends for another protocol (nft_exthdr_tcp_strip_eval)."""
+    option, number = attributes.choice(6, {1: "tcp option"}), attributes.number(2)
+    attributes.flags(5, {})
+    if attributes.number(3, 0) or attributes.number(4, 0):
+        raise UnsupportedBytecode("the removal of a part of an option")
+    text = f"reset {option} {option_name(option, number)}"
+    statement = nft.Undecided(text, frozenset({"continue", "break", "drop"}), is_syntax=True)
+
+    def remove(state: RuleState) -> None:
+        state.add(statement)
+        state.forget_packet()
+
+    return remove
+
+
+def _changed(field: nft.Payload, mask: int, flip: int, full: int) -> nft.Expression | nft.Value:
+    """Return (field & mask) ^ flip in the form in which nft lists it."""
+    if not mask:
+        return flip
+    if not flip & mask:
+        return bitwise(field, Kind.NUMBER, mask, flip, full)
+    return nft.Binary("^", field if mask == full else nft.Bitwise(field, mask), flip)
 
 
 def exthdr(attributes: Attributes) -> Operation:
@@ -118,7 +145,7 @@ def exthdr(attributes: Attributes) -> Operation:
     option, length = option_of(attributes)
 
     def write(state: RuleState) -> None:
-        state.add(nft.Mangle(option, state.value(register, Column(Kind.NUMBER, length, "big"))))
+        state.add(nft.Mangle(option, state.value(register, Column(option_kind(option), length, "big"))))
         state.forget_packet()
 
     return write
@@ -148,6 +175,33 @@ def _range(state: RuleState, low: int | None, high: int | None, column: Column) 
     return interval_value(column.kind, int.from_bytes(first, "big"), int.from_bytes(last, "big"), 8 * column.length)
 
 
+def _from_map(state: RuleState, operands: list[tuple[Column, int | None, int | None]]) -> nft.Lookup | None:
+    """Return the lookup of several operands, or of intervals, None if they come from elsewhere.
+
+    Each operand has the registers of its lowest and its highest value. A map has the lowest values
+    of all operands, then the highest ones (nftables, src/netlink_linearize.c: netlink_gen_nat_stmt).
+    """
+    present = [(column, low, high) for column, low, high in operands if low is not None]
+    stored = state.registers.first(present[0][1] or 0) if present else None
+    if not isinstance(stored, MapData):
+        return None
+    is_range = any(high not in (None, low) for _, low, high in present)
+    columns = tuple(column for column, _, _ in present)
+    if len(columns) == 1 and not is_range:
+        return None
+    registers = [low for _, low, _ in present] + ([high for _, _, high in present] if is_range else [])
+    offset, length = 0, 0
+    for register, column in zip(registers, columns * 2, strict=False):
+        if register is None or state.registers.offset(register) != (stored, offset):
+            return None
+        offset, length = offset + column.padded_length, offset + column.length
+    if stored.length not in (length, offset):
+        return None
+    stored.uses.append(None)
+    entries = state.context.sets.entries(stored.map_name, stored.columns, columns, is_range)
+    return nft.Lookup(stored.key, entries)
+
+
 _PORT = Column(Kind.PORT, _PORT_LENGTH, "big")
 
 
@@ -164,12 +218,13 @@ def nat(attributes: Attributes) -> Operation:
 
     def translate(state: RuleState) -> None:
         table = state.context.family
-        address: Target = state.both(addresses, ports, (column, _PORT))
+        address: Target = _from_map(state, [(column, *addresses), (_PORT, *ports)])
         port: Target = None
         if address is None:
             address, port = _range(state, *addresses, column), _range(state, *ports, _PORT)
         is_known = family is None or state.network == family
-        state.add(kind(None if table in ("ip", "ip6") else family, address, port, flags))
+        is_network = "netmap" in flags and isinstance(address, nft.Lookup)  # its text names the family
+        state.add(kind(None if table in ("ip", "ip6") and not is_network else family, address, port, flags))
         if not is_known:
             state.end_rule()
 
