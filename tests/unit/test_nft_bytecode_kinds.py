@@ -94,6 +94,29 @@ def test_lift_mask_with_gap_is_no_field() -> None:
     assert match == nft.Match(nft.Bitwise(nft.RawPayload("nh", 8, 8), 0xF4), 0x20, ">")
 
 
+def device(name: bytes) -> bytes:
+    return element(name.ljust(16, b"\0"))
+
+
+def test_lift_merged_device_names_are_separate_again() -> None:
+    end, load = number(3, 1), meta(7)
+    behind = element(b"b".ljust(15, b"\0") + b"\1", end)
+    merged = set_table(device(b"a"), behind, flags=5, key_type=41, key_length=16)
+    names = nft.AnonymousSet(frozenset({"a*", "b"}))
+    assert lift(load, LOOKUP, sets=merged) == (nft.Match(nft.Meta("oifname"), names),)
+    part = set_table(device(b"a"), element(b"ab".ljust(15, b"\0") + b"\2", end), flags=5, key_type=41, key_length=16)
+    assert is_unsupported(lift(load, LOOKUP, sets=part))
+
+
+@pytest.mark.parametrize(("place", "is_named"), [(64, True), (72, False)], ids=["time to live", "protocol"])
+def test_lift_write_keeps_established_protocols(place: int, is_named: bool) -> None:
+    constant = expression("immediate", number(1, 9), data(2, b"\5"))
+    parts = number(2, 1), number(3, place // 8), number(4, 1), number(5, 9), number(6, 1), number(7, 10)
+    family = meta(15), cmp(b"\2")
+    *_, match = lift(*family, constant, expression("payload", *parts), payload(1, 12, 4), cmp(KEY))
+    assert isinstance(match, nft.Match) and (match.left == nft.Payload("ip", "saddr")) is is_named
+
+
 # --- numbers that are shorter than a word --------------------------------------------------
 
 

@@ -17,7 +17,7 @@ from ... import nft
 from ...nft import Value
 from .attributes import Attributes, UnsupportedBytecode, decode, split_attributes, split_list
 from .datatypes import Column, column_value, element_value, split_columns
-from .values import Kind, interval_value
+from .values import Kind, device_patterns, interval_value
 from .verdicts import data_or_verdict
 
 # include/uapi/linux/netfilter/nf_tables.h
@@ -204,6 +204,11 @@ def _interval(low: bytes, high: bytes, column: Column) -> Value:
     return interval_value(column.kind, lowest, highest, bits)
 
 
+def _interval_values(low: bytes, high: bytes, column: Column) -> list[Value]:
+    """Return an interval, or the names in it. Raises UnsupportedBytecode."""
+    return [*device_patterns(low, high)] if column.kind is Kind.DEVICE else [_interval(low, high, column)]
+
+
 def _intervals(elements: Sequence[SetElement], column: Column) -> list[tuple[nft.Element, Data]]:
     """Return the intervals of a set whose elements are their beginnings and ends (nft_set_rbtree.c).
 
@@ -222,7 +227,8 @@ def _intervals(elements: Sequence[SetElement], column: Column) -> list[tuple[nft
         if not is_start or following == key:
             continue
         last = (1 << 8 * size) - 1 if following is None else int.from_bytes(following, "big") - 1
-        entries.append((_interval(key, last.to_bytes(size, "big"), column), elements[index].data))
+        for value in _interval_values(key, last.to_bytes(size, "big"), column):
+            entries.append((value, elements[index].data))
     return entries
 
 

@@ -228,9 +228,13 @@ class RuleState:
         self.registers.clear()
         self._loaded.clear()
 
+    def forget_values(self) -> None:
+        """Forget what was loaded before a write that leaves the protocols of the packet as they are."""
+        self.registers.forget()
+
     def forget_packet(self) -> None:
         """Forget what is known of a packet that a statement has changed."""
-        self.registers.forget()
+        self.forget_values()
         self.network, self.transport = _NETWORKS.get(self.context.family), None
 
     def compare(self, content: Content, op: str, number: int, length: int) -> None:

@@ -174,6 +174,22 @@ def _device_name(raw: bytes) -> str:
     return f"{text[:-1]}\\*" if text.endswith("*") else text
 
 
+def device_patterns(low: bytes, high: bytes) -> list[str]:
+    """Return the names and wildcards of an interval: nft 1.1 merges adjacent ones. Raises UnsupportedBytecode."""
+    patterns: list[str] = []
+    start, end = low, high
+    while start <= end:
+        prefix = start.rstrip(b"\0")
+        last = prefix.ljust(len(start), b"\xff") if prefix else start
+        is_wildcard = len(prefix) < len(start) and start < last <= end
+        patterns.append(_device_pattern(start, last) if is_wildcard else _device_name(start))
+        following = int.from_bytes(last if is_wildcard else start, "big") + 1
+        if following >> 8 * len(start):
+            break
+        start = following.to_bytes(len(start), "big")
+    return patterns
+
+
 def _device_pattern(low: bytes, high: bytes) -> str:
     prefix = low.rstrip(b"\0")
     if not prefix or high != prefix.ljust(len(high), b"\xff"):

@@ -30,6 +30,10 @@ _DERIVED_FLAGS = frozenset({"addresses", "ports"})
 # Offset in bytes of the checksum that the kernel corrects after a write, by protocol.
 _CHECKSUMS = {6: 16, 17: 6, 136: 6, 33: 6, 1: 2, 58: 2}
 _IP_CHECKSUM = 10
+# Fields that decide which headers a packet has, and where.
+_STRUCTURE = frozenset(
+    {"type", "ptype", "version", "hdrlength", "length", "frag-off", "protocol", "nexthdr", "hlen", "plen", "doff"}
+)
 
 
 def _written(state: RuleState, register: int, layout: KeyLayout) -> nft.Expression | nft.Value:
@@ -46,7 +50,7 @@ def meta(attributes: Attributes) -> Operation:
     def write(state: RuleState) -> None:
         value = _written(state, register, layout)
         state.add(nft.Mangle(nft.Meta(layout[0]), value))
-        state.forget_packet()
+        state.forget_values()
 
     return write
 
@@ -59,7 +63,7 @@ def ct(attributes: Attributes) -> Operation:
     def write(state: RuleState) -> None:
         value = _written(state, register, layout)
         state.add(nft.Mangle(nft.Ct(layout[0], direction), value))
-        state.forget_packet()
+        state.forget_values()
 
     return write
 
@@ -78,7 +82,10 @@ def payload(attributes: Attributes) -> Operation:
             raise UnsupportedBytecode(f"a checksum at byte {checksum} of header {base}")
         key, value = _header_write(state, target, register)
         state.add(nft.Mangle(key, value))
-        state.forget_packet()
+        if isinstance(key, nft.Payload) and key.name not in _STRUCTURE:
+            state.forget_values()
+        else:
+            state.forget_packet()
 
     return write
 
@@ -146,7 +153,7 @@ def exthdr(attributes: Attributes) -> Operation:
 
     def write(state: RuleState) -> None:
         state.add(nft.Mangle(option, state.value(register, Column(option_kind(option), length, "big"))))
-        state.forget_packet()
+        state.forget_values()
 
     return write
 
