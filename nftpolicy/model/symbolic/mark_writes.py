@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ...netstate import nft
 from ...netstate.formats import nft_text
 from . import mark_bits
@@ -12,7 +14,7 @@ from .rule_shape import as_number
 from .ruleset_scan import mark_kind
 
 
-def marks_after(space: HeaderSpace, statement: nft.Mangle, marks: dict[str, int | str]) -> dict[str, int | str]:
+def marks_after(space: HeaderSpace, statement: nft.Mangle, marks: Mapping[str, int | str]) -> dict[str, int | str]:
     """Return the groups of the mark, and the header fields, after a write.
 
     Each is a number, the name of the field with the same value, or an artificial field for a value
