@@ -133,7 +133,7 @@ FAULTS = (
     Fault(PATHS, "apply_effect", "return PathStep(path if kind == \"unsupported\" else remaining, [event])", "return PathStep(remaining)", _NO_CHAIN_WRITES),
     Fault(PATHS, "apply_effect", "[_event(each, base_chain, part, rule, statement) for each in kinds]", "[]", tests(TEST_LEMMAS, "test_accept_behind_a_write_is_refuted")),
     Fault(PATHS, "apply_effect", "return PathStep(remaining, branches=[evolve(part, stack=callers)])", "return PathStep(remaining)", tests(TEST_LEMMAS, "test_return_behind_a_write_is_refuted")),
-    Fault(WALK, "apply_effect", 'return leave_early(state, narrow) if kind == "goto" else state, [event]', "return state, ()", _NO_CHAIN),
+    Fault(WALK, "apply_effect", 'return leave_early(state) if kind == "goto" else continue_rule(state), [event]', "return continue_rule(state), ()", _NO_CHAIN),
     Fault(RULESET, "SymbolicRuleset.can_write", "for target in called", "for target in ()", _CALLED_WRITE),
     Fault("model/symbolic/ruleset_scan.py", "_scan_statement", "scan.unsupported.append(", "str(", _BYPASS),
 )  # fmt: skip

@@ -91,7 +91,7 @@ def test_engines_detect_a_return_that_accepts(monkeypatch):
 
 def test_engines_detect_returned_packets_counted_as_decided(monkeypatch):
     for module in (chain_state, chain_walk):
-        monkeypatch.setattr(module, "still_in_chain", lambda state, narrow, _: [{**state.frame.added, **narrow}])
+        monkeypatch.setattr(module, "still_in_chain", lambda state, narrow, _: [{**state.frame.call.added, **narrow}])
     assert disagreement(RETURNS) is not None
 
 

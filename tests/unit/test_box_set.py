@@ -13,7 +13,7 @@ EVERYTHING = {"dport": ((0, 0xFFFF),)}
 @pytest.fixture
 def growing():
     """Return the sets of the first 0, 1, 2, ... boxes, each grown from the one before."""
-    sets = [BoxSet.empty(TOPS)]
+    sets = [BoxSet(TOPS)]
     for box in MANY:
         sets.append(sets[-1].with_boxes([box]))
     return sets
@@ -44,7 +44,7 @@ def test_deferred_boxes_are_made_once_at_the_first_query():
         calls.append(1)
         return MANY[:2]
 
-    before = BoxSet.empty(TOPS).with_boxes(MANY[5:6])
+    before = BoxSet(TOPS).with_boxes(MANY[5:6])
     boxes = before.with_deferred(make).with_boxes(MANY[9:10])
     assert before.overlapping(EVERYTHING) == MANY[5:6]
     assert calls == []

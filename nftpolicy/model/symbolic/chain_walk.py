@@ -8,16 +8,17 @@ rule decides are excluded from all that follow, and those that return are exclud
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-
-from attrs import evolve
+from typing import TypeAlias
 
 from ...netstate import nft
 from .box import Box
 from .chain_event import BaseChain, ChainEvent, unsupported_box
 from .chain_state import (
+    ChainFrame,
     ChainState,
+    continue_rule,
     decide,
     enter_base_chain,
     enter_chain,
@@ -25,13 +26,13 @@ from .chain_state import (
     leave_called_chain,
     leave_early,
     still_in_chain,
-    with_frame,
 )
 from .rule_execution import Packets, RuleEffect, execute_statement
 from .rule_shape import effect_of
 from .symbolic_ruleset import SymbolicRuleset
 
-WalkStep = tuple[ChainState, Sequence[ChainEvent]]
+WalkStep: TypeAlias = tuple[ChainState, Sequence[ChainEvent]]
+_Drop: TypeAlias = tuple[Sequence[nft.Statement], Sequence[Box]]  # matches of a rule, and the parts that reach them
 
 
 def walk_chain(ruleset: SymbolicRuleset, base_chain: BaseChain, region: Box) -> Iterator[ChainEvent]:
@@ -41,10 +42,11 @@ def walk_chain(ruleset: SymbolicRuleset, base_chain: BaseChain, region: Box) -> 
     tops = ruleset.space.max_values
     state = enter_base_chain(chain, region, tops)
     while not state.is_finished:
-        if state.frame.effects:
+        frame = state.frames[-1]
+        if frame.effects:
             state, events = apply_effect(ruleset, base_chain, state)
             yield from events
-        elif state.frame.is_finished:
+        elif frame.is_finished:
             state = leave_called_chain(state, tops)
         else:
             state = execute_rules(ruleset, table, state)
@@ -58,25 +60,33 @@ def execute_rules(ruleset: SymbolicRuleset, table: nft.Table, state: ChainState)
 
     Most rules of a long chain only drop. Their parts are computed when a later rule accepts packets.
     """
-    frame, decided = state.frame, state.decided
-    for number in range(frame.next_rule, len(frame.chain.rules)):
-        rule = ruleset.prepared_rule(frame.chain.rules[number])
-        start = frame.starts.get(rule.cache_key) if rule.cache_key else None
+    frame = state.frame
+    call = frame.call
+    entering = Packets(call.region, ({},), {})
+    drops: list[_Drop] = []
+    rules = ruleset.prepared_rules(call.chain)
+    for number in range(frame.next_rule, len(rules)):
+        rule = rules[number]
+        start = call.starts.get(rule.cache_key) if rule.cache_key else None
         if start is None:
-            start = matched_parts(ruleset, table, rule.cheap_matches, Packets(frame.region, [{}], {}))
+            start = matched_parts(ruleset, table, rule.cheap_matches, entering)
             if rule.cache_key:
-                frame.starts[rule.cache_key] = start
+                call.starts[rule.cache_key] = start
         if not start:
             continue
-        packets = Packets(frame.region, start, {})
         if rule.only_drops and rule.remaining:
-            decided = decided.with_deferred(partial(dropped_parts, ruleset, table, rule.remaining, packets, state))
+            drops.append((rule.remaining, start))
             continue
-        effects = execute_rule(ruleset, table, rule.remaining, packets)
+        effects = execute_rule(ruleset, table, rule.remaining, Packets(call.region, start, {}))
         if effects:
-            pending = tuple((rule.rule, effect) for effect in effects)
-            return with_frame(ChainState(state.frames, decided), evolve(frame, effects=pending, next_rule=number + 1))
-    return with_frame(ChainState(state.frames, decided), evolve(frame, next_rule=len(frame.chain.rules)))
+            frame = ChainFrame(call, frame.returned, number + 1, effects)
+            break
+    else:
+        frame = ChainFrame(call, frame.returned, len(rules))
+    decided = state.decided
+    if drops:
+        decided = decided.with_deferred(partial(dropped_parts, ruleset, table, drops, state))
+    return ChainState((*state.frames[:-1], frame), decided)
 
 
 def execute_rule(
@@ -104,34 +114,35 @@ def matched_parts(
 
 
 def dropped_parts(
-    ruleset: SymbolicRuleset, table: nft.Table, matches: Sequence[nft.Statement], packets: Packets, state: ChainState
+    ruleset: SymbolicRuleset, table: nft.Table, drops: Iterable[_Drop], state: ChainState
 ) -> Iterator[Box]:
-    """Yield the parts that a rule drops which only drops; `state` is the one in which it is executed."""
-    for narrow in matched_parts(ruleset, table, matches, packets):
-        yield from still_in_chain(state, narrow, ruleset.space.max_values)
+    """Yield the parts that rules drop which only drop; `state` is the one in which they are executed."""
+    for matches, start in drops:
+        packets = Packets(state.frame.call.region, start, {})
+        for narrow in matched_parts(ruleset, table, matches, packets):
+            yield from still_in_chain(state, narrow, ruleset.space.max_values)
 
 
 def apply_effect(ruleset: SymbolicRuleset, base_chain: BaseChain, state: ChainState) -> WalkStep:
-    """Apply the next effect of the last rule: the `switch (regs.verdict.code)` of nft_do_chain."""
-    (rule, effect), *later_effects = state.frame.effects
-    state = with_frame(state, evolve(state.frame, effects=tuple(later_effects)))
-    narrow, tops = effect.narrow, ruleset.space.max_values
+    """Apply the first effect of the innermost frame: the `switch (regs.verdict.code)` of nft_do_chain."""
+    frame, tops = state.frame, ruleset.space.max_values
+    effect = frame.effects[0]
     kind = effect_of(effect.statement)
     if kind == "return":
-        return leave_early(state, narrow), ()
+        return leave_early(state), ()
     if kind == "drop":
-        return decide(state, narrow, tops), ()
+        return decide(state, tops), ()
     if kind in ("jump", "goto"):
         target = ruleset.jump_target(base_chain[0], effect.statement)
-        if target is not None and all(target.name != frame.chain.name for frame in state.frames):
-            return enter_chain(state, effect, target, tops), ()
-    box = {**state.frame.region, **narrow}
+        if target is not None and all(target.name != each.call.chain.name for each in state.frames):
+            return enter_chain(state, target, tops), ()
+    box = {**frame.call.region, **effect.narrow}
     excluded = excluded_parts(state, box)
     if kind in ("accept", "nat"):
         kinds = ("nat", "accept") if kind == "nat" else ("accept",)
-        events = [ChainEvent(each, base_chain, rule, box, excluded, effect.statement) for each in kinds]
-        return decide(state, narrow, tops), events
+        events = [ChainEvent(each, base_chain, frame.rule, box, excluded, effect.statement) for each in kinds]
+        return decide(state, tops), events
     # Not modelled, or a call of no chain, or in a circle: the packets may be accepted, or continue.
     box = unsupported_box(ruleset.space, base_chain, box, effect.statement)
-    event = ChainEvent("accept", base_chain, rule, box, excluded, effect.statement)
-    return leave_early(state, narrow) if kind == "goto" else state, [event]
+    event = ChainEvent("accept", base_chain, frame.rule, box, excluded, effect.statement)
+    return leave_early(state) if kind == "goto" else continue_rule(state), [event]

@@ -20,10 +20,18 @@ def marks_after(space: HeaderSpace, statement: nft.Mangle, marks: Mapping[str, i
     Each is a number, the name of the field with the same value, or an artificial field for a value
     that is not supported.
     """
-    mark = mark_kind(statement.key)
-    if mark is None:
+    if mark_kind(statement.key) is None:
         return {**marks, **_headers_after(space, statement)}
-    value, result = as_number(statement.value), dict(marks)
+    lookups = _unknown_fields(space, ("fib ",), statement)  # a lookup may use the mark
+    return {**marks, **written_groups(space, statement, marks), **lookups}
+
+
+def written_groups(space: HeaderSpace, statement: nft.Mangle, marks: Mapping[str, int | str]) -> dict[str, int | str]:
+    """Return the groups of the mark that a statement writes, with their values; empty if it writes no mark."""
+    mark, result = mark_kind(statement.key), dict[str, int | str]()
+    if mark is None:
+        return result
+    value = as_number(statement.value)
     source, kept_mask, set_bits = mark_kind(value), nft.FULL_MASK, 0
     if isinstance(value, nft.Bitwise) and isinstance(value.and_mask, int) and isinstance(value.or_bits, int):
         source, kept_mask, set_bits = mark_kind(value.operand), value.and_mask, value.or_bits
@@ -47,7 +55,6 @@ def marks_after(space: HeaderSpace, statement: nft.Mangle, marks: Mapping[str, i
             unknown = space.unsupported_field(f"the value of {nft_text.display_text(statement)}")
             space.max_values[unknown] = mark_bits.max_value(group)
             result[name] = unknown
-    result |= _unknown_fields(space, ("fib ",), statement)  # a lookup may use the mark
     return result
 
 

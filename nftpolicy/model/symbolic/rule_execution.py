@@ -46,11 +46,12 @@ class Packets:
     parts: Sequence[Box]
     written: FieldValues
 
-    def narrowed(self, boxes: Iterable[Box]) -> Packets:
+    def narrowed(self, boxes: Sequence[Box]) -> Packets:
         """Return the packets for which one of the boxes, which are about the present fields, holds too."""
-        original = (substitute_written(box, self.written) for box in boxes)
-        conditions = [box for box in original if box is not None]
-        return Packets(self.region, narrow_parts(self.parts, self.region, conditions), self.written)
+        if self.written:
+            original = (substitute_written(box, self.written) for box in boxes)
+            boxes = [box for box in original if box is not None]
+        return Packets(self.region, narrow_parts(self.parts, self.region, boxes), self.written)
 
     def under(self, condition: Box) -> Packets:
         """Return the packets under a condition of a new artificial field."""
@@ -229,8 +230,6 @@ def without_fields(box: Box, prefixes: tuple[str, ...]) -> Box:
 
 def substitute_written(box: Box, written: FieldValues) -> Box | None:
     """Translate a condition on the present fields into one on the original fields; None: impossible."""
-    if not written:
-        return box
     original: Box = {}
     for field, wanted in box.items():
         current = written.get(field, field)

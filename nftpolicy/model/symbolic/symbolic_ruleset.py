@@ -9,7 +9,7 @@ from ...netstate import nft
 from ...netstate.formats import nft_text
 from .header_space import HeaderSpace
 from .header_writes import written_fields
-from .rule_shape import PreparedRule, VerdictMapStatement, called_chains, prepare_rule
+from .rule_shape import PreparedRule, VerdictMapStatement, prepare_rule
 from .ruleset_scan import RulesetScan
 
 
@@ -22,6 +22,7 @@ class SymbolicRuleset:
         self._scan = scan
         self._chains = {(*table.key, chain.name): chain for table in tables for chain in table.chains}
         self._can_write: dict[tuple[str, str, str], bool] = {}
+        self._written_fields: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def jump_target(self, table: nft.Table, verdict: nft.Statement) -> nft.Chain | None:
         """Return the target of a jump or goto, None if the table does not have it."""
@@ -53,8 +54,7 @@ class SymbolicRuleset:
         """Return True if a chain, or one that it calls, changes a mark or a header."""
         key = (*table.key, name)
         if key not in self._can_write:
-            chain = self._chains.get(key)
-            called = called_chains(table, chain) - visited if chain else set()
+            called = self._scan.called.get(key, set()) - visited
             self._can_write[key] = key in self._scan.writing_chains or any(
                 self.can_write(table, target, visited | {name}) for target in called
             )
@@ -62,15 +62,18 @@ class SymbolicRuleset:
 
     def fields_written_in(self, table: nft.Table) -> tuple[str, ...]:
         """Return the fields that rules of a table may write, as prefixes of names."""
-        keys = self._scan.writes.get(table.key, ())
-        return tuple(name for key in keys for name in written_fields(key, self.space.family))
+        if table.key not in self._written_fields:
+            keys = self._scan.writes.get(table.key, ())
+            names = dict.fromkeys(name for key in keys for name in written_fields(key, self.space.family))
+            self._written_fields[table.key] = tuple(names)
+        return self._written_fields[table.key]
 
-    def prepared_rule(self, rule: nft.Rule) -> PreparedRule:
-        """Return a rule in the order in which it is quickest to execute."""
-        prepared = self._scan.prepared_rules.get(rule)
+    def prepared_rules(self, chain: nft.Chain) -> Sequence[PreparedRule]:
+        """Return the rules of a chain, each in the order in which it is quickest to execute."""
+        prepared = self._scan.prepared_rules.get(chain)
         if prepared is None:
-            prepared = prepare_rule(rule)
-            self._scan.prepared_rules.set(rule, prepared)
+            prepared = tuple(map(prepare_rule, chain.rules))
+            self._scan.prepared_rules.set(chain, prepared)
         return prepared
 
     def unsupported_field(self, table: nft.Table, statement: nft.Statement) -> str:
