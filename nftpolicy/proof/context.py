@@ -173,9 +173,11 @@ class ProofContext:
             for chain in table.chains:
                 for rule in chain.rules:
                     for statement in rule.statements:
+                        if not isinstance(statement, _REWRITING_TYPES):
+                            continue
                         if isinstance(statement, Mangle) and mark_kind(statement.key) is not None:
                             table_marks[statement] = None
-                        elif isinstance(statement, _REWRITING_TYPES):
+                        else:
                             rewriting.add(table.key)
         return rewriting, marks
 

@@ -62,6 +62,8 @@ def choose_header(space: HeaderSpace, box: Box) -> HeaderChoice:
     """Return values for which the tests of the box have the results that it requires; none if no choice was found."""
     required = [(space.tests[name], ranges == ((1, 1),)) for name, ranges in box.items() if name in space.tests]
     required = [(test, result) for test, result in required if _variables(test.match.left, space.family)]
+    if not required:
+        return HeaderChoice({})
     variables = dict.fromkeys(field for test, _ in required for field in _variables(test.match.left, space.family))
     candidates = [list(islice(_values(field, required, space.family), _MAX_VALUES)) for field in variables]
     for protocol in _protocols(variables, box.get("protocol")):

@@ -18,7 +18,7 @@ from ..model.symbolic import mark_bits
 from ..model.symbolic.box import Box, find_uncovered, intersect_boxes, points
 from ..model.symbolic.box_index import BoxIndex
 from ..model.symbolic.chain_event import BaseChain, ChainEvent
-from ..model.symbolic.mark_writes import marks_after
+from ..model.symbolic.mark_writes import written_groups
 from ..model.symbolic.ruleset_scan import mark_kind
 from ..netstate import nft
 from ..netstate.formats import nft_text
@@ -147,6 +147,8 @@ def count_marked(number: int | None, noun: str, uplink: UplinkSpec) -> str:
 
 def marks_replies(context: ProofContext, family: int, uplink: UplinkSpec) -> bool:
     """Return True if a rule gives the uplink's mark to packets of marked flows that did not arrive by the uplink."""
+    if not _may_mark(context, family, uplink, "mark"):
+        return False
     packets = Region(marks=(uplink.lacks_mark, uplink.flow_has_mark), not_iifname=uplink.devices)
     writes = _mark_assignments(context, family, _writing_chains(context, family), [packets], uplink, "mark")
     return next(writes, None) is not None
@@ -154,6 +156,8 @@ def marks_replies(context: ProofContext, family: int, uplink: UplinkSpec) -> boo
 
 def marks_arriving_tcp(context: ProofContext, family: int, uplink: UplinkSpec) -> list[Violation]:
     """Return the rules that give the uplink's mark to TCP packets that arrive by the uplink."""
+    if not _may_mark(context, family, uplink, "mark"):
+        return []
     packets = Region({"protocol": points(TCP)}, (uplink.lacks_mark,), iifname=uplink.devices)
     chains = [
         base_chain
@@ -224,7 +228,7 @@ def may_set_mark(context: ProofContext, family: int, statement: nft.Mangle, upli
         return False
     transfer = context.chain_transfer(family)
     kind = str(mark_kind(statement.key))
-    marks = marks_after(transfer.space, statement, {})
+    marks = written_groups(transfer.space, statement, {})
     changed = False
     for group in transfer.space.partition:
         if not group & uplink.mask:
@@ -296,7 +300,7 @@ def _marked_after(context: ProofContext, family: int, event: ChainEvent, uplink:
         return {**event.box, space.unsupported_field(f"{_location(event)} may have any effect"): ((1, 1),)}
     if mark_kind(statement.key) != kind or not may_set_mark(context, family, statement, uplink):
         return None
-    marks = marks_after(transfer.space, statement, {})
+    marks = written_groups(transfer.space, statement, {})
     box: Box | None = event.box
     for group in space.partition:
         if not group & uplink.mask:

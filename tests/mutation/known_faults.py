@@ -11,7 +11,8 @@ from tests.mutation.child_run import KILLED, PACKAGE, TIMEOUT, TestSelection, ou
 CPU_LIMIT = 60  # seconds for one fault
 ORDER, APPLY = "runtime/apply/step_order.py", "runtime/apply/transaction.py"
 LEMMAS, NO_LEAK, DNS = "proof/lemmas.py", "proof/no_leak.py", "proof/dns_isolation.py"
-PATHS, TRANSFER = "model/symbolic/chain_paths.py", "model/symbolic/chain_transfer.py"
+PATHS, WALK = "model/symbolic/chain_paths.py", "model/symbolic/chain_walk.py"
+RULESET = "model/symbolic/symbolic_ruleset.py"
 TEST_ORDER, TEST_LEMMAS = "tests/unit/test_safe_order.py", "tests/unit/test_lemmas.py"
 TEST_SPEC, TEST_DNS = "tests/unit/test_spec_exactness.py", "tests/unit/test_dns_isolation.py"
 TEST_REGIONS, TEST_BYPASS = "tests/unit/test_spec_regions.py", "tests/unit/test_bypass.py"
@@ -128,12 +129,12 @@ FAULTS = (
     Fault(DNS, "check_dns_isolation", "bypasses += _bypasses(context, spec, uplink, resolver, owners, family)", "pass", tests(TEST_DNS, "test_queries_of_a_service_to_another_server_are_not_proved")),
     Fault(DNS, "check_dns_isolation", "redirected += _wrong_redirects(context, family, queries, resolver)", "pass", tests(TEST_DNS, "test_redirection_to_another_address_is_not_proved")),
     # Rulesets applied to sets of packets.
-    Fault(PATHS, "ChainPaths._follow", 'yield self._event("accept", None, path.narrowed({limit: points(1)}))', "pass", tests(TEST_LEMMAS, "test_chain_with_too_many_paths_is_unknown")),
-    Fault(PATHS, "ChainPaths._effect_events", "if target is None:\n                yield self._unsupported_event(rule, part, statement)", "if target is None:\n                pass", _NO_CHAIN_WRITES),
-    Fault(PATHS, "ChainPaths._effect_events", 'yield self._event("accept", rule, part, statement)', "pass", tests(TEST_LEMMAS, "test_accept_behind_a_write_is_refuted")),
-    Fault(PATHS, "ChainPaths._effect_events", "yield from self._follow(part.moved(*outer))", "pass", tests(TEST_LEMMAS, "test_return_behind_a_write_is_refuted")),
-    Fault(TRANSFER, "ChainTransfer._call_events", "yield self._unsupported_event(base_chain, rule, box, state, statement)", "pass", _NO_CHAIN),
-    Fault(TRANSFER, "ChainTransfer.can_write", "for target in called", "for target in ()", _CALLED_WRITE),
+    Fault(PATHS, "follow_paths", 'yield _event("accept", base_chain, branch.part({field: points(1)}))', "pass", tests(TEST_LEMMAS, "test_chain_with_too_many_paths_is_unknown")),
+    Fault(PATHS, "apply_effect", "return PathStep(path if kind == \"unsupported\" else remaining, [event])", "return PathStep(remaining)", _NO_CHAIN_WRITES),
+    Fault(PATHS, "apply_effect", "[_event(each, base_chain, part, rule, statement) for each in kinds]", "[]", tests(TEST_LEMMAS, "test_accept_behind_a_write_is_refuted")),
+    Fault(PATHS, "apply_effect", "return PathStep(remaining, branches=[evolve(part, stack=callers)])", "return PathStep(remaining)", tests(TEST_LEMMAS, "test_return_behind_a_write_is_refuted")),
+    Fault(WALK, "apply_effect", 'return leave_early(state) if kind == "goto" else continue_rule(state), [event]', "return continue_rule(state), ()", _NO_CHAIN),
+    Fault(RULESET, "SymbolicRuleset.can_write", "for target in called", "for target in ()", _CALLED_WRITE),
     Fault("model/symbolic/ruleset_scan.py", "_scan_statement", "scan.unsupported.append(", "str(", _BYPASS),
 )  # fmt: skip
 

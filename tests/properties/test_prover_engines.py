@@ -7,9 +7,8 @@ import pytest
 from attrs import evolve
 from hypothesis import given, settings
 
-from nftpolicy.model.symbolic import chain_paths, chain_transfer
+from nftpolicy.model.symbolic import chain_paths, chain_state, chain_walk, rule_execution
 from nftpolicy.model.symbolic.box_index import BoxIndex
-from nftpolicy.model.symbolic.chain_transfer import ChainTransfer
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.nft import Bitwise, Mangle, Match, Meta
 from nftpolicy.netstate.state import NetState
@@ -85,13 +84,14 @@ def test_engines_agree_on_fixed_questions(name):
 
 
 def test_engines_detect_a_return_that_accepts(monkeypatch):
-    right = chain_transfer.effect_of
-    monkeypatch.setattr(chain_transfer, "effect_of", lambda one: "accept" if right(one) == "return" else right(one))
+    right = chain_walk.effect_of
+    monkeypatch.setattr(chain_walk, "effect_of", lambda one: "accept" if right(one) == "return" else right(one))
     assert disagreement(question(CALL, (LOW, nft.DROP), called=((LOW, RETURN), (nft.DROP,)))) is not None
 
 
 def test_engines_detect_returned_packets_counted_as_decided(monkeypatch):
-    monkeypatch.setattr(ChainTransfer, "_minus_returned", lambda self, gone, told, box: [box])
+    for module in (chain_state, chain_walk):
+        monkeypatch.setattr(module, "still_in_chain", lambda state, narrow, _: [{**state.frame.call.added, **narrow}])
     assert disagreement(RETURNS) is not None
 
 
@@ -102,9 +102,8 @@ def test_engines_detect_a_missing_cover(monkeypatch):
 
 
 def test_engines_detect_a_missing_map_entry(monkeypatch):
-    right = ChainTransfer.verdict_entries
-    monkeypatch.setattr(ChainTransfer, "verdict_entries", lambda self, *asked: list(right(self, *asked))[1:])
-    monkeypatch.setattr(ChainTransfer, "_lazy_drops", lambda self, *_: iter(()))
+    right = rule_execution._verdict_entries
+    monkeypatch.setattr(rule_execution, "_verdict_entries", lambda *asked: list(right(*asked))[1:])
     assert disagreement(question((nft.VerdictMap(Meta("mark"), frozenset({(0, nft.DROP)})),))) is not None
 
 

@@ -299,7 +299,7 @@ def test_page_has_the_same_tree():
 EXAMPLE = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("page", ["api.md", "architecture.md"])
+@pytest.mark.parametrize("page", ["api.md", "architecture.md", "engine.md"])
 def test_example_of_the_page_prints_its_output(page):
     blocks = EXAMPLE.findall((ROOT / "docs" / page).read_text())
     assert len(blocks) >= 4

@@ -65,6 +65,7 @@ class _Prepared:
     title: str
     _chains: dict[str, Chain]
     _rules: dict[str, list[_Rule]] = field(factory=dict)
+    _matches: dict[nft.Match, CompiledStatement] = field(factory=dict)  # many rules have the same ones
 
     def chain(self, name: str) -> Chain | None:
         return self._chains.get(name)
@@ -78,7 +79,11 @@ class _Prepared:
 
     def _steps(self, rule: nft.Rule) -> Iterator[CompiledStatement]:
         for statement in rule.statements:
-            compiled = compile_statement(statement, self.sets, self.point)
+            compiled = self._matches.get(statement) if isinstance(statement, nft.Match) else None
+            if compiled is None:
+                compiled = compile_statement(statement, self.sets, self.point)
+                if isinstance(statement, nft.Match) and compiled is not None:
+                    self._matches[statement] = compiled
             if compiled is not None:
                 yield compiled
 

@@ -7,7 +7,7 @@ field open, or spans many buckets, counts in all of them. A query costs one AND 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from .box import Box, Ranges
 
@@ -17,12 +17,11 @@ _FEW = 24  # with fewer boxes an index does not pay
 
 
 class BoxIndex:
-    """Collection of boxes. `add_lazy` takes boxes that are computed at the next query."""
+    """Collection of boxes that grows."""
 
     def __init__(self, boxes: Iterable[Box] = (), tops: dict[str, int] | None = None) -> None:
         self.boxes = list(boxes)
         self._tops = tops or {}
-        self._deferred: list[Callable[[], Iterable[Box]]] = []
         self._indexed = 0
         self._open: dict[str, int] = {}
         self._buckets: dict[str, dict[int, int]] = {}
@@ -38,16 +37,8 @@ class BoxIndex:
         """Add boxes."""
         self.boxes.extend(boxes)
 
-    def add_lazy(self, make: Callable[[], Iterable[Box]]) -> None:
-        """Add the boxes of `make`, which is called at the next query."""
-        self._deferred.append(make)
-
     def overlapping(self, box: Box, until: int | None = None) -> list[Box]:
         """Return a superset of the boxes, of the first `until`, that overlap `box`."""
-        if self._deferred:
-            for make in self._deferred:
-                self.boxes.extend(make())
-            self._deferred.clear()
         if len(self.boxes) < _FEW:
             return self.boxes if until is None else self.boxes[:until]
         self._index()

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Paths through chains that write marks, each with its part of a region and its marks."""
+"""Paths through a base chain whose rules write marks or headers: each has its part of a region, and its fields.
+
+The loop is that of nft_do_chain (net/netfilter/nf_tables_core.c); a path is passed to each step and returned by it.
+Where packets go different ways, the step also returns the paths that branch off.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ...netstate import nft
-from ...netstate.formats import nft_text
-from .box import Box, Ranges, intersect_ranges, points
-from .chain_event import BaseChain, ChainEvent, MarkValues
-from .chain_reader import ChainReader
+from .box import Box, points
+from .chain_event import BaseChain, ChainEvent, FieldValues, unsupported_box
 from .mark_writes import marks_after
-from .rule_shape import NEUTRAL, NONDETERMINISTIC, VerdictMapStatement, effect_of, possible_verdicts
-
-__all__ = ["ChainPaths", "MarkValues", "substitute_marks"]
-
-_VERDICT_MAPS = (nft.VerdictMap, nft.VerdictMapRef)
+from .rule_execution import Packets, RuleEffect, execute_statement
+from .rule_shape import effect_of
+from .symbolic_ruleset import SymbolicRuleset
 
 
 @frozen
@@ -34,184 +34,133 @@ class PathPosition:
 
 
 @frozen
-class PathState:
-    """Path of a region: its position in each chain (innermost last), decided parts, marks."""
+class ChainPath:
+    """The packets of `region` without those of `decided`, all of them at one statement.
+
+    `stack` has the position in each chain, innermost last: the jump stack of nft_do_chain. `region` and `decided`
+    are about the fields that the packets had at the base chain, `written` has those that rules changed since.
+    """
 
     stack: tuple[PathPosition, ...]
     region: Box
     decided: tuple[Box, ...]
-    marks: MarkValues
+    written: FieldValues
 
-    def moved(self, *stack: PathPosition) -> PathState:
-        """Return the same path at another position."""
-        return PathState(stack, self.region, self.decided, self.marks)
-
-    def narrowed(self, narrow: Box) -> PathState:
+    def part(self, narrow: Box) -> ChainPath:
         """Return the path of the part `narrow` of the region."""
-        return PathState(self.stack, {**self.region, **narrow}, self.decided, self.marks)
+        return ChainPath(self.stack, {**self.region, **narrow}, self.decided, self.written)
 
-    def with_decided(self, narrow: Box) -> PathState:
-        """Return the path of the remaining region when the part `narrow` is decided."""
-        return PathState(self.stack, self.region, (*self.decided, narrow), self.marks)
-
-    def with_marks(self, marks: MarkValues) -> PathState:
-        """Return the path after a write."""
-        return PathState(self.stack, self.region, self.decided, marks)
+    def remaining(self, narrow: Box) -> ChainPath | None:
+        """Return the path of the packets that are not in the part `narrow`; None if it is the whole region."""
+        return evolve(self, decided=(*self.decided, narrow)) if narrow else None
 
 
-class ChainPaths:
-    """The paths through one base chain, at most `limit` of them; further paths are unsupported."""
+@frozen
+class PathStep:
+    """Result of a step: the path behind it (None: no packet is left on it), what happened, and its branches."""
 
-    def __init__(self, reader: ChainReader, base_chain: BaseChain, limit: int) -> None:
-        self._reader, self._base_chain, self._remaining = reader, base_chain, limit
-
-    def events(self, region: Box) -> Iterator[ChainEvent]:
-        """Yield what the chain does with the packets of `region`."""
-        yield from self._follow(PathState((PathPosition(self._base_chain[1]),), region, (), {}))
-
-    def _follow(self, path: PathState) -> Iterator[ChainEvent]:
-        """Yield the events of a path and of its branches, up to the end of the chain."""
-        table, chain = self._base_chain
-        assert chain.hook is not None
-        self._remaining -= 1
-        if self._remaining < 0:
-            limit = self._reader.space.unsupported_field(f"too many paths through {table.name} {chain.name}")
-            yield self._event("accept", None, path.narrowed({limit: points(1)}))
-            return
-        while path.stack:
-            *outer, position = path.stack
-            if position.rule >= len(position.chain.rules):
-                path = path.moved(*outer)
-                continue
-            rule = position.chain.rules[position.rule]
-            for narrow, statement, index in self._rule_effects(path):
-                if effect_of(statement) == "continue":
-                    continue
-                yield from self._effect_events(path, rule, narrow, statement, index)
-                if effect_of(statement) == "unsupported":
-                    continue
-                if not narrow:
-                    return
-                path = path.with_decided(narrow)
-            path = path.moved(*outer, position.next_rule())
-        if chain.hook.policy != "drop":
-            yield self._event("accept", None, path)
-
-    def _rule_effects(self, path: PathState) -> Iterator[tuple[Box, nft.Statement, int]]:
-        """Yield the effects of the rule at the position of a path, from its next statement on.
-
-        Each comes with the part of the region that it applies to and the number of its statement.
-        """
-        reader, table, position = self._reader, self._base_chain[0], path.stack[-1]
-        statements = position.chain.rules[position.rule].statements
-        reached: list[Box] = [{}]
-        for index in range(position.statement, len(statements)):
-            statement = statements[index]
-            if isinstance(statement, nft.Match):
-                reached = self._narrowed(path, reached, reader.space.match_boxes(table, statement))
-                if not reached:
-                    return
-            elif isinstance(statement, nft.Unless):
-                reached = self._narrowed(path, reached, reader.unless_boxes(table, statement))
-                if not reached:
-                    return
-            elif isinstance(statement, NEUTRAL):
-                continue
-            elif reader.is_other_family(statement):
-                return
-            elif isinstance(statement, nft.Mangle):
-                reached = self._narrowed(path, reached, reader.space.writable_boxes(table, statement))
-                for narrow in reached:
-                    yield narrow, statement, index
-                return  # packets that write continue on a path of their own
-            elif isinstance(statement, _VERDICT_MAPS):
-                pairs = self._map_effects(path, statement, reached)
-                for narrow, verdict in pairs:
-                    yield narrow, verdict, index
-                # Without an entry the rule does not match.
-                reached = [narrow for narrow, verdict in pairs if effect_of(verdict) == "continue"]
-            elif isinstance(statement, nft.Undecided):
-                for verdict in possible_verdicts(statement):
-                    for narrow in reader.undecided(table, statement, reached):
-                        yield narrow, verdict, index
-                reached = reader.continuing(table, statement, reached)
-            elif isinstance(statement, NONDETERMINISTIC):
-                reached = reader.undecided(table, statement, reached)
-            else:
-                for narrow in reached:
-                    yield narrow, statement, index
-
-    def _effect_events(
-        self, path: PathState, rule: nft.Rule, narrow: Box, statement: nft.Statement, index: int
-    ) -> Iterator[ChainEvent]:
-        """Yield the events of one effect on the part `narrow` of the region."""
-        *outer, position = path.stack
-        effect, part = effect_of(statement), path.narrowed(narrow)
-        if effect in ("jump", "goto"):
-            target = self._reader.jump_target(self._base_chain[0], statement)
-            if target is None:
-                yield self._unsupported_event(rule, part, statement)
-                return
-            if effect == "jump":
-                outer.append(position.next_rule())
-            yield from self._follow(part.moved(*outer, PathPosition(target)))
-        elif effect == "return":
-            yield from self._follow(part.moved(*outer))
-        elif isinstance(statement, nft.Mangle):
-            written = part.with_marks(marks_after(self._reader.space, statement, path.marks))
-            after = PathPosition(position.chain, position.rule, index + 1)
-            yield from self._follow(written.moved(*outer, after))
-        elif effect == "unsupported":
-            yield self._unsupported_event(rule, part, statement)
-        elif effect != "drop":
-            if effect == "nat":
-                yield self._event("nat", rule, part, statement)
-            yield self._event("accept", rule, part, statement)
-
-    def _event(
-        self, kind: str, rule: nft.Rule | None, path: PathState, statement: nft.Statement | None = None
-    ) -> ChainEvent:
-        return ChainEvent(kind, self._base_chain, rule, path.region, path.decided, statement, path.marks)
-
-    def _unsupported_event(self, rule: nft.Rule, part: PathState, statement: nft.Statement) -> ChainEvent:
-        """Return an accept event under the condition of a new artificial field."""
-        description = f"{self._base_chain[0].name}: {nft_text.display_text(statement)}"
-        condition = {self._reader.space.unsupported_field(description): points(1)}
-        return self._event("accept", rule, part.narrowed(condition), statement)
-
-    def _map_effects(
-        self, path: PathState, statement: VerdictMapStatement, reached: list[Box]
-    ) -> list[tuple[Box, nft.Statement]]:
-        """Return the verdicts of a map with the parts of the region that find them."""
-        pairs: list[tuple[Box, nft.Statement]] = []
-        for boxes, verdict in self._reader.verdict_entries(self._base_chain[0], statement):
-            pairs += [(narrow, verdict) for narrow in self._narrowed(path, reached, boxes)]
-        return pairs
-
-    def _narrowed(self, path: PathState, reached: list[Box], boxes: list[Box]) -> list[Box]:
-        """Narrow `reached` by boxes about the marks at this point of the path."""
-        conditions = [substitute_marks(box, path.marks) for box in boxes]
-        possible = [box for box in conditions if box is not None]
-        return self._reader.narrow(reached, path.region, possible)
+    path: ChainPath | None
+    events: Sequence[ChainEvent] = ()
+    branches: Sequence[ChainPath] = ()
 
 
-def substitute_marks(box: Box, marks: MarkValues) -> Box | None:
-    """Translate a condition on the current marks into one on the original marks.
+def follow_paths(ruleset: SymbolicRuleset, base_chain: BaseChain, region: Box, limit: int) -> Iterator[ChainEvent]:
+    """Yield what a base chain does with the packets of `region`, path by path.
 
-    None: impossible.
+    At most `limit` paths are followed; the packets of any other path may be accepted.
     """
-    if not marks:
-        return box
-    original: Box = {}
-    for field, wanted in box.items():
-        current = marks.get(field, field)
-        if isinstance(current, int):
-            if not any(low <= current <= high for low, high in wanted):
-                return None
+    table, chain = base_chain
+    assert chain.hook is not None
+    waiting = [ChainPath((PathPosition(chain),), region, (), {})]
+    started = 1
+    while waiting:
+        path = waiting.pop()
+        if not path.stack:
+            if chain.hook.policy != "drop":  # nft_base_chain(basechain)->policy
+                yield _event("accept", base_chain, path)
             continue
-        present: Ranges | None = original.get(current)
-        both = wanted if present is None else intersect_ranges(present, wanted)
-        if not both:
-            return None
-        original[current] = both
-    return original
+        step = execute_next_rule(ruleset, base_chain, path)
+        yield from step.events
+        if step.path is not None:
+            waiting.append(step.path)
+        for branch in reversed(step.branches):
+            started += 1
+            if started <= limit:
+                waiting.append(branch)
+                continue
+            field = ruleset.space.unsupported_field(f"too many paths through {table.name} {chain.name}")
+            yield _event("accept", base_chain, branch.part({field: points(1)}))
+
+
+def execute_next_rule(ruleset: SymbolicRuleset, base_chain: BaseChain, path: ChainPath) -> PathStep:
+    """Execute the rule at the position of a path, from its next statement on (nft_rule_dp_for_each_expr).
+
+    At the end of a chain, the position is that of its caller: `rule = jumpstack[--stackptr].rule`.
+    """
+    *outer, position = path.stack
+    if position.rule >= len(position.chain.rules):
+        return PathStep(evolve(path, stack=tuple(outer)))
+    rule = position.chain.rules[position.rule]
+    remaining: ChainPath | None = evolve(path, stack=(*outer, position.next_rule()))
+    packets = Packets(path.region, [{}], path.written)
+    events: list[ChainEvent] = []
+    branches: list[ChainPath] = []
+    for number in range(position.statement, len(rule.statements)):
+        statement = rule.statements[number]
+        effects, packets = execute_statement(ruleset, base_chain[0], statement, packets)
+        for effect in effects:
+            if remaining is None:
+                break
+            resume_at = evolve(position, statement=number + 1)
+            step = apply_effect(ruleset, base_chain, rule, effect, remaining, resume_at)
+            remaining, events, branches = step.path, [*events, *step.events], [*branches, *step.branches]
+        if not packets.parts or isinstance(statement, nft.Mangle):  # packets that write are on branches
+            break
+    return PathStep(remaining, events, branches)
+
+
+def apply_effect(
+    ruleset: SymbolicRuleset,
+    base_chain: BaseChain,
+    rule: nft.Rule,
+    effect: RuleEffect,
+    path: ChainPath,
+    resume_at: PathPosition,
+) -> PathStep:
+    """Apply one effect of a rule to a path that continues at the next rule.
+
+    This is the `switch (regs.verdict.code)` of nft_do_chain, and a write, behind which the rule continues at the
+    position `resume_at`.
+    """
+    part, remaining = path.part(effect.narrow), path.remaining(effect.narrow)
+    statement, kind = effect.statement, effect_of(effect.statement)
+    callers = path.stack[:-1]
+    if kind == "drop":
+        return PathStep(remaining)
+    if kind == "return":
+        return PathStep(remaining, branches=[evolve(part, stack=callers)])
+    if isinstance(statement, nft.Mangle):
+        written = marks_after(ruleset.space, statement, part.written)
+        return PathStep(remaining, branches=[evolve(part, stack=(*callers, resume_at), written=written)])
+    if kind in ("accept", "nat"):
+        kinds = ("nat", "accept") if kind == "nat" else ("accept",)
+        return PathStep(remaining, [_event(each, base_chain, part, rule, statement) for each in kinds])
+    if kind in ("jump", "goto"):
+        target = ruleset.jump_target(base_chain[0], statement)
+        if target is not None:
+            outer = path.stack if kind == "jump" else callers  # jumpstack[stackptr].rule = nft_rule_next(rule)
+            return PathStep(remaining, branches=[evolve(part, stack=(*outer, PathPosition(target)))])
+    # Not modelled, or a call of no chain: the packets may be accepted.
+    box = unsupported_box(ruleset.space, base_chain, part.region, statement)
+    event = _event("accept", base_chain, evolve(part, region=box), rule, statement)
+    return PathStep(path if kind == "unsupported" else remaining, [event])
+
+
+def _event(
+    kind: str,
+    base_chain: BaseChain,
+    path: ChainPath,
+    rule: nft.Rule | None = None,
+    statement: nft.Statement | None = None,
+) -> ChainEvent:
+    return ChainEvent(kind, base_chain, rule, path.region, path.decided, statement, path.written)

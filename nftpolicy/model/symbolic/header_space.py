@@ -195,16 +195,17 @@ class HeaderSpace:
         """Return the boxes of a comparison with elements."""
         if isinstance(left, nft.Concat):
             return self._concat(table, left, elements, op)
-        mark = self._mark(left, elements, op)
-        if mark is not None:
-            return mark
-        readable = field_values.LINK_READABLE if table.key in self._links else field_values.READABLE
-        flags = tcp_flags.flag_boxes(left, elements, op, {readable: field_values.WHOLE}, self._subtract)
-        if flags is not None:
-            return flags
-        confirmed = ct_status.confirmed_boxes(left, elements, op, {"ct.state": _TRACKED})
-        if confirmed is not None:
-            return confirmed
+        operand = left.operand if isinstance(left, nft.Bitwise) else left
+        boxes: list[Box] | None = None
+        if isinstance(operand, nft.Meta | nft.Ct):
+            boxes = self._mark(left, elements, op)
+            if boxes is None and isinstance(operand, nft.Ct):
+                boxes = ct_status.confirmed_boxes(left, elements, op, {"ct.state": _TRACKED})
+        elif isinstance(operand, nft.Payload):
+            readable = field_values.LINK_READABLE if table.key in self._links else field_values.READABLE
+            boxes = tcp_flags.flag_boxes(left, elements, op, {readable: field_values.WHOLE}, self._subtract)
+        if boxes is not None:
+            return boxes
         field = self.field_of(left, table)
         if field is None:
             return None

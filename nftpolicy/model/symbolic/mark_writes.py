@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ...netstate import nft
 from ...netstate.formats import nft_text
 from . import mark_bits
@@ -12,16 +14,24 @@ from .rule_shape import as_number
 from .ruleset_scan import mark_kind
 
 
-def marks_after(space: HeaderSpace, statement: nft.Mangle, marks: dict[str, int | str]) -> dict[str, int | str]:
+def marks_after(space: HeaderSpace, statement: nft.Mangle, marks: Mapping[str, int | str]) -> dict[str, int | str]:
     """Return the groups of the mark, and the header fields, after a write.
 
     Each is a number, the name of the field with the same value, or an artificial field for a value
     that is not supported.
     """
-    mark = mark_kind(statement.key)
-    if mark is None:
+    if mark_kind(statement.key) is None:
         return {**marks, **_headers_after(space, statement)}
-    value, result = as_number(statement.value), dict(marks)
+    lookups = _unknown_fields(space, ("fib ",), statement)  # a lookup may use the mark
+    return {**marks, **written_groups(space, statement, marks), **lookups}
+
+
+def written_groups(space: HeaderSpace, statement: nft.Mangle, marks: Mapping[str, int | str]) -> dict[str, int | str]:
+    """Return the groups of the mark that a statement writes, with their values; empty if it writes no mark."""
+    mark, result = mark_kind(statement.key), dict[str, int | str]()
+    if mark is None:
+        return result
+    value = as_number(statement.value)
     source, kept_mask, set_bits = mark_kind(value), nft.FULL_MASK, 0
     if isinstance(value, nft.Bitwise) and isinstance(value.and_mask, int) and isinstance(value.or_bits, int):
         source, kept_mask, set_bits = mark_kind(value.operand), value.and_mask, value.or_bits
@@ -45,7 +55,6 @@ def marks_after(space: HeaderSpace, statement: nft.Mangle, marks: dict[str, int 
             unknown = space.unsupported_field(f"the value of {nft_text.display_text(statement)}")
             space.max_values[unknown] = mark_bits.max_value(group)
             result[name] = unknown
-    result |= _unknown_fields(space, ("fib ",), statement)  # a lookup may use the mark
     return result
 
 

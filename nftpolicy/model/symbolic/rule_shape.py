@@ -81,15 +81,13 @@ _CHEAP_KEYS = frozenset({"mark", "oifname", "iifname", "oif", "iif", "nfproto"})
 
 def prepare_rule(rule: nft.Rule) -> PreparedRule:
     """Prepare a rule: if only matches precede its end, matches of marks and devices come first."""
-    statements = [each for each in rule.statements if not isinstance(each, NEUTRAL)]
-    matches = [each for each in statements[:-1] if isinstance(each, nft.Match)]
-    if len(statements) < 2 or len(matches) < len(statements) - 1:
-        return PreparedRule(rule, (), tuple(statements), False)
-    end = statements[-1]
+    *before, end = [each for each in rule.statements if not isinstance(each, NEUTRAL)] or [nft.Verdict("continue")]
     cheap: list[nft.Match] = []
     slow: list[nft.Statement] = []
     key: tuple[object, ...] | None = ()
-    for match in matches:
+    for match in before:
+        if not isinstance(match, nft.Match):
+            return PreparedRule(rule, (), (*before, end), False)
         left = match.left.operand if isinstance(match.left, nft.Bitwise) else match.left
         if isinstance(left, nft.Meta) and left.key in _CHEAP_KEYS:
             cheap.append(match)
@@ -113,14 +111,16 @@ def match_cache_key(match: nft.Match) -> tuple[object, ...] | None:
     return None
 
 
+_VERDICTS = (nft.Verdict, nft.VerdictMap, nft.VerdictMapRef)
+
+
 def called_chains(table: nft.Table, chain: nft.Chain) -> set[str]:
     """Return the names of the chains that a chain calls."""
     names: set[str] = set()
     for rule in chain.rules:
         for statement in rule.statements:
-            for verdict in _verdicts(table, statement):
-                if verdict.target:
-                    names.add(verdict.target)
+            if isinstance(statement, _VERDICTS):
+                names.update(verdict.target for verdict in _verdicts(table, statement) if verdict.target)
     return names
 
 

@@ -11,7 +11,7 @@ from ...netstate import nft
 from ...netstate.formats import nft_text
 from ...netstate.nft import FULL_MASK
 from .identity_cache import IdentityCache
-from .rule_shape import PreparedRule, called_chains
+from .rule_shape import NEUTRAL, PreparedRule, called_chains
 
 DEVICE_KEYS = frozenset({"iifname", "oifname", "iif", "oif"})
 _DEVICE_TYPES = ("ifname", "iface_index")
@@ -40,13 +40,15 @@ class RulesetScan:
     masks: set[int] = Factory(set)
     writing_chains: set[tuple[str, str, str]] = Factory(set)  # family, table, chain
     mangles: dict[nft.Mangle, None] = Factory(dict)  # without duplicates, in order
+    # By family, table and chain: the chains that its rules call
+    called: dict[tuple[str, str, str], set[str]] = Factory(dict)
     # By table: what rules change
     writes: dict[tuple[str, str], set[nft.Expression]] = Factory(dict)
     # Sets and maps whose elements packets or timeouts change: family, table, name
     changing_sets: set[tuple[str, str, str]] = Factory(set)
     diverting: list[str] = Factory(list)  # statements that give arriving packets a socket
     unsupported: list[str] = Factory(list)  # statements that may do anything, or bypass hooks
-    prepared_rules: IdentityCache[nft.Rule, PreparedRule] = Factory(IdentityCache)  # filled by ChainTransfer
+    prepared_rules: IdentityCache[nft.Chain, Sequence[PreparedRule]] = Factory(IdentityCache)  # a cache
 
 
 def mark_kind(expression: object) -> str | None:
@@ -74,7 +76,9 @@ def scan_ruleset(tables: Sequence[nft.Table]) -> RulesetScan:
         for chain in table.chains:
             for rule in chain.rules:
                 for statement in rule.statements:
-                    _scan_statement(table, chain, statement, scan)
+                    if not isinstance(statement, NEUTRAL):
+                        _scan_statement(table, chain, statement, scan)
+            scan.called[(*table.key, chain.name)] = called_chains(table, chain)
     if scan.diverting and any(map(_reads_socket_on_arrival, tables)):
         scan.unsupported += scan.diverting
     return scan
@@ -106,6 +110,8 @@ def _scan_set(named_set: nft.Set, scan: RulesetScan) -> None:
 def _scan_statement(table: nft.Table, chain: nft.Chain, statement: nft.Statement, scan: RulesetScan) -> None:
     if isinstance(statement, nft.Match):
         _scan_match(statement.left, statement.right, scan)
+    elif isinstance(statement, nft.Verdict):
+        return
     elif isinstance(statement, nft.Unless):
         for match in statement.matches:
             _scan_match(match.left, match.right, scan)
