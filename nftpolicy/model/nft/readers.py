@@ -52,7 +52,7 @@ _ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
 _NFPROTOS = {4: FAMILIES["ipv4"], 6: FAMILIES["ipv6"]}
 _CONNTRACK_PRIORITY = -200  # NF_IP_PRI_CONNTRACK
 # Types of MLD and neighbour discovery: conntrack does not track them (nf_conntrack_proto_icmpv6.c).
-_UNTRACKED_TYPES = frozenset({130, 131, 132, 133, 134, 135, 136, 143})
+UNTRACKED_TYPES = frozenset({130, 131, 132, 133, 134, 135, 136, 143})
 
 
 @frozen
@@ -170,7 +170,8 @@ def _meta(key: str, point: HookPoint) -> Reader:
 
 
 def _device_type(view: PacketView) -> FieldValue:
-    return view.fields.get(("meta", "oiftype"), _ARPHRD_ETHER)
+    known = view.link_types.get(view.oif or "", _ARPHRD_ETHER)
+    return view.fields.get(("meta", "oiftype"), known)
 
 
 def _frame_type(view: PacketView) -> FieldValue:
@@ -240,7 +241,7 @@ def is_untracked(view: PacketView, point: HookPoint) -> bool:
 def _has_untracked_type(view: PacketView) -> bool:
     if view.protocol != ICMPV6 or view.family != 6:
         return False
-    return view.header_field("icmpv6", "type") in _UNTRACKED_TYPES
+    return view.header_field("icmpv6", "type") in UNTRACKED_TYPES
 
 
 def known_status_bits(view: PacketView) -> int:
