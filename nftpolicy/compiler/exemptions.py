@@ -172,11 +172,11 @@ def frame_rules(uplink: str, exempt: tuple[str, ...]) -> tuple[Rule, ...]:
     """Return the rules of an uplink's exemptions for frames of other ethertypes."""
     rules = []
     for word in exempt:
-        frames = EXEMPTION_MATCHES[word].frames
+        frames, form = EXEMPTION_MATCHES[word].frames, EXEMPTION_MATCHES[word].frame_form
         if frames:
             passes = (CounterRef(object_name(uplink, "exempt", word)), ACCEPT)
-            statements = (Match(FRAME_TYPE, _any(*frames)), *EXEMPTION_MATCHES[word].frame_form, *passes)
-            rules.append(Rule(statements, origin=("uplink", uplink, "exempt")))
+            is_form = (Match(FRAME_TYPE, _any(*frames)), *form)
+            rules.append(Rule((*is_form, *passes), origin=("uplink", uplink, "exempt")))
     return tuple(rules)
 
 

@@ -45,7 +45,7 @@ def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = N
     family = space.family or 4
     frame_type = None
     if not space.family:
-        frame_type = choose(box.get("ethertype"), 0x88B5)
+        frame_type = choose(box.get("ethertype"), choose(box.get("ether.type"), 0x88B5), 0x88B5)
     source = box.get("saddr")
     chosen = choose_header(space, box)
     protocol = choose(box.get("protocol"), UDP, TCP) if chosen.protocol is None else chosen.protocol

@@ -9,6 +9,7 @@ from nftpolicy.netstate.nft import (
     DROP,
     FULL_MASK,
     AnonymousSet,
+    Binary,
     Bitwise,
     Chain,
     Counter,
@@ -304,6 +305,24 @@ def test_exemption_of_frames_reads_the_link_header(matches, verdict):
     assert found.verdict == verdict
     told = [describe_packet(example.packet) for example in found.examples]
     assert all("ethertype 0x0806" not in one for one in told), told
+
+
+@pytest.mark.parametrize(
+    ("value", "is_proved"),
+    [
+        (Binary("^", MARK, 2), True),
+        (Binary("^", MARK, 0xFFFFFFFE), True),
+        (Binary("^", Bitwise(MARK, and_mask=0xF0), 0x30), True),
+        (Binary("^", MARK, 1), False),
+        (Binary("^", MARK, 3), False),
+        (Binary("^", Bitwise(MARK, and_mask=0xFFFFFFFE), 1), False),
+        (Binary("^", FLOW, 2), False),
+    ],
+    ids=str,
+)
+def test_inverted_bits_keep_the_mark_of_the_uplink(value, is_proved):
+    proof = prove_state(state(*GUARD, chains=(output(Rule((Mangle(MARK, value),))),)))
+    assert (no_leak_finding(proof, "sockets").verdict == "proved") is is_proved
 
 
 UNTRACKED = Match(Ct("state"), AnonymousSet(frozenset({"new", "established", "related", "invalid"})), "in")
