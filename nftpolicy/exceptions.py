@@ -40,6 +40,7 @@ NftpolicyError
   DropInError           runtime.install.service_dropins        a systemd service cannot be made to mark packets
   RouterConfigError     runtime.import_openwrt                 a directory has no valid router configuration
   SnapshotError         runtime.snapshot                       a document is not a snapshot of this version
+  AlternativeNameError  runtime.verify                         an uplink's device is named by an alternative name
   Failure               cli.common                             a command failed: message and exit status
 """
 

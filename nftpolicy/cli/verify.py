@@ -195,17 +195,20 @@ def _prove(
     from ..runtime import verify
 
     subject = policy[0] if policy else uplinks
-    with _Progress() as progress:
-        if stored is not None:
-            name = f"the snapshot of {stored.time}"
-            return verify.verify_snapshot(name, stored, subject, inputs.exempt, progress)
-        if inputs.has_state_files:
-            state = state_from_files(inputs.ruleset, inputs.rules, inputs.routes, inputs.chain_devices)
-            return verify.verify_files(state, subject, inputs.exempt, progress)
-        if inputs.live:
-            return verify.verify_kernel(this_kernel(), subject, inputs.exempt, progress)
-        assert policy is not None
-        return verify.verify_policy(policy[0], progress)
+    try:
+        with _Progress() as progress:
+            if stored is not None:
+                name = f"the snapshot of {stored.time}"
+                return verify.verify_snapshot(name, stored, subject, inputs.exempt, progress)
+            if inputs.has_state_files:
+                state = state_from_files(inputs.ruleset, inputs.rules, inputs.routes, inputs.chain_devices)
+                return verify.verify_files(state, subject, inputs.exempt, progress)
+            if inputs.live:
+                return verify.verify_kernel(this_kernel(), subject, inputs.exempt, progress)
+            assert policy is not None
+            return verify.verify_policy(policy[0], progress)
+    except verify.AlternativeNameError as error:
+        raise Failure(str(error), EXIT_BAD_INPUT) from None
 
 
 # --- output -----------------------------------------------------------------------------------

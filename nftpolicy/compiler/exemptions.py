@@ -8,7 +8,19 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from ..netstate.nft import ACCEPT, AnonymousSet, Chain, CounterRef, Match, MatchRight, Meta, Payload, Rule, Verdict
+from ..netstate.nft import (
+    ACCEPT,
+    AnonymousSet,
+    Chain,
+    CounterRef,
+    Match,
+    MatchRight,
+    Meta,
+    Payload,
+    RawPayload,
+    Rule,
+    Verdict,
+)
 from .matches import HAS_OWNER
 from .object_names import object_name
 
@@ -28,12 +40,14 @@ class ExemptionMatches:
     """Matches of one exemption.
 
     `packets`: alternatives; all matches of an alternative have to match. `kernel_packets`: more
-    alternatives, for packets that no process sends. `frames`: ethertypes; all of their frames pass.
+    alternatives, for packets that no process sends. `frames`: ethertypes; their frames pass if `frame_form`
+    matches.
     """
 
     packets: tuple[tuple[Match, ...], ...] = ()
     kernel_packets: tuple[tuple[Match, ...], ...] = ()
     frames: tuple[int | str, ...] = ()
+    frame_form: tuple[Match, ...] = ()
 
 
 _FROM_LINK_LOCAL = _is("ip6", "saddr", LINK_LOCAL)
@@ -48,6 +62,12 @@ _CODE_0 = _is("icmpv6", "code", 0)
 _DISCOVERY_GROUPS = ("ff02::1-ff02::2", "ff02::1:ff00:0/104")
 
 
+# An ARP packet for IPv4 on Ethernet (RFC 826), without padding and without other bytes behind it: 14 bytes of link
+# header and 28 bytes. Hardware type 1, protocol type IPv4, addresses of 6 and 4 bytes.
+_ARP_LENGTH = Match(Meta("length"), 14 + 28)
+_ARP_FORMAT = Match(RawPayload("nh", 0, 48), 0x0001_0800_06_04)
+
+
 def _mld(group: str, *types: str) -> tuple[Match, ...]:
     return (_is("ip6", "hoplimit", 1), _FROM_LINK, _is("ip6", "daddr", group), _is("icmpv6", "type", _any(*types)))
 
@@ -58,7 +78,7 @@ def _igmp(group: str, *types: str) -> tuple[Match, ...]:
 
 # Fields of one header are in the order of their offsets, as the kernel lists them.
 EXEMPTION_MATCHES: dict[str, ExemptionMatches] = {
-    "arp": ExemptionMatches(frames=("arp",)),
+    "arp": ExemptionMatches(frames=("arp",), frame_form=(_ARP_LENGTH, _ARP_FORMAT)),
     "dhcpv4": ExemptionMatches(((_is("ip", "daddr", "255.255.255.255"), *_DHCPV4),)),
     "dhcpv4-unicast": ExemptionMatches(((_is("ip", "daddr", _TO_HOSTS), *_DHCPV4),)),
     "dhcpv6": ExemptionMatches(
@@ -152,10 +172,11 @@ def frame_rules(uplink: str, exempt: tuple[str, ...]) -> tuple[Rule, ...]:
     """Return the rules of an uplink's exemptions for frames of other ethertypes."""
     rules = []
     for word in exempt:
-        frames = EXEMPTION_MATCHES[word].frames
+        frames, form = EXEMPTION_MATCHES[word].frames, EXEMPTION_MATCHES[word].frame_form
         if frames:
             passes = (CounterRef(object_name(uplink, "exempt", word)), ACCEPT)
-            rules.append(Rule((Match(FRAME_TYPE, _any(*frames)), *passes), origin=("uplink", uplink, "exempt")))
+            is_form = (Match(FRAME_TYPE, _any(*frames)), *form)
+            rules.append(Rule((*is_form, *passes), origin=("uplink", uplink, "exempt")))
     return tuple(rules)
 
 

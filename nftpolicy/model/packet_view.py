@@ -62,6 +62,7 @@ class PacketView:
     is_redirected: bool = False
     is_diverted: bool = False  # assigned to a local socket (tproxy)
     notrack: bool = False
+    link_types: Mapping[str, int] = Factory(dict)  # hardware types of devices that are not Ethernet, by name
     # Evaluates fib expressions: (result, keys, view) -> name of a type or a device, None if not
     # known.
     fib: Callable[[str, tuple[str, ...], PacketView], str | None] | None = None

@@ -79,6 +79,7 @@ class Model:
         self.address_types = AddressTypes(state)
         self._has_conntrack: dict[int, bool | None] = {}
         self._sysctls = {sysctl.path: sysctl.value for sysctl in state.sysctls}
+        self.link_types = {each.name: each.link_type for each in state.devices if each.link_type is not None}
 
     def trace(self, packet: Packet, record: bool = True) -> Trace:
         """Trace a packet.
@@ -157,6 +158,7 @@ class _Tracer:
         self._route: OutputRoute
         self._view = PacketView.from_packet(packet, packet.source or 0)
         self._view.fib = model.evaluate_fib
+        self._view.link_types = model.link_types
         has_conntrack = partial(model.has_conntrack, packet.family)
         self._hooks = HookTraversal(model.ruleset, has_conntrack, self._view, choices, self._log)
 

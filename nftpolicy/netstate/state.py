@@ -21,7 +21,8 @@ class Device:
     `addresses` are ADDRESS/LENGTH, in the kernel's order. `group` is its device group, `master` the
     device that it is a port of, `kind` the type of a virtual device ("bridge", "vrf"; "": none).
     `link` is the device below it (VLAN, macvlan, ...) or the other end (veth); `link_elsewhere`: in
-    another network namespace, so that `link` is None.
+    another network namespace, so that `link` is None. `link_type` is the hardware type (1: Ethernet), None
+    if it is not known. `other_names` are alternative names: rules of nftables do not match by them.
     """
 
     name: str
@@ -32,6 +33,8 @@ class Device:
     kind: str = ""
     link: str | None = None
     link_elsewhere: bool = False
+    link_type: int | None = None
+    other_names: tuple[str, ...] = ()
 
 
 def ports_of_devices(devices: Sequence[Device], names: Iterable[str]) -> dict[str, tuple[str, ...]]:

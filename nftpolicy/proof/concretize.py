@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from ..model.packet import ETHERTYPES, FORWARD, FRAME, TCP, UDP, CtInfo, Packet, address_range, parse_address
+from ..model.nft.readers import UNTRACKED_TYPES
+from ..model.packet import ETHERTYPES, FORWARD, FRAME, ICMPV6, TCP, UDP, CtInfo, Packet, address_range, parse_address
 from ..model.symbolic import field_values, mark_bits
 from ..model.symbolic.box import Box, Ranges, intersect_ranges
 from ..model.symbolic.header_space import HeaderSpace
@@ -19,6 +20,7 @@ _HOSTS = {
 }
 # Values that packets have where a box leaves a choice.
 _USUAL_VALUES = {"icmp.type": 8, "icmp.code": 0, "icmpv6.type": 128, "icmpv6.code": 0, "igmp.type": 0x22}
+_NEIGHBOUR_SOLICITATION = 135  # RFC 4861 4.3
 _LATER_STATES = ("established", "related")  # a flow with a mark has had a packet before
 _STATES = {index: name for name, index in field_values.CT_STATES.items()}
 _DIRECTIONS = symbols.names_by_number(symbols.CT_DIRECTIONS)
@@ -43,7 +45,7 @@ def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = N
     family = space.family or 4
     frame_type = None
     if not space.family:
-        frame_type = choose(box.get("ethertype"), 0x88B5)
+        frame_type = choose(box.get("ethertype"), choose(box.get("ether.type"), 0x88B5), 0x88B5)
     source = box.get("saddr")
     chosen = choose_header(space, box)
     protocol = choose(box.get("protocol"), UDP, TCP) if chosen.protocol is None else chosen.protocol
@@ -72,6 +74,10 @@ def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = N
         fields["tcp", "flags"] = sum(flags)
     arrival = choose(box.get("iif"), 0)
     state = _STATES[choose(box.get("ct.state"), 0, 1)]
+    if state == "untracked":  # where a packet begins, only some types are; a rule makes others untracked (notrack)
+        state, icmp_type = "new", choose(box.get("icmpv6.type"), _NEIGHBOUR_SOLICITATION)
+        if family == 6 and choose(box.get("protocol"), ICMPV6) == ICMPV6 and icmp_type in UNTRACKED_TYPES:
+            protocol, fields["icmpv6", "type"] = ICMPV6, icmp_type
     return Packet(
         family,
         _destination(family, box.get("daddr")),

@@ -132,12 +132,13 @@ def _frame_violation(
     A frame that another device of this machine receives on the way, such as the end of a veth in the
     uplink's bridge, does not have the packet type of a packet of this machine any more.
     """
+    region = region.narrowed(oifname=(device,), **_link_type(context, device))
     own = region.narrowed(oifname=(device,), **_from_this_machine(context))
     violation = _egress_violation(context, family, device, own, exempt)
     senders = context.device_paths.received_on_the_way((*uplink.devices, *uplink.ports))
     if violation is not None or not senders:
         return violation
-    violation = _egress_violation(context, family, device, region.narrowed(oifname=(device,)), exempt)
+    violation = _egress_violation(context, family, device, region, exempt)
     return violation and evolve(
         violation, location=f"frames of {', '.join(senders)} arrive at this machine again and leave by {device}"
     )
@@ -182,6 +183,12 @@ def _from_this_machine(context: ProofContext) -> dict[str, Ranges]:
     """
     is_written = any(statement.key == nft.Meta("pkttype") for statement in context.ruleset_scan.mangles)
     return {} if is_written else {"pkttype": points(_PACKET_HOST)}
+
+
+def _link_type(context: ProofContext, device: str) -> dict[str, Ranges]:
+    """Return the hardware type of a device; empty if it is not known."""
+    known = context.model.link_types.get(device)
+    return {} if known is None else {"oiftype": points(known)}
 
 
 def _ip_violations(

@@ -34,6 +34,7 @@ from .usability_case import (
     sample_packet,
 )
 
+_ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
 _TCP_ACK = 0x10
 _RST = {("tcp", "flags"): 0x04}
 _ALL_NODES = parse_address("ff02::1")  # RFC 4291 2.7.1
@@ -128,7 +129,8 @@ def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterat
     for exemption in uplink.exemptions:
         title = f"exemption {exemption.name}"
         for device in (*uplink.devices, *uplink.ports):
-            for ethertype in exemption.ethertypes:
+            has_link_header = context.model.link_types.get(device, _ARPHRD_ETHER) == _ARPHRD_ETHER
+            for ethertype in exemption.ethertypes if has_link_header else ():
                 frame = Packet(4, 0, origin=FRAME, bound=device, ethertype=ethertype)
                 yield UsabilityCase("P3", uplink.name, title, exemption.origin, frame, "leaves", device)
             for family, regions in exemption.headers.items():

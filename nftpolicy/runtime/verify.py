@@ -13,6 +13,7 @@ from attrs import evolve, frozen
 
 from ..compiler import object_names
 from ..compiler.compile import compile_policy
+from ..exceptions import NftpolicyError
 from ..netstate.formats.nft_json_hidden import hidden_tests
 from ..netstate.state import NetState
 from ..policy.mark import Mark
@@ -33,6 +34,10 @@ Ports = Mapping[str, Sequence[str]]  # bridge -> its ports
 
 def _no_progress(_: str) -> None:
     pass
+
+
+class AlternativeNameError(NftpolicyError):
+    """A device of an uplink is named by an alternative name (ip-link(8), altname)."""
 
 
 @frozen
@@ -129,9 +134,25 @@ def verify_snapshot(
     if isinstance(subject, Policy):
         state = _with_policy_keys(state, subject, ports)
     absent = sorted(set(devices) - snapshot.devices)
+    _require_own_names(state, absent)
     unjudged = tuple(f"ports of {device}: it is not on this machine now" for device in absent)
     features = KernelFeatures(snapshot.egress_hook, snapshot.families)
     return _verify(name, state, subject, ports, exempt, unjudged, progress, features, snapshot.marks)
+
+
+def _require_own_names(state: NetState, names: Iterable[str]) -> None:
+    """Check that no name is an alternative name of a device.
+
+    Raises:
+        AlternativeNameError: one is.
+    """
+    for name in names:
+        for device in state.devices:
+            if name in device.other_names:
+                raise AlternativeNameError(
+                    f"{name!r} is an alternative name of {device.name!r}, and rules of nftables match by the name "
+                    f"alone: use {device.name!r}"
+                )
 
 
 def verify_files(

@@ -52,6 +52,61 @@ UFW = """
 -A ufw-user-input -p tcp -m tcp --dport 22 -j ACCEPT
 """
 
+KUBE_PROXY = """
+-t nat -N KUBE-MARK-MASQ
+-t nat -N KUBE-MARK-DROP
+-t nat -N KUBE-POSTROUTING
+-t nat -N KUBE-SERVICES
+-t nat -N KUBE-SVC-X
+-t nat -N KUBE-SEP-A
+-t nat -N KUBE-SEP-B
+-N KUBE-FORWARD
+-N KUBE-FIREWALL
+-A FORWARD -m comment --comment "kubernetes forwarding rules" -j KUBE-FORWARD
+-A OUTPUT -j KUBE-FIREWALL
+-A KUBE-FIREWALL -m comment --comment "kubernetes firewall for dropping marked packets" -m mark --mark 0x8000/0x8000 -j DROP
+-A KUBE-FIREWALL ! -s 127.0.0.0/8 -d 127.0.0.0/8 -m conntrack ! --ctstate RELATED,ESTABLISHED,DNAT -j DROP
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+-A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-t nat -A PREROUTING -j KUBE-SERVICES
+-t nat -A OUTPUT -j KUBE-SERVICES
+-t nat -A POSTROUTING -j KUBE-POSTROUTING
+-t nat -A KUBE-MARK-DROP -j MARK --or-mark 0x8000
+-t nat -A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
+-t nat -A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-t nat -A KUBE-POSTROUTING -j MARK --xor-mark 0x4000
+-t nat -A KUBE-POSTROUTING -j MASQUERADE --random-fully
+-t nat -A KUBE-SERVICES -d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j KUBE-SVC-X
+-t nat -A KUBE-SVC-X ! -s 10.244.0.0/16 -d 10.96.0.1/32 -p tcp -m tcp --dport 443 -j KUBE-MARK-MASQ
+-t nat -A KUBE-SVC-X -m statistic --mode random --probability 0.5 -j KUBE-SEP-A
+-t nat -A KUBE-SVC-X -j KUBE-SEP-B
+-t nat -A KUBE-SEP-A -s 10.244.0.5/32 -j KUBE-MARK-MASQ
+-t nat -A KUBE-SEP-A -p tcp -m tcp -j DNAT --to-destination 10.244.0.5:6443
+-t nat -A KUBE-SEP-B -p tcp -m tcp -j DNAT --to-destination 10.244.0.6:6443
+"""
+
+TAILSCALE = """
+-N ts-input
+-N ts-forward
+-A INPUT -j ts-input
+-A FORWARD -j ts-forward
+-A ts-input -s 100.101.102.103/32 -i lo -j ACCEPT
+-A ts-input -s 100.115.92.0/23 ! -i tailscale0 -j RETURN
+-A ts-input -s 100.64.0.0/10 ! -i tailscale0 -j DROP
+-A ts-input -i tailscale0 -j ACCEPT
+-A ts-input -p udp -m udp --dport 41641 -j ACCEPT
+-A ts-forward -i tailscale0 -j MARK --set-xmark 0x40000/0xff0000
+-A ts-forward -m mark --mark 0x40000/0xff0000 -j ACCEPT
+-A ts-forward -s 100.64.0.0/10 -o tailscale0 -j DROP
+-A ts-forward -o tailscale0 -j ACCEPT
+-t nat -N ts-postrouting
+-t nat -A POSTROUTING -j ts-postrouting
+-t nat -A ts-postrouting -m mark --mark 0x40000/0xff0000 -j MASQUERADE
+-t mangle -A PREROUTING -m conntrack --ctstate RELATED,ESTABLISHED -j CONNMARK --restore-mark --nfmask 0xff0000 --ctmask 0xff0000
+-t mangle -A OUTPUT -m conntrack --ctstate NEW -m mark ! --mark 0x0/0xff0000 -j CONNMARK --save-mark --nfmask 0xff0000 --ctmask 0xff0000
+"""
+
 MARK = """
--t mangle -A OUTPUT -p udp -m udp --dport 9 -j MARK --set-xmark 0x5100/0xff00
+-t mangle -A OUTPUT -p udp -m udp --dport 9 -j MARK --set-xmark 0x1110/0x3f10
 """

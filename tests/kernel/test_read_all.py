@@ -191,6 +191,14 @@ def test_read_all_returns_rules_routes_and_tables(space):
     assert (devices["b0"].group, devices["pd0"].up, devices["a0"].kind) == (5, False, "veth")
 
 
+def test_read_all_returns_types_and_other_names_of_devices(space):
+    space.ip("link property add dev a0 altname uplink-0 altname enp0s1", "tuntap add dev t0 mode tun")
+    devices = {one.name: one for one in space.call(everything).devices}
+    assert {name: devices[name].link_type for name in ("lo", "a0", "t0")} == {"lo": 772, "a0": 1, "t0": 65534}
+    assert set(devices["a0"].other_names) == {"uplink-0", "enp0s1"}
+    assert devices["lo"].other_names == ()
+
+
 def test_read_all_of_empty_namespace_has_defaults():
     with Namespace("empty") as space:
         found = space.call(everything)

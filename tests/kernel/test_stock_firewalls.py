@@ -13,7 +13,13 @@ from .test_verify import ENVIRONMENT, POLICY, PROGRAM, ROOT
 
 pytestmark = pytest.mark.kernel
 
-STOCK = {"docker": stock_rules.DOCKER, "libvirt": stock_rules.LIBVIRT, "ufw": stock_rules.UFW}
+STOCK = {
+    "docker": stock_rules.DOCKER,
+    "libvirt": stock_rules.LIBVIRT,
+    "ufw": stock_rules.UFW,
+    "kube-proxy": stock_rules.KUBE_PROXY,
+    "tailscale": stock_rules.TAILSCALE,
+}
 
 
 def report(space: Namespace) -> dict[str, object]:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.guarded_lab import Guarded, guarded_lab
 from tests.lab import addresses as at
+from tests.lab.frames import Frame
 
 IPV4, ARP, IPV6, VLAN, PRIVATE, LLC = 0x0800, 0x0806, 0x86DD, 0x8100, 0x88B5, 0x0004
 EAPOL, PPPOE = 0x888E, 0x8864
@@ -53,15 +54,25 @@ DHCP = ipv4("255.255.255.255", 68, 67)
 DHCP6 = ipv6("fe80::50", "ff02::1:2", 17, struct.pack("!HHHH", 546, 547, 54, 0))
 SOLICIT = ipv6("fe80::50", "ff02::2", 58, struct.pack("!BBHI", 133, 0, 0, 0), 255)
 ADVERT = ipv6("fe80::50", at.NEIGHBOUR[6], 58, struct.pack("!BBHI", 136, 0, 0, 0), 255)
-ARP_REQUEST = struct.pack("!HHBBH", 1, IPV4, 6, 4, 1) + NODE + bytes(14)
+ARP_FORMAT = struct.pack("!HHBBH", 1, IPV4, 6, 4, 1)
+ARP_REQUEST = ARP_FORMAT + NODE + bytes(14)
+ARP_SENDER = ARP_FORMAT + NODE + bytes(10)  # the IP address of the target follows
+_TARGET, _TOKEN = 4, 8  # bytes
 
 EXEMPT = {
-    "ARP": Sent(ARP, eth(ARP) + ARP_REQUEST),
+    "ARP": Sent(ARP, eth(ARP) + ARP_SENDER, size=_TARGET),
     "DHCPv4": Sent(IPV4, eth(IPV4) + DHCP),
     "DHCPv6": Sent(IPV6, eth(IPV6) + DHCP6),
     "router solicitation": Sent(IPV6, eth(IPV6) + SOLICIT),
 }
 LOOKALIKES = {
+    "bytes behind ARP": Sent(ARP, eth(ARP) + ARP_REQUEST),
+    "padding behind ARP": Sent(ARP, eth(ARP) + ARP_REQUEST, size=18),
+    "ARP that ends too early": Sent(ARP, eth(ARP) + ARP_SENDER[:-2], size=_TARGET),
+    "ARP of another hardware": Sent(ARP, eth(ARP, 6) + ARP_SENDER[2:], size=_TARGET),
+    "ARP of another protocol": Sent(ARP, eth(ARP, 1, IPV6) + ARP_SENDER[4:], size=_TARGET),
+    "IPv4 with the ethertype of ARP": Sent(ARP, eth(ARP) + ipv4(at.HOME[4], 9, 9)),
+    "IPv4 with the ethertype and length of ARP": Sent(ARP, eth(ARP) + ipv4(at.HOME[4], 9, 9)[:24], size=_TARGET),
     "IPv4 as ARP": Sent(ARP, eth(IPV4) + ipv4(at.HOME[4], 9, 9)),
     "IPv6 as ARP": Sent(ARP, eth(IPV6) + UDP6),
     "IPv4 as ARP, past the queue": Sent(ARP, eth(IPV4) + ipv4(at.HOME[4], 9, 9), bypass=True),
@@ -95,12 +106,17 @@ def send(device: str, frames: dict[bytes, Sent]) -> None:
 
 def arrivals(made: Guarded, device: str, frames: dict[str, Sent]) -> set[str]:
     """Return the frames that the home receives."""
-    payloads = {name: os.urandom(8).hex().encode()[: one.size].ljust(one.size, b".") for name, one in frames.items()}
+    tokens = {name: os.urandom(min(_TOKEN, one.size)) for name, one in frames.items()}
     made.lab.wan.drain()
-    made.lab.node.call(send, device, {payloads[name]: one for name, one in frames.items()})
+    made.lab.node.call(send, device, {tokens[name].ljust(one.size, b"."): one for name, one in frames.items()})
     made.lab.wan.wait_for(lambda _: False, 0.3)
-    received = [frame.payload for frame in made.lab.wan.frames()]
-    return {name for name in frames if any(payloads[name].rstrip(b".") in payload for payload in received)}
+    received = [frame.payload + _target(frame) for frame in made.lab.wan.frames()]
+    return {name for name in frames if any(tokens[name] in payload for payload in received)}
+
+
+def _target(frame: Frame) -> bytes:
+    """Return the IP address that an ARP frame asks for."""
+    return ip_address(frame.daddr).packed if frame.ethertype == ARP and frame.daddr else b""
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["device", "bridge"])

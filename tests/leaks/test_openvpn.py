@@ -20,9 +20,9 @@ from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 from tests.vpn_programs import OPENVPN, OpenVpn, echoes, of, wait_for_echoes
 
-MARK, GID, TABLE = 0x5100, 851, 51
+MARK, GID, TABLE = 0x1110, 851, 51
 UP = "Initialization Sequence Completed"
-watched = f"{MARK:#x}/0xff00"
+watched = f"{MARK:#x}/0x3f10"
 
 
 def policy(lab: Lab) -> str:

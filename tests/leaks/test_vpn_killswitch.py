@@ -11,7 +11,7 @@ from tests.lab.inbound_clients import NO_ANSWER
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 
-MARK, VPN_GID, TABLE = 0x5100, 851, 51
+MARK, VPN_GID, TABLE = 0x1110, 851, 51
 INSIDE = {4: ("198.18.7.1", "198.18.7.2", 24), 6: ("2001:db8:7::1", "2001:db8:7::2", 64)}  # node, server
 families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 
@@ -45,7 +45,7 @@ def desktop() -> Iterator[Guarded]:
 
 def test_killswitch_passes_vpn_only(desktop: Guarded) -> None:
     lab = desktop.lab
-    with watching(lab, f"{MARK:#x}/0xff00") as watch:
+    with watching(lab, f"{MARK:#x}/0x3f10") as watch:
         run = run_probes(lab, mark=MARK, gid=VPN_GID)
         assert (watch.unmarked, watch.stray) == (0, 0)
     marked = [sent for sent in run.sents if sent.probe.marked]
@@ -63,7 +63,7 @@ def test_killswitch_drops_other_mark(desktop: Guarded) -> None:
     which = [probe for probe in leak_probes.matrix() if probe.marked and probe.kind == "udp-bound"]
     for mark in (0x5000, 0x51, 1, 0x4100, 0xFF00):
         assert run_probes(desktop.lab, which, mark=mark, gid=VPN_GID).wan == frozenset()
-    for mark in (0x5100, 0x5101, 0x345100):  # other bits are others' business
+    for mark in (0x1110, 0x1111, 0x345110):  # other bits are others' business
         assert len(run_probes(desktop.lab, which, mark=mark, gid=VPN_GID).wan) == len(which)
     assert run_probes(desktop.lab, which, mark=MARK, gid=VPN_GID + 1).wan == frozenset()
 
@@ -71,7 +71,7 @@ def test_killswitch_drops_other_mark(desktop: Guarded) -> None:
 @families
 def test_killswitch_other_traffic_uses_tunnel(desktop: Guarded, family: int) -> None:
     lab, (here, there, _) = desktop.lab, INSIDE[family]
-    with watching(lab, f"{MARK:#x}/0xff00") as watch:
+    with watching(lab, f"{MARK:#x}/0x3f10") as watch:
         assert lab.node.call(inbound_clients.udp, there, at.ECHO_PORT) == b"hello"
         assert lab.node.call(inbound_clients.tcp, there, at.ECHO_PORT) == b"hello"
         assert lab.server.call(inbound_clients.ping, here)
@@ -85,7 +85,7 @@ def test_killswitch_other_traffic_uses_tunnel(desktop: Guarded, family: int) -> 
 def test_killswitch_answers_nothing(desktop: Guarded, family: int) -> None:
     lab, address = desktop.lab, desktop.lab.wan_address(family)
     lab.node.sysctl("net.ipv4.ip_unprivileged_port_start", 0)
-    with inbound_clients.listening(lab.node, 22), watching(lab, f"{MARK:#x}/0xff00") as watch:
+    with inbound_clients.listening(lab.node, 22), watching(lab, f"{MARK:#x}/0x3f10") as watch:
         for space in (lab.neighbour, lab.home):
             for port in (22, 8081):
                 assert space.call(inbound_clients.tcp, address, port, b"", 0.15) == NO_ANSWER
@@ -110,7 +110,7 @@ def test_killswitch_without_tunnel_leaks_nothing(desktop: Guarded) -> None:
     lab = desktop.lab
     lab.node.ip(f"link set {at.TUNNEL} down")
     try:
-        with watching(lab, f"{MARK:#x}/0xff00") as watch:
+        with watching(lab, f"{MARK:#x}/0x3f10") as watch:
             run = run_probes(lab, mark=MARK, gid=VPN_GID)
             assert run.unmarked() == []
             assert watch.unmarked == 0

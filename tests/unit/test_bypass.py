@@ -386,6 +386,11 @@ def test_qdisc_with_qevent_may_have_any_effect(kind: str, options: dict[int, int
     assert len(list(qdisc_actors(qdisc, "lan"))) == number
 
 
+def test_qdisc_teql_moves_packets_of_its_device() -> None:
+    (actor,) = qdisc_actors(Qdisc(4, 0, 0, "teql0", {}), "wan")
+    assert actor.effects == (Move("teql0", "wan"),)
+
+
 # --- xfrm, routes, BPF ---------------------------------------------------------------------------
 
 

@@ -315,6 +315,14 @@ UNREADABLE = view(fields={("ether", "readable"): 0})
         (Match(Meta("oiftype"), "ether"), Hook("filter", "postrouting", 0), "inet", view(), None),
         (Match(Payload("ether", "type"), 0x0800), INGRESS, "netdev", view(oif=None, iif="eth0"), None),
         (Match(Payload("arp", "operation"), "request"), EGRESS, "netdev", view(ethertype=0x0806), None),
+        (Match(Meta("length"), 42), EGRESS, "netdev", view(ethertype=0x0806), True),
+        (Match(Meta("length"), 60), EGRESS, "netdev", view(ethertype=0x0806), False),
+        (Match(Meta("length"), 42), EGRESS, "netdev", view(), None),
+        (Match(Meta("length"), 42), EGRESS, "netdev", view(ethertype=0x0806, fields={("arp", "htype"): 6}), None),
+        (Match(RawPayload("nh", 0, 48), 0x108000604), EGRESS, "netdev", view(ethertype=0x0806), True),
+        (Match(RawPayload("nh", 16, 16), 0x86DD), EGRESS, "netdev", view(ethertype=0x0806), False),
+        (Match(RawPayload("nh", 40, 16), 0x401), EGRESS, "netdev", view(ethertype=0x0806), None),
+        (Match(RawPayload("nh", 0, 48), 0x108000604), EGRESS, "netdev", view(), None),
     ],
 )
 def test_match_result_depends_on_hook_and_family(match, hook, family, packet_view, expected):

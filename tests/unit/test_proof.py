@@ -9,6 +9,7 @@ from nftpolicy.netstate.nft import (
     DROP,
     FULL_MASK,
     AnonymousSet,
+    Binary,
     Bitwise,
     Chain,
     Counter,
@@ -22,6 +23,7 @@ from nftpolicy.netstate.nft import (
     Map,
     Match,
     Meta,
+    Notrack,
     Payload,
     Reject,
     Rule,
@@ -34,7 +36,7 @@ from nftpolicy.netstate.nft import (
     VerdictMapRef,
 )
 from nftpolicy.netstate.routing import IpRule, Route
-from nftpolicy.netstate.state import NetState
+from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.proof.policy_spec import exemption
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.spec import Spec, UplinkSpec
@@ -303,6 +305,63 @@ def test_exemption_of_frames_reads_the_link_header(matches, verdict):
     assert found.verdict == verdict
     told = [describe_packet(example.packet) for example in found.examples]
     assert all("ethertype 0x0806" not in one for one in told), told
+
+
+@pytest.mark.parametrize(
+    ("value", "is_proved"),
+    [
+        (Binary("^", MARK, 2), True),
+        (Binary("^", MARK, 0xFFFFFFFE), True),
+        (Binary("^", Bitwise(MARK, and_mask=0xF0), 0x30), True),
+        (Binary("^", MARK, 1), False),
+        (Binary("^", MARK, 3), False),
+        (Binary("^", Bitwise(MARK, and_mask=0xFFFFFFFE), 1), False),
+        (Binary("^", FLOW, 2), False),
+    ],
+    ids=str,
+)
+def test_inverted_bits_keep_the_mark_of_the_uplink(value, is_proved):
+    proof = prove_state(state(*GUARD, chains=(output(Rule((Mangle(MARK, value),))),)))
+    assert (no_leak_finding(proof, "sockets").verdict == "proved") is is_proved
+
+
+UNTRACKED = Match(Ct("state"), AnonymousSet(frozenset({"new", "established", "related", "invalid"})), "in")
+
+
+@pytest.mark.parametrize("notrack", [False, True])
+def test_packet_is_untracked_by_its_type_or_by_a_rule(notrack):
+    raw = Chain("raw", (Rule((Match(Payload("udp", "dport"), 9), Notrack())),), Hook("filter", "output", -300))
+    given = state(Rule((OUT, UNMARKED, UNTRACKED, DROP)), chains=(raw,) if notrack else (), link=None)
+    found = no_leak_finding(prove_state(given), "sockets")
+    assert found.verdict == "refuted"
+    solicitation = {("icmpv6", "type"): 135}
+    for example in found.examples:
+        packet = example.packet
+        assert packet.flow.state != "untracked", "a packet that no socket can send"
+        assert (packet.family, packet.protocol, packet.fields) == (6, 58, solicitation) or (
+            notrack and (packet.protocol, packet.dport) == (17, 9)
+        )
+    assert notrack or any(example.packet.protocol == 58 for example in found.examples)
+
+
+def test_unsupported_test_of_mark_is_named_in_nft_syntax():
+    marks = Match(Bitwise(MARK, and_mask=2), AnonymousSet(frozenset({"0-1", "2"})))
+    found = no_leak_finding(prove_state(state(Rule((OUT, marks, DROP)), link=None)), "sockets")
+    assert found.verdict == "unknown"
+    assert "a test of the mark: meta mark & 0x2 == { 0-1, 2 }" in found.unsupported
+
+
+@pytest.mark.parametrize(
+    ("link_type", "verdict"), [(1, "proved"), (65534, "refuted"), (None, "refuted")], ids=["ether", "tun", "unknown"]
+)
+def test_frame_has_the_hardware_type_of_its_device(link_type, verdict):
+    rules = (Rule((Match(Meta("oiftype"), "ether"), UNMARKED, DROP)),)
+    link = evolve(LINK, chains=(evolve(LINK.chains[0], rules=rules, hook=evolve(EGRESS, policy="accept")),))
+    given = evolve(state(*GUARD, link=link), devices=(Device("wan", link_type=link_type), Device("lan")))
+    found = no_leak_finding(prove_state(given), "AF_PACKET")
+    assert found.verdict == verdict
+    told = {example.packet.fields.get(("meta", "oiftype"), link_type) for example in found.examples}
+    assert link_type is None or told <= {link_type}, "a packet by a device that it cannot leave by"
 
 
 @pytest.mark.parametrize("own_type", [True, False])

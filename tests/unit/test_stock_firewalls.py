@@ -124,7 +124,7 @@ SUPPORTED = {
 }
 WRITING = {
     "mark": {"mangle": {"key": {"meta": {"key": "mark"}}, "value": NUMGEN}},
-    "anonymous chain": "jump {\n\t\t\tmeta mark set 0x5100\n\t\t}",
+    "anonymous chain": "jump {\n\t\t\tmeta mark set 0x1110\n\t\t}",
     "xt target": {"xt": {"type": "target", "name": "CONNMARK"}},
     "queue": {"queue": {"num": 5}},
 }

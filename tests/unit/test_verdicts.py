@@ -20,7 +20,7 @@ from tests.finding_invariants import assert_findings_are_sound
 ROOT = Path(__file__).parents[2]
 POLICY = load((ROOT / "rulesets" / "vpn-killswitch.toml").read_bytes())[0]
 STATE = compile_policy(POLICY)
-VALUE, MASK = 0x5100, 0xFF00
+VALUE, MASK = 0x1110, 0x3F10
 FOREIGN_TABLE = 100
 FOREIGN_ROUTES = tuple(Route(family, FOREIGN_TABLE, "default", device="virbr0") for family in (4, 6))
 

@@ -19,12 +19,13 @@ from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.model.packet import ICMP, TCP, CtInfo, Packet, parse_address
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.routing import Route
-from nftpolicy.netstate.state import NetState
+from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.policy.load import load
 from nftpolicy.policy.mark import Mark
 from nftpolicy.proof.verdict import PROPERTIES, PROVED, REFUTED
 from nftpolicy.proof.verdict import UNKNOWN as NOT_KNOWN
 from nftpolicy.runtime import verify as runtime
+from nftpolicy.runtime.snapshot import Snapshot
 from tests.unit.test_policy_errors import GOOD
 
 ROOT = Path(__file__).parents[2]
@@ -175,6 +176,31 @@ def test_uplink_options_are_merged_by_name():
     assert [(one.devices, one.ports) for one in claim.uplinks] == [(("a", "b", "d"), ("port1",)), (("c",), ())]
     assert [hole.ethertypes for one in claim.uplinks for hole in one.exemptions] == [(0x0806,), (0x0806,)]
     assert not claim.has_policy
+
+
+def test_alternative_name_of_uplink_is_refused():
+    devices = (Device("wan0", other_names=("enp0s1", "uplink")), Device("lo"))
+    snapshot = Snapshot(NetState(devices=devices), {}, frozenset({"wan0", "lo"}), True, (4, 6))
+
+    def judge(name):
+        return runtime.verify_snapshot("this kernel", snapshot, [evolve(WAN, devices=(name,))], (), print)
+
+    with pytest.raises(runtime.AlternativeNameError, match=r"'uplink' is an alternative name of 'wan0'.*use 'wan0'"):
+        judge("uplink")
+    assert judge("wan0").proof.verdict == REFUTED, "the control: the name itself"
+    assert judge("absent0").not_verified == ("ports of absent0: it is not on this machine now",)
+
+
+@pytest.mark.parametrize("link_type", [1, 519, None], ids=["ether", "raw IP", "unknown"])
+def test_exempt_frames_are_tried_on_ethernet_only(link_type):
+    policy = load(GOOD.replace('exempt = ["arp"]', 'exempt = ["arp", "eapol"]').encode(), "good.toml")[0]
+    spec = runtime.promised(policy)
+    (device,) = spec.uplinks[0].devices[:1]
+    state = evolve(compile_policy(policy), devices=(Device(device, link_type=link_type), Device("bat0")))
+    proof = runtime.prove(state, spec)
+    tried = {each.subject for each in proof.findings if each.property == "P3" and "exemption" in each.subject}
+    assert bool(tried) is (link_type != 519), tried
+    assert all(each.verdict != REFUTED for each in proof.findings if "exemption" in each.subject)
 
 
 def test_files_are_compared_with_a_policy():

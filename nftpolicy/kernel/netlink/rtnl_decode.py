@@ -236,13 +236,21 @@ def _nexthops(raw: bytes, names: Mapping[int, str], unknown: list[str]) -> Itera
 
 def decode_link(raw: bytes, start: int, end: int) -> tuple[int, int | None, Device]:
     """Return index, index of the master, and the device of a RTM_NEWLINK."""
-    _, _, index, flags, _ = nl.IFINFOMSG.unpack_from(raw, start)
+    _, link_type, index, flags, _ = nl.IFINFOMSG.unpack_from(raw, start)
     values = dict(attributes(raw, start + nl.IFINFOMSG.size, end))
     kind = decode_text(nested_attributes(values.get(nl.IFLA_LINKINFO)).get(nl.IFLA_INFO_KIND))
     name = decode_text(values.get(nl.IFLA_IFNAME)) or str(index)
     group = native_integer(values.get(nl.IFLA_GROUP))
-    device = Device(name, (), bool(flags & nl.IFF_UP), group, None, kind)
+    device = Device(
+        name, (), bool(flags & nl.IFF_UP), group, None, kind, link_type=link_type, other_names=_other_names(values)
+    )
     return index, native_integer(values.get(nl.IFLA_MASTER)) or None, device
+
+
+def _other_names(values: Mapping[int, bytes]) -> tuple[str, ...]:
+    properties = values.get(nl.IFLA_PROP_LIST, b"")
+    names = attributes(properties, 0, len(properties))
+    return tuple(decode_text(raw) for kind, raw in names if kind == nl.IFLA_ALT_IFNAME)
 
 
 def decode_relations(raw: bytes, start: int, end: int) -> tuple[int | None, bool, bool]:

@@ -46,6 +46,7 @@ _ACTIONS_OF_FILTER = {
     "u32": 7,
 }
 _BPF_OPS, _BPF_NAME, _BPF_ID = 5, 7, 11  # TCA_BPF_*; classic BPF has OPS and no ID
+_TEQL = "teql"  # begin of the name of a qdisc and of its device
 _RED_BLOCKS = (5, 6)  # TCA_RED_EARLY_DROP_BLOCK, TCA_RED_MARK_BLOCK
 _BPF_FLAGS, _BPF_DIRECT_ACTION = 8, 1  # TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT
 _ACT_KIND, _ACT_OPTIONS = 1, 2  # TCA_ACT_*
@@ -93,9 +94,16 @@ def _direction(kind: str, parent: int) -> str:
 
 
 def qdisc_actors(qdisc: Qdisc, device: str) -> Iterator[Actor]:
-    """Yield the filters that a qdisc red runs when it drops or marks packets (qevents)."""
+    """Yield what a qdisc does besides its filters.
+
+    A red runs filters when it drops or marks packets (qevents). The device of a teql passes its packets to the
+    drivers of the devices that have this qdisc, without their egress hook (teql_master_xmit).
+    """
     if qdisc.kind == "red" and any(native_integer(qdisc.options.get(kind)) for kind in _RED_BLOCKS):
         yield Actor(f"tc filters of qdisc red on {device} (qevent)", ANY_EFFECT)
+    if qdisc.kind.startswith(_TEQL):
+        location = f"qdisc {qdisc.kind} on {device}: packets of the device {qdisc.kind}"
+        yield Actor(location, (Move(qdisc.kind, device),))
 
 
 def _qdiscs(netlink: NetlinkSocket) -> Iterator[Qdisc]:

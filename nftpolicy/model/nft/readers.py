@@ -17,12 +17,8 @@ from ...netstate import nft
 from ...netstate.nft.symbols import CT_STATE_BITS, CT_STATUS_BITS, FAMILIES
 from ..packet import ETHERTYPES, FORWARD, FRAME, ICMP, ICMPV6, IGMP, TCP, UDP
 from ..packet_view import PacketView
-from .datatypes import (
-    NFPROTO_NETDEV,
-    data_type,
-    device_number,
-    parse_value,
-)
+from . import arp_form
+from .datatypes import NFPROTO_NETDEV, data_type, device_number, parse_value
 
 
 class Sentinel:
@@ -52,7 +48,7 @@ _ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
 _NFPROTOS = {4: FAMILIES["ipv4"], 6: FAMILIES["ipv6"]}
 _CONNTRACK_PRIORITY = -200  # NF_IP_PRI_CONNTRACK
 # Types of MLD and neighbour discovery: conntrack does not track them (nf_conntrack_proto_icmpv6.c).
-_UNTRACKED_TYPES = frozenset({130, 131, 132, 133, 134, 135, 136, 143})
+UNTRACKED_TYPES = frozenset({130, 131, 132, 133, 134, 135, 136, 143})
 
 
 @frozen
@@ -97,6 +93,8 @@ def reader(expression: nft.Expression, point: HookPoint) -> Reader:
             return _payload(protocol, name, point)
         case nft.RawPayload("th", _, _):
             return _raw_transport
+        case nft.RawPayload("nh", offset, length):
+            return lambda view: _known(arp_form.format_bits(view, offset, length))
         case nft.Fib(result, keys):
             return _fib(result, keys, point)
         case nft.Bitwise(operand, keep, put):
@@ -120,6 +118,10 @@ def _tcp_option(view: PacketView) -> FieldValue:
 
 def _raw_transport(view: PacketView) -> FieldValue:
     return NOT_MODELLED if _is_ip(view) and not _is_later_fragment(view) else NFT_BREAK
+
+
+def _known(value: int | None) -> FieldValue:
+    return NOT_MODELLED if value is None else value
 
 
 def _is_ip(view: PacketView) -> bool:
@@ -164,13 +166,16 @@ def _meta(key: str, point: HookPoint) -> Reader:
             return lambda view: NFT_BREAK if view.uid is None else NOT_MODELLED
         case "nftrace":
             return lambda view: 0
-        case "length" if not point.is_device_hook:  # there with the link header
+        case "length" if point.hook == "egress":  # with the link header
+            return lambda view: _known(arp_form.frame_length(view))
+        case "length" if not point.is_device_hook:
             return lambda view: view.fields.get(("meta", "length"), NOT_MODELLED)
     return _unsupported
 
 
 def _device_type(view: PacketView) -> FieldValue:
-    return view.fields.get(("meta", "oiftype"), _ARPHRD_ETHER)
+    known = view.link_types.get(view.oif or "", _ARPHRD_ETHER)
+    return view.fields.get(("meta", "oiftype"), known)
 
 
 def _frame_type(view: PacketView) -> FieldValue:
@@ -240,7 +245,7 @@ def is_untracked(view: PacketView, point: HookPoint) -> bool:
 def _has_untracked_type(view: PacketView) -> bool:
     if view.protocol != ICMPV6 or view.family != 6:
         return False
-    return view.header_field("icmpv6", "type") in _UNTRACKED_TYPES
+    return view.header_field("icmpv6", "type") in UNTRACKED_TYPES
 
 
 def known_status_bits(view: PacketView) -> int:

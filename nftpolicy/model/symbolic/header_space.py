@@ -324,7 +324,7 @@ class HeaderSpace:
             return None
         boxes = mark_tests.mark_boxes(mark, self.partition, mask, numbers, op)
         if boxes is None:
-            test = f"{nft_text.display_text(left)} {op} {sorted(map(str, elements))}"
+            test = nft_text.display_text(nft.Match(left, nft.AnonymousSet(elements), op))
             return [{self.unsupported_field(f"a test of the {mark}: {test}"): points(1)}]
         needs: Box = {"ct.state": _TRACKED} if mark == "ctmark" else {}
         return [{**box, **needs} for box in boxes]

@@ -31,14 +31,19 @@ def written_groups(space: HeaderSpace, statement: nft.Mangle, marks: Mapping[str
     mark, result = mark_kind(statement.key), dict[str, int | str]()
     if mark is None:
         return result
-    value = as_number(statement.value)
+    value, inverted = as_number(statement.value), 0
+    if isinstance(value, nft.Binary) and value.op == "^" and isinstance(value.right, int):
+        inverted = value.right
+        value = value.left
     source, kept_mask, set_bits = mark_kind(value), nft.FULL_MASK, 0
     if isinstance(value, nft.Bitwise) and isinstance(value.and_mask, int) and isinstance(value.or_bits, int):
         source, kept_mask, set_bits = mark_kind(value.operand), value.and_mask, value.or_bits
     for group in space.partition:
         name = mark_bits.field_name(mark, group)
-        origin = _moved_group(value, group)
-        if origin is not None:
+        origin = None if inverted & group else _moved_group(value, group)
+        if inverted & group:
+            result[name] = _unknown_value(space, group, statement)
+        elif origin is not None:
             result[name] = 0 if not origin else marks.get(origin, origin)
         elif isinstance(value, int):
             result[name] = mark_bits.pack_bits(value, group)
@@ -52,10 +57,15 @@ def written_groups(space: HeaderSpace, statement: nft.Mangle, marks: Mapping[str
         elif source is not None and not kept_mask & group:
             result[name] = mark_bits.pack_bits(set_bits, group)
         else:
-            unknown = space.unsupported_field(f"the value of {nft_text.display_text(statement)}")
-            space.max_values[unknown] = mark_bits.max_value(group)
-            result[name] = unknown
+            result[name] = _unknown_value(space, group, statement)
     return result
+
+
+def _unknown_value(space: HeaderSpace, group: int, statement: nft.Mangle) -> str:
+    """Return an artificial field for a group of a mark that may have any value."""
+    unknown = space.unsupported_field(f"the value of {nft_text.display_text(statement)}")
+    space.max_values[unknown] = mark_bits.max_value(group)
+    return unknown
 
 
 def _moved_group(value: nft.Expression | nft.Value, group: int) -> str | None:

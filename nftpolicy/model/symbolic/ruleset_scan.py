@@ -172,6 +172,9 @@ def _names(right: object) -> Iterable[str]:
 
 def _scan_write(statement: nft.Mangle, scan: RulesetScan) -> None:
     value = statement.value
+    if isinstance(value, nft.Binary) and value.op == "^" and isinstance(value.right, int):
+        scan.masks.update({value.right & FULL_MASK} - {0, FULL_MASK})
+        value = value.left
     if isinstance(value, nft.Binary):
         for side in (value.left, value.right):
             if isinstance(side, nft.Bitwise) and isinstance(side.and_mask, int):

@@ -40,6 +40,8 @@ def _texts(state: NetState) -> Iterator[tuple[str, str, Callable[[str], bool], s
     for device in state.devices:
         for address in device.addresses:
             yield "Device", "address", _is_prefix, address
+        for name in device.other_names:
+            yield "Device", "other name", _is_other_name, name
     for sysctl in state.sysctls:
         yield "Sysctl", "path", _is_sysctl, sysctl.path
         yield "Sysctl", "value", str.isprintable, sysctl.value.replace("\t", " ")
@@ -49,6 +51,10 @@ def _is_device(value: str) -> bool:
     """Return True for a name that the kernel accepts."""
     special = value in ("", ".", "..") or any(char in "/:" or char.isspace() for char in value)
     return not special and len(value.encode(errors="surrogateescape")) <= _DEVICE_BYTES
+
+
+def _is_other_name(value: str) -> bool:
+    return value.isprintable() and not any(map(str.isspace, value)) and value != ""
 
 
 def _is_address(value: str) -> bool:
