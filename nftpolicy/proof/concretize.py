@@ -3,9 +3,20 @@
 
 from __future__ import annotations
 
-from ..model.packet import ETHERTYPES, FORWARD, FRAME, TCP, UDP, CtInfo, Packet, address_range, parse_address
+from ..model.packet import (
+    ETHERTYPES,
+    EXTENSION_HEADERS,
+    FORWARD,
+    FRAME,
+    TCP,
+    UDP,
+    CtInfo,
+    Packet,
+    address_range,
+    parse_address,
+)
 from ..model.symbolic import field_values, mark_bits
-from ..model.symbolic.box import Box, Ranges, intersect_ranges
+from ..model.symbolic.box import Box, Ranges, complement, intersect_ranges, points
 from ..model.symbolic.header_space import HeaderSpace
 from ..netstate.nft import symbols
 from .header_search import choose_header
@@ -19,6 +30,8 @@ _HOSTS = {
 }
 # Values that packets have where a box leaves a choice.
 _USUAL_VALUES = {"icmp.type": 8, "icmp.code": 0, "icmpv6.type": 128, "icmpv6.code": 0, "igmp.type": 0x22}
+_ALL_PROTOCOLS: Ranges = ((0, 255),)
+_IPV6_PROTOCOLS = complement(points(*EXTENSION_HEADERS), 255)
 _LATER_STATES = ("established", "related")  # a flow with a mark has had a packet before
 _STATES = {index: name for name, index in field_values.CT_STATES.items()}
 _DIRECTIONS = symbols.names_by_number(symbols.CT_DIRECTIONS)
@@ -41,6 +54,8 @@ def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = N
     it, and its flow has none if it is new: only rules can give them the marks of the box.
     """
     family = space.family or 4
+    if family == 6 and (protocols := intersect_ranges(box.get("protocol", _ALL_PROTOCOLS), _IPV6_PROTOCOLS)):
+        box = {**box, "protocol": protocols}
     frame_type = None
     if not space.family:
         frame_type = choose(box.get("ethertype"), 0x88B5)
