@@ -12,7 +12,10 @@ from attrs import evolve
 from fuzz import adversary, adversary_judge, storm
 from fuzz.adversary_draw import CHAINS, Part
 from fuzz.adversary_states import State, draw_state, weaken
+from fuzz.replay import replay
 from fuzz.storm_machine import Machine
+from fuzz.storm_packets import FAR, FORWARDED, MESH
+from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, TCP, Packet, parse_address
 from nftpolicy.netstate.state import NetState
 from nftpolicy.proof.verdict import PROVED, REFUTED, UNKNOWN, Proof
 
@@ -136,6 +139,41 @@ def test_programs_remove_every_part_of_a_state(machine: Machine) -> None:
 def _read_state() -> NetState:
     state = adversary_judge.Linux().read_all()
     return evolve(state, looks=tuple(evolve(look, contents="") for look in state.looks))
+
+
+REPLAYED = [
+    packet
+    for family, far in ((4, parse_address(FAR[4])), (6, parse_address(FAR[6])))
+    for packet in (
+        Packet(family, far),
+        Packet(family, far, protocol=TCP),
+        Packet(family, far, protocol=253),
+        Packet(family, far, protocol=ICMP if family == 4 else ICMPV6, uid=1000, gid=1000),
+        Packet(family, far, fields={("ip" if family == 4 else "ip6", "dscp"): 46}),
+        Packet(family, far, parse_address(FORWARDED[family]), origin=FORWARD, iif=MESH),
+        Packet(family, far, parse_address(FORWARDED[family]), protocol=TCP, origin=FORWARD, iif=MESH),
+        Packet(family, far, protocol=TCP, origin=FRAME, fields={("tcp", "flags"): 1}),
+        Packet(
+            family, far, origin=FRAME, ethertype=0x0806, fields={("ether", "type"): 0x0800 if family == 4 else 0x86DD}
+        ),
+    )
+] + [
+    Packet(4, parse_address(FAR[4]), fields={("ip", "frag-off"): 0}),
+    Packet(4, parse_address(FAR[4]), origin=FRAME, ethertype=0x88B5),
+]
+
+
+def test_packet_of_a_refutation_is_sent_again(machine: Machine) -> None:
+    judge(machine, State(()))
+    left = machine.node.call(replay, machine, REPLAYED)
+    assert [packet for packet, has_left in left.items() if not has_left] == []
+    assert len(left) == len(REPLAYED)
+    assert not any(machine.node.call(_replay_in, machine, CLOSED).values())
+
+
+def _replay_in(machine: Machine, state: State) -> dict[str, bool]:
+    adversary_judge.Nft().load("flush ruleset\n" + state.text())
+    return replay(machine, REPLAYED)
 
 
 def test_states_of_a_seed_are_the_same() -> None:

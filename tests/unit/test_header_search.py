@@ -36,6 +36,14 @@ def test_field_between_two_tests_is_found() -> None:
     assert {example.packet.fields[("ip", "id")] for example in found.examples} <= {50, 51}
 
 
+def test_whole_frag_off_is_the_choice_of_a_sender() -> None:
+    """Do not take a bit for granted that a usual socket sets."""
+    for value in (0, 0x4000):
+        rule = Rule((Match(Payload("ip", "frag-off"), value), ACCEPT))
+        found = no_leak_finding(prove_state(state(rule, *GUARD, link=None)), "sockets")
+        assert {example.packet.fields[("ip", "frag-off")] for example in found.examples} == {value}
+
+
 def test_length_at_a_device_includes_the_link_header() -> None:
     """Do not refute by a length that the egress hook sees otherwise than the IP hooks."""
     rule = Rule((Match(Meta("length"), 1000, ">"), ACCEPT))
