@@ -20,7 +20,7 @@ from .fib.address_type import AddressTypes
 from .fib.output_route import OutputRoute, OutputRouting
 from .fib.router import Router
 from .fib.rpdb import LOOPBACK
-from .fib.source_address import is_link_local6, is_multicast4
+from .fib.source_address import is_link_local6, is_multicast4, is_node_multicast6
 from .nft.chains import Ruleset
 from .nft.hooks import DROPPED, HookTraversal, RerouteKey, needs_conntrack, reroute_key
 from .packet import ETHERTYPES, FORWARD, FRAME, KERNEL, Packet
@@ -304,6 +304,9 @@ class _Tracer:
             return stop
         if self._view.source != self._original_source:
             self._source = self._view.source
+        if self._packet.family == 6 and device != LOOPBACK and is_node_multicast6(self._view.destination):
+            self._record("route", "to a group of this node only", "drop")  # ip6_finish_output2
+            return self._end(DROPPED)
         return self._transmit(device)
 
     def _transmit(self, device: str) -> Trace:

@@ -23,6 +23,7 @@ from .header_search import choose_header
 
 # Documentation addresses (RFC 5737, RFC 3849), the default destination.
 REMOTE_ADDRESS = {4: parse_address("198.51.100.9"), 6: parse_address("2001:db8:9::9")}
+_REMOTE_GROUP = {4: parse_address("233.252.0.9"), 6: parse_address("ff0e::db8:9")}  # RFC 6676, RFC 4291
 # Addresses of other hosts: without "this host", loopback, groups (RFC 6890) and the like.
 _HOSTS = {
     4: tuple(address_range(span, 4) for span in ("1.0.0.0-126.255.255.255", "128.0.0.0-223.255.255.255")),
@@ -125,7 +126,7 @@ def _destination(family: int, ranges: Ranges | None) -> int:
         return REMOTE_ADDRESS[family]
     spans = host_ranges(family, ranges)
     low, high = spans[0]
-    return choose(spans, REMOTE_ADDRESS[family], min(low + 9, high))
+    return choose(spans, REMOTE_ADDRESS[family], _REMOTE_GROUP[family], min(low + 9, high))
 
 
 def host_ranges(family: int, ranges: Ranges) -> Ranges:

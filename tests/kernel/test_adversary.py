@@ -14,7 +14,7 @@ from fuzz.adversary_draw import CHAINS, Part
 from fuzz.adversary_states import State, draw_state, weaken
 from fuzz.replay import replay
 from fuzz.storm_machine import Machine
-from fuzz.storm_packets import FAR, FORWARDED, MESH
+from fuzz.storm_packets import FAR, FORWARDED, MESH, WAN
 from nftpolicy.model.packet import FORWARD, FRAME, ICMP, ICMPV6, TCP, Packet, parse_address
 from nftpolicy.netstate.state import NetState
 from nftpolicy.proof.verdict import PROVED, REFUTED, UNKNOWN, Proof
@@ -168,6 +168,8 @@ def test_packet_of_a_refutation_is_sent_again(machine: Machine) -> None:
     left = machine.node.call(replay, machine, REPLAYED)
     assert [packet for packet, has_left in left.items() if not has_left] == []
     assert len(left) == len(REPLAYED)
+    groups = [Packet(6, parse_address(f"ff1{scope}::9"), bound=WAN) for scope in range(4)]
+    assert list(machine.node.call(replay, machine, groups).values()) == [False, False, True, True]
     assert not any(machine.node.call(_replay_in, machine, CLOSED).values())
 
 

@@ -200,6 +200,9 @@ MATCHES = [
     (Match(Socket("cgroupv2"), "system.slice/a"), view(cgroup="/system.slice/a/b"), True),
     (Match(Socket("cgroupv2"), "system.slice/a", "!="), view(cgroup="/system.slice/ab"), True),
     (Match(Option("tcp option", "maxseg", "size"), 5, "!="), view(), False),
+    (Match(Option("tcp option", "maxseg"), "missing"), view(), True),
+    (Match(Option("tcp option", "maxseg"), "exists"), view(), False),
+    (Match(Option("tcp option", "maxseg"), "missing"), view(protocol=TCP, fields=FRAGMENT), True),
 ]  # fmt: skip
 
 

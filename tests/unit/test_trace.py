@@ -152,6 +152,11 @@ def test_L1_bound_ipv4_socket_ignores_ip_rules(family: int) -> None:
     assert end(state_with_unreachable_rule(family), packet(family, bound=WAN)) == {4: WAN, 6: "unroutable"}[family]
 
 
+def test_IPv6_group_of_the_node_does_not_leave() -> None:
+    for group, outcome in (("ff00::1234", "dropped"), ("ff11::1234", "dropped"), ("ff12::1234", WAN)):
+        assert end(machine(), packet(6, group, bound=WAN)) == outcome
+
+
 def test_L2_bound_multicast_ignores_ip_rules() -> None:
     assert end(state_with_unreachable_rule(4), packet(4, "239.1.2.3", bound=WAN)) == WAN
     assert end(state_with_unreachable_rule(6), packet(6, "ff02::1234", bound=WAN)) == WAN

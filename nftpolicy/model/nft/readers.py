@@ -108,6 +108,8 @@ def reader(expression: nft.Expression, point: HookPoint) -> Reader:
         case nft.Binary(op, left, right):
             highest = (1 << data_type(left).bits) - 1
             return _binary(op, reader(left, point), _constant_or(right, point), highest)
+        case nft.Option("tcp option", _, None):
+            return _has_tcp_option
         case nft.Option("tcp option", _, _):
             return _tcp_option
     return _unsupported
@@ -117,8 +119,17 @@ def _unsupported(view: PacketView) -> FieldValue:
     return NOT_MODELLED
 
 
+def _has_tcp_option(view: PacketView) -> FieldValue:
+    """Return 0 for a packet without a TCP header: it does not end the rule (nft_exthdr_tcp_eval)."""
+    return NOT_MODELLED if _has_tcp_header(view) else 0
+
+
 def _tcp_option(view: PacketView) -> FieldValue:
-    return NOT_MODELLED if view.protocol == TCP and _is_ip(view) and not _is_later_fragment(view) else NFT_BREAK
+    return NOT_MODELLED if _has_tcp_header(view) else NFT_BREAK
+
+
+def _has_tcp_header(view: PacketView) -> bool:
+    return view.protocol == TCP and _is_ip(view) and not _is_later_fragment(view)
 
 
 def _raw_transport(view: PacketView) -> FieldValue:
