@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from attrs import evolve
 
+from ..model.fib.source_address import is_multicast6
 from ..model.packet import ETHERTYPES, EXTENSION_HEADERS, FORWARD, FRAME, KERNEL, SOCKET, Packet
 from ..model.symbolic import field_values
 from ..model.symbolic.header_space import HeaderSpace
@@ -121,6 +122,8 @@ def _trace(context: ProofContext, packet: Packet) -> Trace:
     if trace.outcome not in ("leaves", "delivered"):
         return trace
     reasons = interfering_rules(context.state, packet, trace)
+    if packet.origin == SOCKET and (packet.source == 0 or (packet.family == 6 and is_multicast6(packet.source or 0))):
+        reasons.append("sockets that send from no address, or from that of a group")  # bind(2) does not set it
     if packet.family == 6 and packet.protocol in EXTENSION_HEADERS:
         reasons.append(f"IPv6 packets whose protocol is the extension header {packet.protocol}")
     return evolve(trace, outcome="unknown", unsupported=(*trace.unsupported, *reasons)) if reasons else trace

@@ -45,6 +45,14 @@ def test_whole_frag_off_is_the_choice_of_a_sender() -> None:
         assert {example.packet.fields[("ip", "frag-off")] for example in found.examples} == {value}
 
 
+@pytest.mark.parametrize(("header", "source"), [("ip6", "ff00::/8"), ("ip6", "::"), ("ip", "0.0.0.0")])
+def test_no_socket_sends_from_a_group_or_no_address(header: str, source: str) -> None:
+    rule = Rule((Match(Payload(header, "saddr"), source), ACCEPT))
+    found = no_leak_finding(prove_state(state(rule, *GUARD, link=None)), "sockets")
+    assert found.verdict == "unknown"
+    assert "sockets that send from no address, or from that of a group" in found.unsupported
+
+
 def test_packet_of_IPv6_has_no_extension_header_as_protocol() -> None:
     """Find a packet that passes a guard for the usual protocols, and that IPv6 can have."""
     usual = Rule((Match(Meta("l4proto"), AnonymousSet(frozenset({1, 6, 17, 58}))), nft.DROP))

@@ -34,6 +34,15 @@ def is_node_multicast6(address: int) -> bool:
     return is_multicast6(address) and address >> 112 & 0xF <= _NODE_SCOPE
 
 
+def are_loopback_only6(source: int, destination: int) -> bool:
+    """Return True for the addresses of a packet that IPv6 accepts from lo only (ip6_rcv_core).
+
+    These are ::1, groups of the node, and a group as the source.
+    """
+    has_loopback = _LOOPBACK6 in (source, destination)
+    return has_loopback or is_multicast6(source) or is_node_multicast6(destination)
+
+
 def is_link_local6(address: int) -> bool:
     """Return True for an address in fe80::/10."""
     return address >> 118 == 0x3FA

@@ -108,10 +108,8 @@ def reader(expression: nft.Expression, point: HookPoint) -> Reader:
         case nft.Binary(op, left, right):
             highest = (1 << data_type(left).bits) - 1
             return _binary(op, reader(left, point), _constant_or(right, point), highest)
-        case nft.Option("tcp option", _, None):
-            return _has_tcp_option
-        case nft.Option("tcp option", _, _):
-            return _tcp_option
+        case nft.Option("tcp option", _, field):
+            return _tcp_option(NFT_BREAK if field else 0)
     return _unsupported
 
 
@@ -119,17 +117,11 @@ def _unsupported(view: PacketView) -> FieldValue:
     return NOT_MODELLED
 
 
-def _has_tcp_option(view: PacketView) -> FieldValue:
-    """Return 0 for a packet without a TCP header: it does not end the rule (nft_exthdr_tcp_eval)."""
-    return NOT_MODELLED if _has_tcp_header(view) else 0
-
-
-def _tcp_option(view: PacketView) -> FieldValue:
-    return NOT_MODELLED if _has_tcp_header(view) else NFT_BREAK
-
-
-def _has_tcp_header(view: PacketView) -> bool:
-    return view.protocol == TCP and _is_ip(view) and not _is_later_fragment(view)
+def _tcp_option(absent: FieldValue) -> Reader:
+    """Return a reader; a test for existence does not end the rule of another packet (nft_exthdr_tcp_eval)."""
+    return lambda view: (
+        NOT_MODELLED if view.protocol == TCP and _is_ip(view) and not _is_later_fragment(view) else absent
+    )
 
 
 def _raw_transport(view: PacketView) -> FieldValue:
