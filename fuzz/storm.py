@@ -201,7 +201,16 @@ def _frame(family: int, claimed: int, mark: int = 0) -> Callable[[int, Machine],
     """Send an IP packet by an AF_PACKET socket that claims an ethertype; 0: the kernel reads it in the frame."""
 
     def send(number: int, machine: Machine) -> None:
-        machine.send_frame(family, _plain(family)(number), mark, claimed)
+        machine.send_frame(ETHERTYPE[family], _plain(family)(number), mark, claimed)
+
+    return send
+
+
+def _by_device(family: int, device: str) -> Callable[[int, Machine], None]:
+    """Send an IP packet as a frame of another device, which a state may have."""
+
+    def send(number: int, machine: Machine) -> None:
+        machine.send_frame(ETHERTYPE[family], _plain(family)(number), device=device)
 
     return send
 
@@ -342,12 +351,16 @@ def _senders() -> Iterator[Sender]:
         for protocol in (UDP, TCP, ICMP if family == 4 else ICMPV6):
             yield Sender(f"answer {family} to protocol {protocol} of the mesh", _answer(family, protocol))
             yield Sender(f"answer {family} to protocol {protocol} of the uplink", _answer(family, protocol, WAN), True)
+        for device in ("macv", "br0", "pair0", "vx"):
+            yield Sender(f"frame of IPv{family} by {device}", _by_device(family, device))
         yield Sender(f"udp{family} in a flow of another user", _taken_flow(family, 1))
         yield Sender(f"udp{family} in an older flow of another user", _taken_flow(family, 3))
         yield Sender(f"udp{family} in a flow from outside", _answered_flow(family), True)
         yield Sender(f"tcp{family} of an accepted socket", _accepted(family))
     yield Sender("forwarded multicast", _forwarded_multicast)
     yield Sender("udp4 to all", _udp(4, "255.255.255.255", device=WAN))
+    for device in ("macv", "br0", "vx"):
+        yield Sender(f"udp4 bound to {device}", _udp(4, FAR[4], device=device))
     yield Sender("udp4 to all of the net", _udp(4, "192.0.2.255"))
     yield Sender("udp4 with an option", _udp(4, FAR[4], option=(0, _IP_OPTIONS, b"\1\1\1\1")))
     yield Sender("first fragment", _whole(4, _fragment(0, True)))

@@ -101,7 +101,7 @@ class Machine:
         self.far[device].send(to + FAR_MAC + struct.pack("!H", ETHERTYPE[family]) + packet)
 
     def sent_by(self, port: int, flags: int) -> bytes | None:
-        """Return the TCP header of a tcp that left by the uplink from this port with these flags, or None."""
+        """Return the TCP header of a segment that left by the uplink from this port with these flags, or None."""
         for _ in range(3):
             self._pending += self._frames()
             for frame in self._pending:
@@ -112,14 +112,20 @@ class Machine:
         return None
 
     def send_frame(
-        self, family: int, packet: bytes, mark: int = 0, claimed: int | None = None, owner: tuple[int, int] = (0, 0)
+        self,
+        ethertype: int,
+        packet: bytes,
+        mark: int = 0,
+        claimed: int | None = None,
+        owner: tuple[int, int] = (0, 0),
+        device: str = WAN,
     ) -> None:
-        """Send an IP packet by an AF_PACKET socket of a user and group on the uplink.
+        """Send a frame by an AF_PACKET socket of a user and group on a device, the uplink by default.
 
-        It claims an ethertype; 0: that of the frame.
+        It claims another ethertype than the frame's own; 0: the kernel reads that of the frame.
         """
-        header = FAR_MAC + bytes(5) + b"\2" + struct.pack("!H", ETHERTYPE[family])
-        address = (WAN, ETHERTYPE[family] if claimed is None else claimed)
+        header = FAR_MAC + bytes(5) + b"\2" + struct.pack("!H", ethertype)
+        address = (device, ethertype if claimed is None else claimed)
         if owner == (0, 0) and mark in self.packet_sockets:
             self.packet_sockets[mark].sendto(header + packet, address)
             return
@@ -150,15 +156,22 @@ class Machine:
                     yield frame
 
 
+@contextlib.contextmanager
+def fs_owner(owner: tuple[int, int]) -> Iterator[None]:
+    """Let the files that are made belong to a user and group, and keep all capabilities (setfsuid(2))."""
+    libc = ctypes.CDLL(None)
+    libc.setfsgid(owner[1])
+    libc.setfsuid(owner[0])
+    try:
+        yield
+    finally:
+        libc.setfsuid(0)
+        libc.setfsgid(0)
+
+
 def _packet_socket(mark: int, owner: tuple[int, int]) -> socket.socket:
     """Return an AF_PACKET socket whose file belongs to a user and group."""
-    fsuid, fsgid = (ctypes.CDLL(None).setfsuid, ctypes.CDLL(None).setfsgid)
-    fsgid(owner[1])
-    fsuid(owner[0])
-    try:
+    with fs_owner(owner):
         made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
-    finally:
-        fsuid(0)
-        fsgid(0)
     made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", mark))
     return made

@@ -3,6 +3,8 @@
 import socket
 import struct
 
+from tests.lab.frames import checksum
+
 NOBODY = 65534
 MARK = 1  # the uplink's mark, and its mask
 WAN, MESH = "wan", "mesh"
@@ -39,24 +41,22 @@ def packed(family: int, address: str) -> bytes:
     return socket.inet_pton(DOMAIN[family], address)
 
 
-def checksum(data: bytes) -> int:
-    """Return the Internet checksum (RFC 1071)."""
-    data += bytes(len(data) % 2)
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
-
-
 def ip_packet(
     family: int, source: str, destination: str, protocol: int, body: bytes, hops: int = 64, fragment: int = 0
 ) -> bytes:
     """Return an IP packet; `fragment` is the field with flags and offset (IPv4 only)."""
+    return ip_header(family, source, destination, protocol, len(body), hops, fragment) + body
+
+
+def ip_header(
+    family: int, source: str, destination: str, protocol: int, size: int, hops: int = 64, fragment: int = 0
+) -> bytes:
+    """Return the header of an IP packet with `size` bytes behind it."""
     ends = packed(family, source) + packed(family, destination)
     if family == 6:
-        return struct.pack("!IHBB", 6 << 28, len(body), protocol, hops) + ends + body
-    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 7, fragment, hops, protocol, 0) + ends
-    return header[:10] + struct.pack("!H", checksum(header)) + header[12:] + body
+        return struct.pack("!IHBB", 6 << 28, size, protocol, hops) + ends
+    header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + size, 7, fragment, hops, protocol, 0) + ends
+    return header[:10] + struct.pack("!H", checksum(header)) + header[12:]
 
 
 def with_checksum(family: int, source: str, destination: str, protocol: int, body: bytes, at: int) -> bytes:
@@ -106,7 +106,7 @@ def sender_number(frame: bytes) -> int | None:
 
 
 def segment_of(frame: bytes) -> bytes | None:
-    """Return the TCP tcp in a frame, or None."""
+    """Return the TCP segment in a frame, or None."""
     if frame[12:14] == b"\x08\x00" and frame[23] == TCP:
         return frame[14 + (frame[14] & 15) * 4 :]
     if frame[12:14] == b"\x86\xdd" and frame[20] == TCP:

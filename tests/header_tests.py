@@ -12,6 +12,7 @@ HEADER_TESTS: dict[str, tuple[int, tuple[Match, ...]]] = {
     "dscp by a mask": (4, (Match(Bitwise(Payload("ip", "dscp"), and_mask=0x38), 8),)),
     "ecn": (4, (Match(Payload("ip", "ecn"), "ce"),)),
     "id": (4, (Match(Payload("ip", "id"), 77),)),
+    "may be fragmented": (4, (Match(Payload("ip", "frag-off"), 0),)),
     "ttl": (4, (Match(Payload("ip", "ttl"), 3),)),
     "length": (4, (Match(Payload("ip", "length"), "333-500"),)),
     "longer": (4, (Match(LENGTH, 1000, ">"),)),
@@ -38,6 +39,7 @@ IMPOSSIBLE_TESTS: dict[str, tuple[Match, ...]] = {
     "contradiction": (Match(Payload("udp", "length"), 100), Match(LENGTH, 121)),
     "two protocols": (Match(Payload("tcp", "window"), 1), Match(Payload("icmp", "id"), 1)),
     "checksum": (Match(Payload("ip", "checksum"), 4),),
+    "extension header": (Match(Meta("nfproto"), "ipv6"), Match(Meta("l4proto"), AnonymousSet(frozenset({0, 43, 44})))),
     "processor": (Match(Meta("cpu"), 0),),
 }
 ACCEPT_RULES = {name: nft.Rule((*matches, nft.ACCEPT)) for name, (_, matches) in HEADER_TESTS.items()}

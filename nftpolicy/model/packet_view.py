@@ -15,7 +15,6 @@ _COMMON = {
     ("ip", "ttl"): 64,
     ("ip6", "hoplimit"): 64,
     **{(protocol, name): 0 for protocol in ("ip", "ip6") for name in ("dscp", "ecn")},
-    ("ip", "frag-off"): 0,
     ("ip", "hdrlength"): 5,
 }
 

@@ -20,14 +20,13 @@ from .fib.address_type import AddressTypes
 from .fib.output_route import OutputRoute, OutputRouting
 from .fib.router import Router
 from .fib.rpdb import LOOPBACK
-from .fib.source_address import is_link_local6, is_multicast4
+from .fib.source_address import are_loopback_only6, is_link_local6, is_multicast4, is_node_multicast6
 from .nft.chains import Ruleset
 from .nft.hooks import DROPPED, HookTraversal, RerouteKey, needs_conntrack, reroute_key
 from .packet import ETHERTYPES, FORWARD, FRAME, KERNEL, Packet
 from .packet_view import PacketView
 from .trace_step import NullLog, TraceLog, TraceStep
 
-LOOPBACK6 = 1  # ::1
 LEAVES, DELIVERED, UNROUTABLE, UNKNOWN = "leaves", "delivered", "unroutable", "unknown"
 
 
@@ -207,10 +206,8 @@ class _Tracer:
         if iif is None:
             raise ValueError("a forwarded packet arrives by a device: Packet.iif")
         self._record("source", f"arrives by {iif}")
-        has_loopback = LOOPBACK6 in (packet.source, packet.destination)
-        if packet.family == 6 and has_loopback and iif != LOOPBACK:
-            # ip6_rcv_core drops ::1 from any other device than lo.
-            self._record("route", "address ::1 received from another device than lo", "drop")
+        if packet.family == 6 and iif != LOOPBACK and are_loopback_only6(packet.source or 0, packet.destination):
+            self._record("route", "its addresses are not for packets from another device than lo", "drop")
             return self._end(DROPPED)
         return self._drop_if_switched_off(iif) or self._input(iif)
 
@@ -231,6 +228,9 @@ class _Tracer:
             return self._end(DROPPED)
         if not self._model.is_forwarding(packet.family, iif):
             self._record("route", f"not forwarded: forwarding is off for {iif}", "drop")
+            return self._end(DROPPED)
+        if packet.family == 6 and not view.source:
+            self._record("route", "not forwarded: it has no source address", "drop")  # ip6_forward
             return self._end(DROPPED)
         if packet.family == 6 and is_link_local6(view.source) and route.device != iif:
             self._record("route", f"not forwarded: its source address is valid on {iif} only", "drop")
@@ -306,6 +306,9 @@ class _Tracer:
             return stop
         if self._view.source != self._original_source:
             self._source = self._view.source
+        if self._packet.family == 6 and device != LOOPBACK and is_node_multicast6(self._view.destination):
+            self._record("route", "to a group of this node only", "drop")  # ip6_finish_output2
+            return self._end(DROPPED)
         return self._transmit(device)
 
     def _transmit(self, device: str) -> Trace:

@@ -64,7 +64,20 @@ class Move:
     at_ingress: bool = False
 
 
-Effect = MarkWrite | HeaderWrite | Move
+@frozen
+class Stop:
+    """End of packets, or their way to another place: at a netfilter hook of one IP family, or on `device`.
+
+    `device` "" is any device. `at_ingress`: of packets that arrive by it; otherwise of those that leave by it.
+    """
+
+    family: int = 0
+    hook: str = ""
+    device: str = ""
+    at_ingress: bool = False
+
+
+Effect = MarkWrite | HeaderWrite | Move | Stop
 
 
 @frozen
@@ -73,6 +86,11 @@ class Actor:
 
     location: str
     effects: tuple[Effect, ...]
+
+    @property
+    def only_stops(self) -> bool:
+        """Return True if it marks, rewrites and moves no packet."""
+        return all(isinstance(effect, Stop) for effect in self.effects)
 
 
 @frozen

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..netstate.bypass import SUBJECTS, Effect, HeaderWrite, Look, MarkWrite, Move
+from ..model.packet import FORWARD, FRAME, KERNEL, SOCKET, Packet
+from ..model.trace import Trace
+from ..netstate.bypass import SUBJECTS, TC, TCX, XTABLES, Effect, HeaderWrite, Look, MarkWrite, Move, Stop
 from ..netstate.formats import nft_text
 from ..netstate.state import NetState
 from .context import ProofContext
@@ -38,6 +40,7 @@ def leak_violations(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> li
                 return effect.device in below
             case Move(_, target, at_ingress):
                 return not paths.is_known(target) or FramePoint(target, at_ingress) in leading
+        return False
 
     violations = [*_nft_mark_writers(context, uplink), *_actor_violations(context.state, concerns)]
     if not spec.frames:
@@ -70,6 +73,44 @@ def redirect_violations(state: NetState) -> list[Violation]:
             isinstance(effect, Move) or (isinstance(effect, HeaderWrite) and effect.is_nat and effect.hook == "output")
         ),
     )
+
+
+# Hooks that packets pass on their way, by origin; those that are delivered pass two more.
+_HOOKS_PASSED = {
+    SOCKET: ("output", "postrouting"),
+    KERNEL: ("output", "postrouting"),
+    FORWARD: ("prerouting", "forward", "postrouting"),
+    FRAME: (),
+}
+_HOOKS_OF_ARRIVAL = ("prerouting", "input")
+
+
+def interfering_rules(state: NetState, packet: Packet, trace: Trace) -> list[str]:
+    """Return the rules and programs outside nftables that may stop the packet of a trace, or lead it elsewhere.
+
+    The model of the trace does not have them.
+    """
+    hooks = _HOOKS_PASSED[packet.origin] + (_HOOKS_OF_ARRIVAL if trace.outcome == "delivered" else ())
+
+    def interferes(subject: str, effect: Effect) -> bool:
+        match effect:
+            case Stop(family, hook) if hook:
+                return family == packet.family and hook in hooks
+            case Stop(device=device, at_ingress=at_ingress):
+                return device in ("", packet.iif if at_ingress else trace.device)
+            case HeaderWrite(family, hook):
+                return bool(hook) and family == packet.family and hook in hooks
+            case Move(source):
+                return source in ("", packet.iif, trace.device)
+        return packet.origin == FORWARD or (packet.origin != FRAME and subject == XTABLES)
+
+    return [
+        actor.location
+        for look in state.looks
+        if look.subject in (XTABLES, TC, TCX)
+        for actor in look.actors
+        if any(interferes(look.subject, effect) for effect in actor.effects)
+    ]
 
 
 def _nft_mark_writers(context: ProofContext, uplink: UplinkSpec) -> list[Violation]:
@@ -111,8 +152,8 @@ def environment_assumptions(state: NetState, spec: Spec) -> Iterator[str]:
     if clean:
         yield f"nothing is added later that marks, rewrites or moves packets (looked at: none now): {'; '.join(clean)}"
     for look in state.looks:
-        if look.actors:
-            names = [actor.location for actor in look.actors]
+        names = [actor.location for actor in look.actors if not actor.only_stops]
+        if names:
             more = f", and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
             yield f"{look.subject} stay as they are (looked at: {', '.join(names[:_MOST_NAMES])}{more})"
         yield from look.narrowed
@@ -122,7 +163,7 @@ def environment_assumptions(state: NetState, spec: Spec) -> Iterator[str]:
 
 
 def _is_clean(look: Look) -> bool:
-    return not look.missing and not look.actors
+    return not look.missing and all(actor.only_stops for actor in look.actors)
 
 
 def _device_assumptions(paths: DevicePaths, state: NetState, spec: Spec, uplink: UplinkSpec) -> Iterator[str]:

@@ -4,15 +4,28 @@
 from __future__ import annotations
 
 from ..model.nft.readers import UNTRACKED_TYPES
-from ..model.packet import ETHERTYPES, FORWARD, FRAME, ICMPV6, TCP, UDP, CtInfo, Packet, address_range, parse_address
+from ..model.packet import (
+    ETHERTYPES,
+    EXTENSION_HEADERS,
+    FORWARD,
+    FRAME,
+    ICMPV6,
+    TCP,
+    UDP,
+    CtInfo,
+    Packet,
+    address_range,
+    parse_address,
+)
 from ..model.symbolic import field_values, mark_bits
-from ..model.symbolic.box import Box, Ranges, intersect_ranges
+from ..model.symbolic.box import Box, Ranges, complement, intersect_ranges, points
 from ..model.symbolic.header_space import HeaderSpace
 from ..netstate.nft import symbols
 from .header_search import choose_header
 
 # Documentation addresses (RFC 5737, RFC 3849), the default destination.
 REMOTE_ADDRESS = {4: parse_address("198.51.100.9"), 6: parse_address("2001:db8:9::9")}
+_REMOTE_GROUP = {4: parse_address("233.252.0.9"), 6: parse_address("ff0e::db8:9")}  # RFC 6676, RFC 4291
 # Addresses of other hosts: without "this host", loopback, groups (RFC 6890) and the like.
 _HOSTS = {
     4: tuple(address_range(span, 4) for span in ("1.0.0.0-126.255.255.255", "128.0.0.0-223.255.255.255")),
@@ -21,6 +34,8 @@ _HOSTS = {
 # Values that packets have where a box leaves a choice.
 _USUAL_VALUES = {"icmp.type": 8, "icmp.code": 0, "icmpv6.type": 128, "icmpv6.code": 0, "igmp.type": 0x22}
 _NEIGHBOUR_SOLICITATION = 135  # RFC 4861 4.3
+_ALL_PROTOCOLS: Ranges = ((0, 255),)
+_IPV6_PROTOCOLS = complement(points(*EXTENSION_HEADERS), 255)
 _LATER_STATES = ("established", "related")  # a flow with a mark has had a packet before
 _STATES = {index: name for name, index in field_values.CT_STATES.items()}
 _DIRECTIONS = symbols.names_by_number(symbols.CT_DIRECTIONS)
@@ -43,6 +58,8 @@ def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = N
     it, and its flow has none if it is new: only rules can give them the marks of the box.
     """
     family = space.family or 4
+    if family == 6 and (protocols := intersect_ranges(box.get("protocol", _ALL_PROTOCOLS), _IPV6_PROTOCOLS)):
+        box = {**box, "protocol": protocols}
     frame_type = None
     if not space.family:
         frame_type = choose(box.get("ethertype"), choose(box.get("ether.type"), 0x88B5), 0x88B5)
@@ -116,7 +133,7 @@ def _destination(family: int, ranges: Ranges | None) -> int:
         return REMOTE_ADDRESS[family]
     spans = host_ranges(family, ranges)
     low, high = spans[0]
-    return choose(spans, REMOTE_ADDRESS[family], min(low + 9, high))
+    return choose(spans, REMOTE_ADDRESS[family], _REMOTE_GROUP[family], min(low + 9, high))
 
 
 def host_ranges(family: int, ranges: Ranges) -> Ranges:

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Sequence
 
 from attrs import evolve
 
-from ..model.packet import ETHERTYPES, FORWARD, FRAME, KERNEL, SOCKET, Packet
+from ..model.fib.source_address import is_multicast6
+from ..model.packet import ETHERTYPES, EXTENSION_HEADERS, FORWARD, FRAME, KERNEL, SOCKET, Packet
 from ..model.symbolic import field_values
 from ..model.symbolic.header_space import HeaderSpace
 from ..model.trace import Trace
 from ..netstate.routing import IpRule
+from .bypass import interfering_rules
 from .candidates import candidate_packets, misrouted_packets
 from .concretize import choose, concretize
 from .context import ProofContext
@@ -99,7 +101,7 @@ def search_leaks(
             for packet in candidate_packets(context, uplink, origin, family, device, violations):
                 if packet.origin != origin or is_entitled(packet, uplink):
                     continue
-                trace = context.model.trace(packet)
+                trace = _trace(context, packet)
                 if trace.outcome == "unknown" and trace.device in (device, None):
                     unsupported += trace.unsupported
                 if trace.outcome != "leaves" or trace.device != device or is_exempt(trace, uplink):
@@ -109,6 +111,22 @@ def search_leaks(
                 if len(examples) >= most:
                     return list(examples.values()), unsupported
     return list(examples.values()), list(dict.fromkeys(unsupported))
+
+
+def _trace(context: ProofContext, packet: Packet) -> Trace:
+    """Return the trace of a packet.
+
+    It is unknown if there is no such packet, and if a rule outside nftables may stop it or lead it elsewhere.
+    """
+    trace = context.model.trace(packet)
+    if trace.outcome not in ("leaves", "delivered"):
+        return trace
+    reasons = interfering_rules(context.state, packet, trace)
+    if packet.origin == SOCKET and (packet.source == 0 or (packet.family == 6 and is_multicast6(packet.source or 0))):
+        reasons.append("sockets that send from no address, or from that of a group")  # bind(2) does not set it
+    if packet.family == 6 and packet.protocol in EXTENSION_HEADERS:
+        reasons.append(f"IPv6 packets whose protocol is the extension header {packet.protocol}")
+    return evolve(trace, outcome="unknown", unsupported=(*trace.unsupported, *reasons)) if reasons else trace
 
 
 def _leak_path(trace: Trace, packet: Packet) -> tuple[str, object]:
@@ -137,7 +155,7 @@ def search_mark_misuse(
         for device in _output_devices(context, space, violation, uplink, stray):
             for origin in _origins(violation):
                 packet = evolve(concretize(space, violation.box, origin, device), iif=None)
-                trace = context.model.trace(packet)
+                trace = _trace(context, packet)
                 if trace.outcome == "unknown":
                     unsupported += trace.unsupported
                 elif trace.outcome == "leaves" and trace.device == device and trace.mark & uplink.mask == uplink.value:
@@ -156,7 +174,7 @@ def search_misrouted(context: ProofContext, uplink: UplinkSpec, family: int) -> 
     for packet in misrouted_packets(context, uplink, family):
         if packet.mark & uplink.mask != uplink.value:
             continue  # the rule is for packets with other marks
-        trace = context.model.trace(packet)
+        trace = _trace(context, packet)
         if trace.outcome == "unknown":
             unsupported += trace.unsupported
         elif _leaves_elsewhere(trace, uplink):
@@ -189,7 +207,7 @@ def search_outcome(
         devices: Sequence[str | None] = out_devices[:2] or [None]
         for device in devices:
             packet = concretize(space, violation.box, origin, None if device == "lo" else device)
-            trace = context.model.trace(packet)
+            trace = _trace(context, packet)
             if trace.outcome == "unknown":
                 unsupported += trace.unsupported
             elif trace.outcome == outcome and device in (None, trace.device, "lo"):

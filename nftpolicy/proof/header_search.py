@@ -28,9 +28,11 @@ Field = tuple[str, str]  # header and field, by nft's names
 _MAX_VALUES, _MAX_CHOICES = 24, 4096  # of one field, of all fields together
 _MIN_TOTAL, _MAX_TOTAL = 60, 1500  # bytes of a packet that is not fragmented
 _LENGTH: Field = ("meta", "length")
+_FRAGMENT: Field = ("ip", "frag-off")
+_DONT_FRAGMENT = 0x4000
 # Fields that a sender sets, with the highest value, by header. The kernel computes the others.
 _CHOSEN: dict[str, dict[str, int]] = {
-    "ip": {"dscp": 63, "ecn": 3, "id": 0xFFFF, "ttl": 255},
+    "ip": {"dscp": 63, "ecn": 3, "id": 0xFFFF, "ttl": 255, "frag-off": _DONT_FRAGMENT},
     "ip6": {"dscp": 63, "ecn": 3, "flowlabel": 0xFFFFF, "hoplimit": 255},
     "tcp": {"sequence": 0xFFFFFFFF, "ackseq": 0xFFFFFFFF, "window": 0xFFFF, "urgptr": 0xFFFF, "flags": 0xFF},
     "icmp": {"type": 255, "code": 255, "id": 0xFFFF, "sequence": 0xFFFF, "mtu": 0xFFFF, "gateway": 0xFFFFFFFF},
@@ -104,6 +106,9 @@ def _protocols(variables: Iterable[Field], ranges: Ranges | None) -> list[int]:
 
 def _values(field: Field, required: Iterable[tuple[FieldTest, bool]], family: int) -> Iterator[int]:
     """Yield values of a field at the edges of what the tests name, without duplicates."""
+    if field == _FRAGMENT:
+        yield from (_DONT_FRAGMENT, 0)  # of whole packets
+        return
     low, high = (_MIN_TOTAL, _MAX_TOTAL) if field == _LENGTH else (0, _CHOSEN[field[0]][field[1]])
     common = 84 if field == _LENGTH else 0
     edges = [common]

@@ -34,6 +34,7 @@ from nftpolicy.model.packet import (
 from nftpolicy.netstate.formats import ip_text, nft_text
 from nftpolicy.netstate.routing import RTPROT_NFTPOLICY
 from nftpolicy.netstate.state import NetState
+from tests.lab import frames
 from tests.lab.limits import brief
 from tests.lab.netns import Namespace, veth
 
@@ -343,7 +344,7 @@ def _frame(packet: Packet, mac: str) -> bytes:
         rest = struct.pack("!IHBB", 6 << 28, len(body), packet.protocol, 64) + ends
     else:
         rest = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, packet.protocol, 0) + ends
-        rest = rest[:10] + struct.pack("!H", _checksum(rest)) + rest[12:]
+        rest = rest[:10] + struct.pack("!H", frames.checksum(rest)) + rest[12:]
     return header + struct.pack("!H", ETHERTYPES[packet.family]) + rest + body
 
 
@@ -359,19 +360,11 @@ def _transport(packet: Packet) -> bytes:
     if packet.protocol != ICMP:
         ends = _packed(packet.family, packet.source or 0) + _packed(packet.family, packet.destination)
         pseudo = ends + struct.pack("!II", len(body), packet.protocol)
-    return body[:place] + struct.pack("!H", _checksum(pseudo + body)) + body[place + 2 :]
+    return body[:place] + struct.pack("!H", frames.checksum(pseudo + body)) + body[place + 2 :]
 
 
 def _packed(family: int, address: int) -> bytes:
     return address.to_bytes({4: 4, 6: 16}[family], "big")
-
-
-def _checksum(data: bytes) -> int:
-    even = data + bytes(len(data) % 2)
-    total: int = sum(struct.unpack(f"!{len(even) // 2}H", even))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 def own(family: int, device: str) -> int:

@@ -1,4 +1,4 @@
-"""Parser of Ethernet frames: the kind of a frame in one word, and the few fields that tests need. Pure."""
+"""Parser of Ethernet frames: the kind of a frame in one word, and the few fields that tests need; the checksum. Pure."""
 
 import ipaddress
 import struct
@@ -134,3 +134,12 @@ def _transport(protocol: int, rest: bytes) -> dict[str, object]:
     if protocol in (ICMP, ICMPV6):
         return {"icmp_type": rest[0], "payload": rest[8:]}
     return {"payload": rest}
+
+
+def checksum(data: bytes) -> int:
+    """Return the Internet checksum (RFC 1071)."""
+    even = data + bytes(len(data) % 2)
+    total: int = sum(struct.unpack(f"!{len(even) // 2}H", even))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF

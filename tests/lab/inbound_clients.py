@@ -76,7 +76,7 @@ def ping(address: str, seconds: float = 0.6, data: bytes = b"") -> bool:
     with socket.socket(family, socket.SOCK_RAW, protocol) as made:
         message = struct.pack("!BBH", request, 0, 0) + body
         if family == socket.AF_INET:
-            message = struct.pack("!BBH", request, 0, _checksum(message)) + body
+            message = struct.pack("!BBH", request, 0, frames.checksum(message)) + body
         made.sendto(message, (address, 0))
         end = time.monotonic() + brief(seconds)
         while (left := end - time.monotonic()) > 0:
@@ -104,10 +104,3 @@ def _try(kind: int, address: str, seconds: float, talk: Callable[[socket.socket]
             return NO_ANSWER
         except OSError as error:
             return errno.errorcode.get(error.errno or 0, "error")
-
-
-def _checksum(data: bytes) -> int:
-    total = sum(struct.unpack(f"!{len(data) // 2}H", data[: len(data) & ~1])) + (data[-1] << 8 if len(data) % 2 else 0)
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF

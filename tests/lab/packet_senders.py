@@ -218,7 +218,7 @@ def _echo_request(job: Job, kind: int) -> None:
     protocol, number = {4: (frames.ICMP, 8), 6: (frames.ICMPV6, 128)}[job.family]
     message = struct.pack("!BBHHH", number, 0, 0, 1, 1) + job.payload
     if job.family == 4:  # the kernel computes it for IPv6, and for ping sockets
-        message = message[:2] + struct.pack("!H", _checksum(message)) + message[4:]
+        message = message[:2] + struct.pack("!H", frames.checksum(message)) + message[4:]
     job.open(_DOMAIN[job.family], kind, protocol).sendto(message, (job.server[0], 0))
 
 
@@ -246,7 +246,7 @@ def _datagram(job: Job, target: Mapping[int, str]) -> bytes:
     ports = struct.pack("!HHHH", DISCARD, DISCARD, size, 0)
     if job.family == 6:
         pseudo = source + destination + struct.pack("!II", size, frames.UDP)
-        ports = ports[:6] + struct.pack("!H", _checksum(pseudo + ports + job.payload) or 0xFFFF)
+        ports = ports[:6] + struct.pack("!H", frames.checksum(pseudo + ports + job.payload) or 0xFFFF)
     return packet_of(job, target, frames.UDP, ports)
 
 
@@ -257,12 +257,4 @@ def packet_of(job: Job, target: Mapping[int, str], protocol: int, header: bytes 
     if job.family == 6:
         return struct.pack("!IHBB", 6 << 28, len(body), protocol, 64) + source + destination + body
     start = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 0, 0, 64, protocol, 0) + source + destination
-    return start[:10] + struct.pack("!H", _checksum(start)) + start[12:] + body
-
-
-def _checksum(data: bytes) -> int:
-    even = data + b"\0" * (len(data) % 2)
-    total: int = sum(struct.unpack(f"!{len(even) // 2}H", even))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
+    return start[:10] + struct.pack("!H", frames.checksum(start)) + start[12:] + body

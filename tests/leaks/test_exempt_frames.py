@@ -12,7 +12,7 @@ import pytest
 
 from tests.guarded_lab import Guarded, guarded_lab
 from tests.lab import addresses as at
-from tests.lab.frames import Frame
+from tests.lab.frames import Frame, checksum
 
 IPV4, ARP, IPV6, VLAN, PRIVATE, LLC = 0x0800, 0x0806, 0x86DD, 0x8100, 0x88B5, 0x0004
 EAPOL, PPPOE = 0x888E, 0x8864
@@ -37,11 +37,8 @@ def eth(*ethertypes: int) -> bytes:
 def ipv4(destination: str, sport: int, dport: int, size: int = 46) -> bytes:
     ends = ip_address(at.NEIGHBOUR[4]).packed + ip_address(destination).packed
     start = struct.pack("!BBHHHBBH", 0x45, 0, 28 + size, 0, 0, 64, 17, 0) + ends
-    total = sum(struct.unpack("!10H", start))
-    total = (total & 0xFFFF) + (total >> 16)
-    return (
-        start[:10] + struct.pack("!H", ~total & 0xFFFF) + start[12:] + struct.pack("!HHHH", sport, dport, 8 + size, 0)
-    )
+    start = start[:10] + struct.pack("!H", checksum(start)) + start[12:]
+    return start + struct.pack("!HHHH", sport, dport, 8 + size, 0)
 
 
 def ipv6(source: str, destination: str, protocol: int, head: bytes, hops: int = 64, size: int = 46) -> bytes:

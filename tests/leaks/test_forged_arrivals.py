@@ -14,7 +14,7 @@ import pytest
 
 from tests.guarded_lab import OTHER_GID, Guarded, gluon, guarded_lab
 from tests.lab import addresses as at
-from tests.lab.frames import TCP, UDP
+from tests.lab.frames import TCP, UDP, checksum
 from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
@@ -144,14 +144,6 @@ def send_forged(family: int, source: str, destination: str, sport: int, dport: i
     macs = bytes.fromhex(at.NODE_WAN_MAC.replace(":", "") + at.HOME_MAC.replace(":", ""))
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
         raw.sendto(macs + struct.pack("!H", ethertype) + header + packet, ("lan-node", ethertype))
-
-
-def checksum(data: bytes) -> int:
-    data += b"\0" * (len(data) % 2)
-    total: int = sum(struct.unpack(f"!{len(data) // 2}H", data))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF
 
 
 FORGED = {"syn": SYN, "ack": ACK, "syn-ack": SYN | ACK, "fin": FIN | ACK}

@@ -17,8 +17,10 @@ from nftpolicy.kernel.bypass import look_at_encapsulations
 from nftpolicy.kernel.netlink.attributes import attribute
 from nftpolicy.kernel.netlink.tc import Qdisc, filter_actors, qdisc_actors
 from nftpolicy.kernel.netlink.xfrm import association_actor
+from nftpolicy.model.packet import FORWARD, FRAME, SOCKET
 from nftpolicy.netstate.bypass import (
     ANY_EFFECT,
+    CGROUP_BPF,
     SUBJECTS,
     TC,
     XTABLES,
@@ -28,6 +30,7 @@ from nftpolicy.netstate.bypass import (
     Look,
     MarkWrite,
     Move,
+    Stop,
 )
 from nftpolicy.netstate.nft import (
     FULL_MASK,
@@ -42,7 +45,7 @@ from nftpolicy.netstate.nft import (
     Table,
     Verdict,
 )
-from nftpolicy.netstate.routing import Route
+from nftpolicy.netstate.routing import Route, Sysctl
 from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec, exemption
@@ -299,6 +302,64 @@ def test_assumption_names_devices_that_are_not_read() -> None:
     assert "AF_PACKET sockets (CAP_NET_RAW) on eth0, the device below wan, send no frames of wan" in lines(devices=vlan)
 
 
+def test_assumption_does_not_name_rules_that_only_stop() -> None:
+    stop = Actor("rule 7", (Stop(4, "input"),))
+    text = lines(Look(XTABLES, (stop,), contents="2 tables with 9 rules"))
+    assert f"(looked at: none now): {XTABLES} (2 tables with 9 rules)" in text
+    assert "rule 7" not in text
+
+
+NAMED = ("all", "wan", "lan")
+LEAKS = {(family, origin) for family in (4, 6) for origin in (SOCKET, FORWARD, FRAME)}
+
+
+def leaks_beside(subject: str, *effects: Effect) -> tuple[str, set[tuple[int, str]]]:
+    """Return the verdict of an open state beside a rule, and family and origin of the packets of its refutation."""
+    devices = (Device("wan", ("192.0.2.2/24", "2001:db8:1::2/64")), Device("lan"))
+    nets = ((4, "203.0.113.0/24", "lan"), (6, "2001:db8:3::/64", "lan"), (4, "default", "wan"), (6, "default", "wan"))
+    routes = tuple(Route(family, 254, net, device=device) for family, net, device in nets)
+    paths = ("net/ipv4/ip_forward", *(f"net/ipv{family}/conf/{name}/forwarding" for family in (4, 6) for name in NAMED))
+    sysctls = tuple(Sysctl(path, "1") for path in paths)
+    open_state = NetState((), (), routes, sysctls, devices, (Look(subject, (Actor("rule 7", effects),)),))
+    proof = prove_guard(open_state, SPEC)
+    findings = [finding for finding in proof.findings if finding.property == "P1"]
+    if not any(finding.examples for finding in findings):
+        assert all("rule 7" in finding.unsupported for finding in findings if finding.verdict == "unknown")
+    packets = [example.packet for finding in findings for example in finding.examples if example.packet.family]
+    return proof.property_verdict("P1"), {(packet.family, packet.origin) for packet in packets}
+
+
+@pytest.mark.parametrize(
+    ("subject", "effect", "stopped"),
+    [
+        (XTABLES, Stop(4, "output"), {(4, SOCKET)}),
+        (XTABLES, Stop(6, "forward"), {(6, FORWARD)}),
+        (XTABLES, Stop(6, "prerouting"), {(6, FORWARD)}),
+        (XTABLES, Stop(4, "postrouting"), {(4, SOCKET), (4, FORWARD)}),
+        (XTABLES, Stop(4, "input"), set()),
+        (XTABLES, HeaderWrite(4, "output", -100, True), {(4, SOCKET)}),
+        (XTABLES, HeaderWrite(4, "input", 100, True), set()),
+        (XTABLES, MarkWrite(2, 2), LEAKS - {(4, FRAME), (6, FRAME)}),
+        (XTABLES, Move(), LEAKS),
+        (TC, Stop(device="wan"), LEAKS),
+        (TC, Stop(device="lan"), set()),
+        (TC, Stop(device="lan", at_ingress=True), {(4, FORWARD), (6, FORWARD)}),
+        (TC, Stop(device="wan", at_ingress=True), set()),
+        (TC, Move("wan", "lan"), LEAKS),
+        (TC, Move("other", "lan"), set()),
+        (TC, MarkWrite(2, 2), {(4, FORWARD), (6, FORWARD)}),
+        (CGROUP_BPF, MarkWrite(2, 2), set()),
+    ],
+    ids=lambda value: "" if isinstance(value, set) else str(value),
+)
+def test_refutation_has_no_packet_that_a_rule_may_stop(
+    subject: str, effect: Effect, stopped: set[tuple[int, str]]
+) -> None:
+    verdict, found = leaks_beside(subject, effect)
+    assert found == LEAKS - stopped
+    assert verdict == ("refuted" if found else "unknown")
+
+
 def test_transition_is_proved_again_for_other_looks() -> None:
     named = NamedSpec("policy", SPEC)
     results = prove_states((state(), state(MarkWrite())), (named, named))
@@ -340,9 +401,14 @@ def effects_of(kind: str, options: bytes, direction: str = "egress") -> list[tup
     return [actor.effects for actor in filter_actors(values, "lan", direction, NAMES)]
 
 
+def gact(verdict: int) -> bytes:
+    return action("gact", attribute(2, struct.pack("=IIiii", 1, 0, verdict, 1, 1)))
+
+
 ACTIONS = [
-    (action("gact"), []),
-    (action("police"), []),
+    *((gact(verdict), []) for verdict in (-1, 0, 3)),  # go on
+    *((gact(verdict), [(Stop(device="lan"),)]) for verdict in (2, 4, 7)),  # drop, steal, redirect
+    *((action(kind), [(Stop(device="lan"),)]) for kind in ("gact", "police", "gate")),
     (action("csum"), []),
     (mirred(1, 3), [(Move("lan", "wan"),)]),
     (mirred(2, 3), [(Move("lan", "wan"),)]),
@@ -371,6 +437,7 @@ def test_tc_filter_effects_depend_on_kind() -> None:
     assert effects_of("u32", b"") == []
     assert effects_of("unheard", b"") == [ANY_EFFECT]
     assert effects_of("u32", attribute(7, action("pedit")), "ingress") == []
+    assert effects_of("u32", attribute(7, gact(2)), "ingress") == [(Stop(device="lan", at_ingress=True),)]
     direct = attribute(7, b"prog\0") + word(8, 1) + word(11, 5)
     assert effects_of("bpf", direct) == [ANY_EFFECT]
     assert effects_of("bpf", word(11, 5)) == [ANY_EFFECT]  # an eBPF classifier may write the mark

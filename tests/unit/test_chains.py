@@ -101,6 +101,7 @@ def holds(statement, packet_view=None, *, hook=OUTPUT, family="inet", **more):
 # --- matches ---------------------------------------------------------------------------
 
 FRAGMENT = {("ip", "frag-off"): 5}
+FRAG_OFF = Payload("ip", "frag-off")
 MATCHES = [
     (Match(MARK, 5), view(mark=5), True),
     (Match(MARK, "4-6"), view(mark=5), True),
@@ -156,6 +157,10 @@ MATCHES = [
     (Match(Payload("tcp", "dport"), 9), view(protocol=TCP), True),
     (Match(Payload("th", "dport"), 9), view(protocol=132), True),
     (Match(Payload("th", "dport"), 9), view(fields=FRAGMENT), False),
+    (Match(FRAG_OFF, 5), view(fields=FRAGMENT), True),
+    (Match(Bitwise(FRAG_OFF, and_mask=0x1FFF), 5), view(fields=FRAGMENT), True),
+    (Match(Bitwise(FRAG_OFF, and_mask=0x3FFF), 0), view(), True),
+    (Match(Bitwise(FRAG_OFF, and_mask=0x1FFF), 0), view(packet(6)), False),
     (Match(Payload("th", "dport"), 9, "!="), view(fields=FRAGMENT), False),
     (Match(Payload("icmp", "type"), "echo-request"), view(protocol=ICMP), True),
     (Match(Payload("icmp", "type"), "echo-reply"), view(protocol=ICMP, ct_direction="reply"), True),
@@ -198,6 +203,9 @@ MATCHES = [
     (Match(Socket("cgroupv2"), "system.slice/a"), view(cgroup="/system.slice/a/b"), True),
     (Match(Socket("cgroupv2"), "system.slice/a", "!="), view(cgroup="/system.slice/ab"), True),
     (Match(Option("tcp option", "maxseg", "size"), 5, "!="), view(), False),
+    (Match(Option("tcp option", "maxseg"), "missing"), view(), True),
+    (Match(Option("tcp option", "maxseg"), "exists"), view(), False),
+    (Match(Option("tcp option", "maxseg"), "missing"), view(protocol=TCP, fields=FRAGMENT), True),
 ]  # fmt: skip
 
 
@@ -221,6 +229,8 @@ def test_match_has_expected_result(match, packet_view, expected):
         (Match(Meta("skuid"), UnknownExpression("{}")), view()),
         (Match(Payload("th", "dport"), 9), view(protocol=47)),
         (Match(Payload("esp", "spi"), 9), view(protocol=50)),
+        (Match(FRAG_OFF, 0), view()),  # with the bit "don't fragment", which the sender decides
+        (Match(Bitwise(FRAG_OFF, and_mask=0x4000), 0), view()),
         (Match(RawPayload("th", 0, 16), 9), view()),
         (Match(RawPayload("nh", 0, 16), 9), view()),
         (Match(Rt("mtu"), 9), view()),

@@ -3,8 +3,9 @@
 import pytest
 from attrs import evolve
 
+from nftpolicy.model.packet import EXTENSION_HEADERS
 from nftpolicy.netstate import nft
-from nftpolicy.netstate.nft import ACCEPT, Match, Meta, Payload, Rule
+from nftpolicy.netstate.nft import ACCEPT, AnonymousSet, Match, Meta, Payload, Rule
 from tests.header_tests import ACCEPT_RULES, HEADER_TESTS, IMPOSSIBLE_TESTS
 
 from .test_proof import GUARD, no_leak_finding, prove_state, state
@@ -34,6 +35,31 @@ def test_field_between_two_tests_is_found() -> None:
     found = no_leak_finding(prove_state(state(*between, *GUARD, link=None)), "sockets")
     assert found.verdict == "refuted"
     assert {example.packet.fields[("ip", "id")] for example in found.examples} <= {50, 51}
+
+
+def test_whole_frag_off_is_the_choice_of_a_sender() -> None:
+    """Do not take a bit for granted that a usual socket sets."""
+    for value in (0, 0x4000):
+        rule = Rule((Match(Payload("ip", "frag-off"), value), ACCEPT))
+        found = no_leak_finding(prove_state(state(rule, *GUARD, link=None)), "sockets")
+        assert {example.packet.fields[("ip", "frag-off")] for example in found.examples} == {value}
+
+
+@pytest.mark.parametrize(("header", "source"), [("ip6", "ff00::/8"), ("ip6", "::"), ("ip", "0.0.0.0")])
+def test_no_socket_sends_from_a_group_or_no_address(header: str, source: str) -> None:
+    rule = Rule((Match(Payload(header, "saddr"), source), ACCEPT))
+    found = no_leak_finding(prove_state(state(rule, *GUARD, link=None)), "sockets")
+    assert found.verdict == "unknown"
+    assert "sockets that send from no address, or from that of a group" in found.unsupported
+
+
+def test_packet_of_IPv6_has_no_extension_header_as_protocol() -> None:
+    """Find a packet that passes a guard for the usual protocols, and that IPv6 can have."""
+    usual = Rule((Match(Meta("l4proto"), AnonymousSet(frozenset({1, 6, 17, 58}))), nft.DROP))
+    found = no_leak_finding(prove_state(state(usual, link=None)), "sockets")
+    protocols = {example.packet.protocol for example in found.examples if example.packet.family == 6}
+    assert protocols
+    assert not protocols & set(EXTENSION_HEADERS)
 
 
 def test_length_at_a_device_includes_the_link_header() -> None:

@@ -152,6 +152,19 @@ def test_L1_bound_ipv4_socket_ignores_ip_rules(family: int) -> None:
     assert end(state_with_unreachable_rule(family), packet(family, bound=WAN)) == {4: WAN, 6: "unroutable"}[family]
 
 
+@pytest.mark.parametrize("source", ["ff12::9", "::1", "::"])
+def test_IPv6_packet_from_such_a_source_is_not_forwarded(source: str) -> None:
+    target = machine(routes=(default(WAN, 6),))
+    arrived = {"origin": FORWARD, "iif": MESH}
+    assert end(target, packet(6, "2001:db8:9::9", source=parse_address("2001:db8:3::9"), **arrived)) == WAN
+    assert end(target, packet(6, "2001:db8:9::9", source=parse_address(source), **arrived)) == "dropped"
+
+
+def test_IPv6_group_of_the_node_does_not_leave() -> None:
+    for group, outcome in (("ff00::1234", "dropped"), ("ff11::1234", "dropped"), ("ff12::1234", WAN)):
+        assert end(machine(), packet(6, group, bound=WAN)) == outcome
+
+
 def test_L2_bound_multicast_ignores_ip_rules() -> None:
     assert end(state_with_unreachable_rule(4), packet(4, "239.1.2.3", bound=WAN)) == WAN
     assert end(state_with_unreachable_rule(6), packet(6, "ff02::1234", bound=WAN)) == WAN

@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from nftpolicy.netstate.bypass import ANY_EFFECT, Effect, HeaderWrite, MarkWrite
+from nftpolicy.netstate.bypass import ANY_EFFECT, Effect, HeaderWrite, MarkWrite, Stop
 from nftpolicy.netstate.formats.xtables_decode import (
     ARP,
     IPV4,
@@ -30,10 +30,14 @@ def connmark(value: int, flow_mask: int, packet_mask: int, mode: int, shift: int
 
 
 NOTHING: tuple[Effect, ...] = ()
+STOP: tuple[Effect, ...] = (Stop(),)
 ANY_MARK = (MarkWrite(),)
 TARGETS = [
-    (Extension("", 0, words(FULL)), NOTHING),
-    *((Extension(name, 0, b""), NOTHING) for name in ("LOG", "REJECT", "NFLOG", "CT", "CLASSIFY", "TRACE", "NOTRACK")),
+    *((Extension("", 0, words(verdict & FULL)), NOTHING) for verdict in (-2, -5, 0, 480)),  # ACCEPT, RETURN, jumps
+    *((Extension("", 0, words(verdict & FULL)), STOP) for verdict in (-1, -4)),  # DROP, QUEUE
+    (Extension("", 0, b""), STOP),
+    *((Extension(name, 0, b""), STOP) for name in ("REJECT", "SYNPROXY")),
+    *((Extension(name, 0, b""), NOTHING) for name in ("LOG", "NFLOG", "CT", "CLASSIFY", "TRACE", "NOTRACK")),
     (Extension("TTL", 0, b""), (HeaderWrite(),)),
     (Extension("TCPMSS", 0, b""), (HeaderWrite(),)),
     *(
@@ -118,7 +122,7 @@ def entry(layout: Layout, target: bytes, *matches: bytes) -> bytes:
     return bytes(header) + b"".join(matches) + target
 
 
-ACCEPT = extension("", words(FULL))
+ACCEPT, DROP = extension("", words(FULL - 1)), extension("", words(FULL))
 MARK = extension("MARK", words(1, FULL), 2)
 
 
@@ -150,6 +154,16 @@ def test_header_write_is_at_each_hook_of_its_table() -> None:
     ((everywhere, source), _) = table_actors(IPV4, table)
     assert everywhere.effects == (HeaderWrite(4, "output", -100, True), HeaderWrite(4, "postrouting", 100, True))
     assert source.effects == (HeaderWrite(4, "postrouting", 100, True),)
+
+
+def test_stop_is_at_the_hook_of_its_base_chain() -> None:
+    own_chain = entry(IPV4, extension("ERROR", b"user".ljust(30, b"\0")))
+    raw = entry(IPV4, DROP) + entry(IPV4, ACCEPT) + entry(IPV4, DROP) + own_chain + entry(IPV4, DROP)
+    forward = len(entry(IPV4, DROP)) * 2
+    actors, _ = table_actors(IPV4, LegacyTable("filter", raw, {"output": 0, "forward": forward}))
+    effects = [actor.effects for actor in actors]
+    assert effects == [(Stop(4, "output"),), (Stop(4, "forward"),), (Stop(4, "output"), Stop(4, "forward"))]
+    assert table_actors(ARP, LegacyTable("filter", entry(ARP, DROP), {"output": 0}))[0] == []
 
 
 @pytest.mark.parametrize("cut", [1, 20, 100, 113, 140])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from attrs import frozen
 
-from ...netstate.bypass import ANY_EFFECT, TC, Actor, Effect, HeaderWrite, Look, MarkWrite, Move
+from ...netstate.bypass import ANY_EFFECT, TC, Actor, Effect, HeaderWrite, Look, MarkWrite, Move, Stop
 from ...netstate.nft.expressions import FULL_MASK
 from .attributes import attribute, attributes, decode_text, native_integer, nested_attributes
 from .socket import NetlinkSocket
@@ -54,7 +54,9 @@ _MIRRED_PARMS, _MIRRED_BLOCK_ID = 2, 4
 _MIRRED = struct.Struct("=IIiiiiI")  # tc_gen: index, capab, action, refcnt, bindcnt; eaction, ifindex
 _SKBEDIT_MARK, _SKBEDIT_MASK = 5, 10
 _SKBEDIT_PTYPE = 8
-_HARMLESS_ACTIONS = frozenset(("csum", "gact", "police", "sample", "simple", "gate"))
+_HARMLESS_ACTIONS = frozenset(("csum", "sample", "simple"))
+_STOPPING_ACTIONS = frozenset(("gact", "police", "gate"))
+_GACT_PARMS, _PASSING_VERDICTS = 2, (-1, 0, 3)  # TCA_GACT_PARMS; TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_PIPE
 _HEADER_ACTIONS = frozenset(("nat", "pedit", "skbmod", "vlan", "mpls", "ife"))
 
 
@@ -174,12 +176,20 @@ def action_effects(
     kind: str, options: Mapping[int, bytes], device: str, direction: str, names: Mapping[int, str]
 ) -> tuple[Effect, ...]:
     """Return what one tc action on packets of `device` can do."""
-    if kind in _HARMLESS_ACTIONS:
+    if kind in _HARMLESS_ACTIONS or (kind == "gact" and _passes(options)):
         return ()
+    if kind in _STOPPING_ACTIONS:
+        return (Stop(device=device, at_ingress=direction == "ingress"),)
     if kind in _HEADER_ACTIONS:
         return (HeaderWrite(device=device),) if direction == "egress" else ()
     decoder = _ACTIONS.get(kind)
     return ANY_EFFECT if decoder is None else decoder(options, device, names)
+
+
+def _passes(options: Mapping[int, bytes]) -> bool:
+    """Decode struct tc_gact: index, capab, action, ..."""
+    parameters = options.get(_GACT_PARMS, b"")
+    return len(parameters) >= 12 and struct.unpack_from("=IIi", parameters)[2] in _PASSING_VERDICTS
 
 
 def _mirred(options: Mapping[int, bytes], device: str, names: Mapping[int, str]) -> tuple[Effect, ...]:

@@ -15,6 +15,7 @@ IPV4_BROADCAST = 0xFFFFFFFF
 LOCAL_MULTICAST = 0xE00000  # 224.0.0.0/24
 LOOPBACK_NET = 127  # 127.0.0.0/8
 _LOOPBACK6 = 1  # ::1
+_NODE_SCOPE = 1  # IPV6_ADDR_SCOPE_NODELOCAL
 _LINK_SCOPE = 2  # RFC 4291 2.7: scopes 1 and 2 of a multicast address do not leave the link
 
 
@@ -26,6 +27,20 @@ def is_multicast4(address: int) -> bool:
 def is_multicast6(address: int) -> bool:
     """Return True for an address in ff00::/8."""
     return address >> 120 == 0xFF
+
+
+def is_node_multicast6(address: int) -> bool:
+    """Return True for an IPv6 group whose packets do not leave the node (scope 0 or 1)."""
+    return is_multicast6(address) and address >> 112 & 0xF <= _NODE_SCOPE
+
+
+def are_loopback_only6(source: int, destination: int) -> bool:
+    """Return True for the addresses of a packet that IPv6 accepts from lo only (ip6_rcv_core).
+
+    These are ::1, groups of the node, and a group as the source.
+    """
+    has_loopback = _LOOPBACK6 in (source, destination)
+    return has_loopback or is_multicast6(source) or is_node_multicast6(destination)
 
 
 def is_link_local6(address: int) -> bool:

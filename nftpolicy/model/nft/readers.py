@@ -43,6 +43,7 @@ _TRANSPORT = {**_WITH_PORTS, "esp": 50, "ah": 51, "comp": 108, "gre": 47}
 # icmp, icmpv6 and igmp imply their family (nft adds a match that its listing omits).
 _FAMILY_PROTOCOLS = {"icmp": (ICMP, _IP), "icmpv6": (ICMPV6, _IP6), "igmp": (IGMP, _IP)}
 _FRAGMENT_OFFSET = 0x1FFF  # IP_OFFSET
+_DONT_FRAGMENT = 0x4000
 _ARP = 0x0806
 _ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
 _NFPROTOS = {4: FAMILIES["ipv4"], 6: FAMILIES["ipv6"]}
@@ -97,14 +98,16 @@ def reader(expression: nft.Expression, point: HookPoint) -> Reader:
             return lambda view: _known(arp_form.format_bits(view, offset, length))
         case nft.Fib(result, keys):
             return _fib(result, keys, point)
+        case nft.Bitwise(nft.Payload("ip", "frag-off"), int(keep), int(put)) if not keep & _DONT_FRAGMENT:
+            return _bitwise(_fragment, (keep, keep), (put, put))
         case nft.Bitwise(operand, keep, put):
             datatype = data_type(operand)
             return _bitwise(reader(operand, point), parse_value(datatype, keep), parse_value(datatype, put))
         case nft.Binary(op, left, right):
             highest = (1 << data_type(left).bits) - 1
             return _binary(op, reader(left, point), _constant_or(right, point), highest)
-        case nft.Option("tcp option", _, _):
-            return _tcp_option
+        case nft.Option("tcp option", _, field):
+            return _tcp_option(NFT_BREAK if field else 0)
     return _unsupported
 
 
@@ -112,8 +115,11 @@ def _unsupported(view: PacketView) -> FieldValue:
     return NOT_MODELLED
 
 
-def _tcp_option(view: PacketView) -> FieldValue:
-    return NOT_MODELLED if view.protocol == TCP and _is_ip(view) and not _is_later_fragment(view) else NFT_BREAK
+def _tcp_option(absent: FieldValue) -> Reader:
+    """Return a reader; a test for existence does not end the rule of another packet (nft_exthdr_tcp_eval)."""
+    return lambda view: (
+        NOT_MODELLED if view.protocol == TCP and _is_ip(view) and not _is_later_fragment(view) else absent
+    )
 
 
 def _raw_transport(view: PacketView) -> FieldValue:
@@ -126,6 +132,11 @@ def _known(value: int | None) -> FieldValue:
 
 def _is_ip(view: PacketView) -> bool:
     return view.ethertype is None or view.ethertype in (_IP, _IP6)
+
+
+def _fragment(view: PacketView) -> FieldValue:
+    """Return the field frag-off without the bit "don't fragment", which senders and sysctls decide."""
+    return view.fields.get(("ip", "frag-off"), 0) if view.protocol_number == _IP else NFT_BREAK
 
 
 def _is_later_fragment(view: PacketView) -> bool:

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 
 from attrs import frozen
 
-from ..bypass import ANY_EFFECT, Actor, Effect, HeaderWrite, MarkWrite
+from ..bypass import ANY_EFFECT, Actor, Effect, HeaderWrite, MarkWrite, Stop
 from ..nft.expressions import FULL_MASK
 
 HOOKS = ("prerouting", "input", "forward", "output", "postrouting")  # by NF_INET_* number
 PRIORITIES = {"raw": -300, "mangle": -150, "nat": -100, "filter": 0, "security": 50}  # NF_IP_PRI_*
 _NAT_SOURCE = 100  # NF_IP_PRI_NAT_SRC: priority of table nat at input and postrouting
 _SET, _SAVE, _RESTORE = 0, 1, 2  # XT_CONNMARK_*
+_DROP, _QUEUE = -1, -4  # standard targets: -NF_DROP - 1, -NF_QUEUE - 1
 _TARGET_SIZE = 32  # bytes of struct xt_entry_target and xt_entry_match
 _TARGET = struct.Struct("=H29sB")  # size, name, revision
 
@@ -135,17 +136,29 @@ def _translates(target: Extension) -> tuple[Effect, ...]:
     return tuple(HeaderWrite(hook=hook, is_nat=True) for hook in _NAT_HOOKS[target.name])
 
 
+def _stops(_: Extension) -> tuple[Effect, ...]:
+    return (Stop(),)
+
+
+def _verdict(target: Extension) -> tuple[Effect, ...]:
+    """Decode struct xt_standard_target: -verdict - 1, or the offset of the chain to jump to."""
+    verdict = struct.unpack_from("=i", target.data)[0] if len(target.data) >= 4 else _DROP
+    return (Stop(),) if verdict in (_DROP, _QUEUE) else ()
+
+
 XtablesDecoder = Callable[[Extension], tuple[Effect, ...]]
 
 # Targets by what they can do to the packet that meets them (net/netfilter/xt_*.c). A target that is not
 # listed can do anything: so can NFQUEUE and QUEUE (a process gives the packet back with another mark),
 # TEE (a copy to another device) and HMARK.
 _NO_EFFECT = (
-    "", "ERROR", "AUDIT", "CLASSIFY", "CONNSECMARK", "CT", "IDLETIMER", "LED", "LOG", "NFLOG", "NOTRACK",
-    "RATEEST", "REJECT", "SECMARK", "SYNPROXY", "TRACE", "ULOG",
+    "ERROR", "AUDIT", "CLASSIFY", "CONNSECMARK", "CT", "IDLETIMER", "LED", "LOG", "NFLOG", "NOTRACK",
+    "RATEEST", "SECMARK", "TRACE", "ULOG",
 )  # fmt: skip
 _TARGETS: Mapping[str, XtablesDecoder] = {
     **dict.fromkeys(_NO_EFFECT, _no_effect),
+    **dict.fromkeys(("REJECT", "SYNPROXY"), _stops),
+    "": _verdict,
     **dict.fromkeys(("CHECKSUM", "DSCP", "ECN", "HL", "TCPMSS", "TCPOPTSTRIP", "TOS", "TTL", "mangle"), _rewrites),
     **dict.fromkeys(_NAT_HOOKS, _translates),
     "MARK": _mark,
@@ -196,13 +209,18 @@ def table_actors(layout: Layout, table: LegacyTable) -> tuple[list[Actor], int]:
         for extension, effects in extensions:
             if effects:
                 location = f"{layout.program} -t {table.name}: rule {position} of {chain} ({extension.name})"
-                actors.append(Actor(location, tuple(_placed(layout, table, effects))))
+                placed = tuple(_placed(layout, table, chain, effects))
+                actors += [Actor(location, placed)] if placed else []
     return actors, count
 
 
-def _placed(layout: Layout, table: LegacyTable, effects: tuple[Effect, ...]) -> Iterator[Effect]:
-    """Yield the effects; a write of headers once for each hook of the table that permits it."""
+def _placed(layout: Layout, table: LegacyTable, chain: str, effects: tuple[Effect, ...]) -> Iterator[Effect]:
+    """Yield the effects; a write of headers, and a stop, once for each hook that permits it."""
+    own_hooks = [hook for hook in table.hooks if hook.upper() == chain] or table.hooks
     for effect in effects:
+        if isinstance(effect, Stop):
+            yield from (Stop(layout.family, hook) for hook in own_hooks if layout.family)
+            continue
         if not isinstance(effect, HeaderWrite):
             yield effect
             continue

@@ -12,10 +12,16 @@ SYN, RST, ACK = 0x02, 0x04, 0x10
 ARP = 0x0806
 TTL, DSCP = {4: ("ip", "ttl"), 6: ("ip6", "hoplimit")}, {4: ("ip", "dscp"), 6: ("ip6", "dscp")}
 ECN = {4: ("ip", "ecn"), 6: ("ip6", "ecn")}
+FRAGMENT = ("ip", "frag-off")
 _LENGTHS = frozenset({("meta", "length"), ("ip", "length"), ("ip6", "length"), ("udp", "length")})
 # Fields that only a packet with its own header can have, if its protocol is not ICMP.
 _WHOLE_FIELDS = frozenset(
-    {("ip", "id"), ("ip6", "flowlabel"), *(("tcp", name) for name in ("sequence", "ackseq", "window", "urgptr"))}
+    {
+        ("ip", "id"),
+        FRAGMENT,
+        ("ip6", "flowlabel"),
+        *(("tcp", name) for name in ("sequence", "ackseq", "window", "urgptr")),
+    }
 )
 KNOWN_FIELDS = frozenset(
     {*_LENGTHS, *_WHOLE_FIELDS, *TTL.values(), *DSCP.values(), *ECN.values(), ("tcp", "flags"), ("igmp", "type"),
@@ -50,7 +56,7 @@ _PSEUDO = {
 }
 _HEADER = {
     4: """\
-    start = struct.pack("!BBHHH", 0x45, {tos}, 20 + len(body), {number}, 0)
+    start = struct.pack("!BBHHH", 0x45, {tos}, 20 + len(body), {number}, {fragment})
     head = start + struct.pack("!BBH", {ttl}, protocol, 0) + source + destination
     return head[:10] + struct.pack("!H", checksum(head)) + head[12:] + body""",
     6: """\
@@ -62,8 +68,8 @@ _HEADER = {
 def header_functions(packet: Packet) -> str:
     """Return the functions that the calls of `whole` need."""
     number = packet.fields.get(("ip", "id") if packet.family == 4 else ("ip6", "flowlabel"), 0)
-    ttl = packet.fields.get(TTL[packet.family], 64)
-    header = _HEADER[packet.family].format(tos=traffic_class(packet), ttl=ttl, number=number)
+    ttl, fragment = packet.fields.get(TTL[packet.family], 64), packet.fields.get(FRAGMENT, 0)
+    header = _HEADER[packet.family].format(tos=traffic_class(packet), ttl=ttl, number=number, fragment=fragment)
     return _WHOLE.format(af=AF_CONSTANTS[packet.family], pseudo=_PSEUDO[packet.family], header=header)
 
 
