@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..netstate.nft import (
     Chain,
@@ -163,20 +163,16 @@ def _references(chain: Chain) -> set[str]:
 
 def _is_same_chain(old: Chain, new: Chain | None) -> bool:
     """Return True if `old` can become `new` in place: of a hook, only the policy can change."""
-    if new is None or (old.hook is None) != (new.hook is None):
-        return False
-    if old.hook is None or new.hook is None:
-        return True
-    return _hook_point(old.hook) == _hook_point(new.hook)
+    return new is not None and _with_default_policy(old.hook) == _with_default_policy(new.hook)
 
 
-def _hook_point(hook: Hook) -> tuple[str, str, int, str | None]:
-    return hook.type, hook.hook, hook.priority, hook.device
+def _with_default_policy(hook: Hook | None) -> Hook | None:
+    return hook and evolve(hook, policy="accept")
 
 
 def _is_same_set(old: Set, new: Set | None) -> bool:
     """Return True if `old` can become `new` by a change of its elements."""
-    return new is not None and (old.type, old.flags) == (new.type, new.flags)
+    return new is not None and evolve(old, elements=new.elements) == new
 
 
 def _has_wildcard(elements: frozenset[Element]) -> bool:
@@ -190,11 +186,6 @@ def _element_operations(verb: str, nft_set: Set, elements: frozenset[Element]) -
     if len(elements) <= _MAX_ELEMENTS:
         yield verb, SetElements(nft_set, elements)
         return
-    ordered = iter(sorted(elements, key=_columns))
+    ordered = iter(sorted(elements, key=str))
     while chunk := frozenset(islice(ordered, _MAX_ELEMENTS)):
         yield verb, SetElements(nft_set, chunk)
-
-
-def _columns(element: Element) -> tuple[int | str, ...]:
-    """Return the element as a tuple. Elements of one set have the same type in each column."""
-    return element if isinstance(element, tuple) else (element,)
