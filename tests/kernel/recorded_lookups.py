@@ -2,8 +2,8 @@
 
     python -m tests.kernel.recorded_lookups --write
 
-records them anew, as root, on the generated rules and routes of lookup_differential.py. The kernel is named in the
-file.
+records them anew, as root: on the generated rules and routes of lookup_differential.py, and the cases of
+test_lookup_differential.py. The kernel is named in the file.
 """
 
 import json
@@ -11,7 +11,7 @@ import lzma
 import os
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from attrs import asdict, evolve, frozen
@@ -31,11 +31,18 @@ from tests.kernel.lookup_differential import (
     random_query,
     read_state,
 )
+from tests.kernel.test_lookup_differential import FOUND, FOUND_FRESH, PLAIN
 from tests.lab.netns import Namespace
 
 FILE = Path(__file__).parents[1] / "fixtures" / "route_lookups.json.xz"
-STATES, QUERIES = 60, 40
+STATES, QUERIES = 120, 40
 SEED = 7
+# Packets that random_query() does not ask for: to all hosts, and without a source.
+ARRIVING = tuple(
+    Query(4, destination, source, iif="a0", protocol=17)
+    for destination in ("255.255.255.255", "0.0.0.0", "10.1.0.1", "203.0.113.77")
+    for source in (None, "10.9.9.9", "224.0.0.5", "127.0.0.1")
+)
 _PLAIN = Query(4, "")
 
 
@@ -59,20 +66,26 @@ def _decode(query: dict[str, object], answer: dict[str, object] | int, is_open: 
     return RecordedLookup(evolve(_PLAIN, **query), found, is_open)
 
 
-def _record(has_rules: bool, states: int) -> list[object]:
+def _record(has_rules: bool, states: int, cases: Iterable[tuple[list[str], Query, object]]) -> list[object]:
     links, recorded_states = Rtnetlink(), []
     with RouteLookups() as lookups:
+
+        def record(commands: list[str], queries: Iterable[Query]) -> None:
+            install(commands, has_rules)
+            state = read_state(links)
+            recorded_states.append([encode_state(state), list(_answers(Router(state), lookups, queries))])
+
         for number in range(states):
             pick = random.Random(f"{SEED}/{number}")
-            install(random_commands(pick, has_rules), has_rules)
-            state = read_state(links)
-            recorded_states.append([encode_state(state), list(_answers(Router(state), lookups, pick))])
+            record(random_commands(pick, has_rules), [*ARRIVING, *(random_query(pick) for _ in range(QUERIES))])
+        pick = random.Random(SEED)
+        for commands, query, _ in cases:
+            record([*PLAIN, *commands], [query, *(random_query(pick) for _ in range(5))])
     return recorded_states
 
 
-def _answers(router: Router, lookups: RouteLookups, pick: random.Random) -> Iterator[list[object]]:
-    for _ in range(QUERIES):
-        query = random_query(pick)
+def _answers(router: Router, lookups: RouteLookups, queries: Iterable[Query]) -> Iterator[list[object]]:
+    for query in queries:
         kernel = kernel_answer(lookups, query)
         answer: object = kernel
         if isinstance(kernel, Route):
@@ -85,10 +98,10 @@ def _answers(router: Router, lookups: RouteLookups, pick: random.Random) -> Iter
 
 def _write() -> None:
     states: list[object] = []
-    for has_rules, number in ((True, STATES), (False, STATES // 6)):
+    for has_rules, number, cases in ((True, STATES, FOUND), (False, STATES // 6, FOUND_FRESH)):
         with Namespace("recorded") as space:
             prepare(space)
-            states += space.call(_record, has_rules, number, timeout=300)
+            states += space.call(_record, has_rules, number, list(cases.values()), timeout=300)
     document = {"kernel": os.uname().release, "states": states}
     FILE.write_bytes(lzma.compress(json.dumps(document, sort_keys=True).encode()))
 
