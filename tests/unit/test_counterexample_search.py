@@ -10,8 +10,9 @@ from nftpolicy.netstate.state import NetState
 from nftpolicy.proof.context import ProofContext
 from nftpolicy.proof.counterexample import search_leaks, search_mark_misuse, search_misrouted, search_outcome
 from nftpolicy.proof.lemmas import Violation
+from nftpolicy.proof.mark_confinement import check_ip_rules
 from nftpolicy.proof.policy_spec import exemption
-from nftpolicy.proof.spec import UplinkSpec
+from nftpolicy.proof.spec import Spec, UplinkSpec
 
 UPLINK = UplinkSpec("wan", ("wan",), 1, 0xFF, 7)
 LOCAL = tuple(IpRule(family, 0, table=255, protocol=2) for family in (4, 6))
@@ -78,7 +79,7 @@ def test_leak_by_a_rule_that_marks_names_the_rule():
     assert [one.reason for one in examples] == ["marked by a rule: meta mark set 0x1"]
 
 
-def test_each_violation_is_a_leak_of_its_own_only_by_another_path():
+def test_violations_on_the_same_path_are_one_leak():
     examples, _ = leaks(OPEN, KERNEL, [violation(dport=1), violation(dport=2)])
     assert [one.packet.dport for one in examples] == [1]
 
@@ -194,6 +195,13 @@ def test_ip_rule_for_the_mark_to_another_device_is_found():
     examples, unsupported = search_misrouted(context(rules=(BY_MARK,), routes=(*ROUTES, AWAY)), UPLINK, 4)
     assert {(one.device, one.reason, one.packet.mark) for one in examples} == {("lan", "it leaves by lan", 1)}
     assert unsupported == []
+
+
+def test_finding_about_ip_rules_has_each_packet_once():
+    where = context(rules=(BY_MARK,), routes=(*ROUTES, AWAY))
+    found = next(check_ip_rules(where, Spec((UPLINK,), ("lan",)), UPLINK))
+    assert [one.packet for one in found.examples] == [one.packet for one in search_misrouted(where, UPLINK, 4)[0]]
+    assert all(one.reason.startswith("it leaves by lan: ") for one in found.examples)
 
 
 @pytest.mark.parametrize(

@@ -186,6 +186,7 @@ def test_foreign_findings_are_of_all_refuted_states():
 def test_foreign_findings_are_of_the_last_unknown_state():
     order = foreign_order(Unknown("first"), Unknown("last"))
     assert list(foreign_findings(order)) == ["P1 wan: unknown: sockets: last"]
+    assert list(foreign_findings(evolve(order, own_proofs=order.full_proofs))) == []
     order = foreign_order(Unknown("first"), Unknown("last", ("fwd", "dup")))
     assert list(foreign_findings(order)) == ["P1 wan: unknown: sockets: fwd; dup"]
 

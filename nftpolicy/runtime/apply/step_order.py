@@ -138,7 +138,7 @@ def _with_own(everything: NetState, observed: NetState) -> NetState:
 
 def foreign_findings(order: ProvedOrder) -> Iterator[str]:
     """Yield a line for each finding that foreign rulesets cause, where ours alone is proved."""
-    if order.full_verdict in (PROVED, "") or order.verdict != PROVED:
+    if order.verdict != PROVED:
         return
     lines: dict[str, None] = {}
     for state in order.full_proofs[-1:] if order.full_verdict == UNKNOWN else order.full_proofs:
