@@ -50,7 +50,7 @@ def diff_tables(old: Table | None, new: Table | None) -> list[NftOperation]:
         *_deletions(old, new, changes),
         *_counter_additions(old, new),
         *_set_elements(old, new, changes),
-        *_chain_additions(old, new, changes),
+        *_chain_additions(old, new),
         *_rule_additions(old, new, changes),
     ):
         operations.append(NftOperation(verb, new.family, new.name, item))
@@ -126,26 +126,20 @@ def _set_elements(old: Table, new: Table, changes: _Changes) -> Iterator[_Operat
         yield from _element_operations("add", nft_set, nft_set.elements - present)
 
 
-def _chain_additions(old: Table, new: Table, changes: _Changes) -> Iterator[_Operation]:
-    """Yield additions of chains; of a base chain that stays, to change its policy."""
-    hooks = _remaining_hooks(old, changes)
+def _chain_additions(old: Table, new: Table) -> Iterator[_Operation]:
+    """Yield additions of chains that are new or have another hook; of a base chain that stays, to change its policy."""
+    hooks = {chain.name: chain.hook for chain in old.chains}
     for chain in new.chains:
         if chain.name not in hooks or hooks[chain.name] != chain.hook:
             yield "add", chain
 
 
 def _rule_additions(old: Table, new: Table, changes: _Changes) -> Iterator[_Operation]:
-    remaining = _remaining_hooks(old, changes)
+    present = {chain.name for chain in old.chains}
     emptied = {chain.name for chain in (*changes.flushed, *changes.deleted_chains)}
     for chain in new.chains:
-        if chain.rules and (chain.name not in remaining or chain.name in emptied):
+        if chain.rules and (chain.name not in present or chain.name in emptied):
             yield "add", ChainRules(chain, chain.rules)
-
-
-def _remaining_hooks(old: Table, changes: _Changes) -> dict[str, Hook | None]:
-    """Return the hooks of the chains that are not deleted, by chain name."""
-    deleted = {chain.name for chain in changes.deleted_chains}
-    return {chain.name: chain.hook for chain in old.chains if chain.name not in deleted}
 
 
 def _references(chain: Chain) -> set[str]:

@@ -213,6 +213,20 @@ def test_release_deletes_no_flows_from_before_its_rules(guarded, tmp_path):
     assert (report.cleanup_lines, running.entries) == ((), [flow(0x1)])
 
 
+def test_change_of_the_mark_deletes_flows_with_the_old_one(guarded, tmp_path):
+    memory = StateDir(tmp_path / "memory")
+    memory.directory.mkdir()
+    memory.save_policy(*source())
+    text = TEXT.replace("0x1/0xff", "0x2/0xff")
+    running = RunningMachine(guarded, flow(0x1), flow(0x3))
+    _, report = change(running, memory, TargetPolicy(policy(text), source(text)))
+    assert report.cleanup_lines[0] == (
+        "deleted 1 conntrack entry: the mark 0x1/0xff of uplink wan is not used any more"
+    )
+    assert running.entries == [flow(0x3)]
+    assert running.opened == running.closed > 0
+
+
 @pytest.mark.parametrize("target", [TargetPolicy(policy(), source()), None])
 def test_state_directory_that_fails_is_a_warning(tmp_path, monkeypatch, target):
     memory, kernel = StateDir(tmp_path / "memory"), machine()

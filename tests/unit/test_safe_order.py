@@ -191,6 +191,14 @@ def test_foreign_findings_are_of_the_last_unknown_state():
     assert list(foreign_findings(order)) == ["P1 wan: unknown: sockets: fwd; dup"]
 
 
+def test_first_failure_of_an_order_is_of_our_own_objects():
+    foreign = foreign_order(Unknown("foreign"))
+    assert list(first_failures([foreign])) == [(foreign, 0, foreign.full_proofs[0])]
+    own = evolve(foreign, own_proofs=(*foreign.own_proofs, *foreign_order(Unknown("own")).full_proofs))
+    assert list(first_failures([own])) == [(own, 1, own.own_proofs[1])]
+    assert list(first_failures([foreign_order()])) == []
+
+
 def test_foreign_leak_of_the_old_policy_ends_at_the_switch():
     # A packet of group 800 that a foreign table marks: the new policy is as good as before.
     order = search(CHANGED, [policy()], OTHER_TEXT, foreign=(MARKS_ALL,), ignore_foreign=True)
