@@ -11,6 +11,7 @@ from pathlib import Path
 from ..netstate.bypass import AF_XDP, ANY_EFFECT, ENCAPSULATION, TC, XDP, Actor, Look, Move
 from ..netstate.routing import Route
 from .bpf.packet_programs import look_at_cgroup_programs, look_at_device_programs
+from .errors import error_reason
 from .netlink.rtnetlink import Link, open_rtnetlink
 from .netlink.tc import look_at_tc
 from .netlink.xfrm import look_at_xfrm
@@ -37,7 +38,7 @@ def take_looks(routes: Iterable[Route], links: Sequence[Link]) -> tuple[Look, ..
             tc = look_at_tc(netlink, names)
         except OSError as error:
             has_tc = error.errno != errno.EOPNOTSUPP
-            tc = Look(TC, missing=(error.strerror or str(error)) if has_tc else "")
+            tc = Look(TC, missing=error_reason(error) if has_tc else "")
     return (
         look_at_xtables(),
         look_at_ebtables(),
@@ -56,7 +57,7 @@ def look_at_xdp_sockets() -> Look:
     try:
         lines = _PROTOCOLS.read_text().splitlines()
     except OSError as error:
-        return Look(AF_XDP, missing=error.strerror or str(error))
+        return Look(AF_XDP, missing=error_reason(error))
     counts = (line.split()[2] for line in lines if line.startswith("XDP "))  # name, size, sockets, ...
     return Look(AF_XDP, tuple(Actor(f"AF_XDP sockets: {count}", (Move(),)) for count in counts if count != "0"))
 

@@ -20,7 +20,7 @@ from . import libc
 from .bpf import programs, syscall
 from .cgroup_tree import DIRECTORY_FLAGS, join_cgroup, open_cgroup, open_hierarchy, remove_empty
 from .child_process import run_in_child
-from .errors import ChildFailed, Unavailable
+from .errors import ChildFailed, Unavailable, error_reason
 
 _TRIES = 5
 _KILL_ROUNDS, _KILL_PAUSE = 100, 0.01  # seconds between two rounds
@@ -139,7 +139,7 @@ def _reasons(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = _REASONS.get(error.errno or 0, error.strerror or str(error))
+        reason = _REASONS.get(error.errno or 0, error_reason(error))
         raise Unavailable(f"cgroup {path}: {reason}") from None
 
 

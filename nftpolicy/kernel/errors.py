@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from ..netstate.operations import Step
 
 
+def error_reason(error: Exception) -> str:
+    """Return strerror(3) of an exception that has it, else its own text."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 class StepRefused(NftpolicyError):
     """The kernel refused a step; nothing of that step was done.
 

@@ -25,7 +25,7 @@ from ..netstate.routing import Sysctl
 from ..netstate.state import CounterValues, NetState
 from . import nft_list
 from .bypass import take_looks
-from .errors import StepRefused, Unavailable
+from .errors import StepRefused, Unavailable, error_reason
 from .libnft import Nft, parse_error
 from .netlink import nft_ruleset
 from .netlink.nft_generation import read_consistent
@@ -115,7 +115,7 @@ class Linux:
                 case SysctlChange(_, new):
                     (PROC_SYS / new.path).write_text(new.value)
         except OSError as error:
-            raise StepRefused(step, error.strerror or str(error)) from None
+            raise StepRefused(step, error_reason(error)) from None
 
     def _load(self, step: NftTransaction) -> None:
         commands = [nft_text.operation_text(operation) for operation in step.operations]

@@ -19,6 +19,7 @@ from ..netstate.bypass import EBTABLES, XTABLES, Actor, Look
 from ..netstate.formats import xtables_decode
 from ..netstate.formats.xtables_decode import ARP, IPV4, IPV6, Layout, LegacyTable
 from . import libc
+from .errors import error_reason
 
 _PROC_NET = Path("/proc/thread-self/net")
 _PROC_MODULES = Path("/proc/modules")
@@ -56,7 +57,7 @@ def look_at_xtables() -> Look:
                 table = _retry(lambda: _read_table(layout, name, family, level, option))  # noqa: B023  # called here
                 table_actors, count = xtables_decode.table_actors(layout, table)
             except (OSError, ValueError) as error:
-                missing.append(f"table {name} of {layout.program}: {getattr(error, 'strerror', None) or error}")
+                missing.append(f"table {name} of {layout.program}: {error_reason(error)}")
                 continue
             actors += table_actors
             tables, rules = tables + 1, rules + count
@@ -77,7 +78,7 @@ def look_at_ebtables() -> Look:
         except (OSError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOPROTOOPT, errno.ENOENT):
                 continue  # no ebtables in this kernel, or no such table
-            missing.append(f"table {name}: {getattr(error, 'strerror', None) or error}")
+            missing.append(f"table {name}: {error_reason(error)}")
             continue
         actors += table_actors
         rules += count

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import islice
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..netstate.nft import (
     Chain,
@@ -50,7 +50,7 @@ def diff_tables(old: Table | None, new: Table | None) -> list[NftOperation]:
         *_deletions(old, new, changes),
         *_counter_additions(old, new),
         *_set_elements(old, new, changes),
-        *_chain_additions(old, new, changes),
+        *_chain_additions(old, new),
         *_rule_additions(old, new, changes),
     ):
         operations.append(NftOperation(verb, new.family, new.name, item))
@@ -126,26 +126,20 @@ def _set_elements(old: Table, new: Table, changes: _Changes) -> Iterator[_Operat
         yield from _element_operations("add", nft_set, nft_set.elements - present)
 
 
-def _chain_additions(old: Table, new: Table, changes: _Changes) -> Iterator[_Operation]:
-    """Yield additions of chains; of a base chain that stays, to change its policy."""
-    hooks = _remaining_hooks(old, changes)
+def _chain_additions(old: Table, new: Table) -> Iterator[_Operation]:
+    """Yield additions of chains that are new or have another hook; of a base chain that stays, to change its policy."""
+    hooks = {chain.name: chain.hook for chain in old.chains}
     for chain in new.chains:
         if chain.name not in hooks or hooks[chain.name] != chain.hook:
             yield "add", chain
 
 
 def _rule_additions(old: Table, new: Table, changes: _Changes) -> Iterator[_Operation]:
-    remaining = _remaining_hooks(old, changes)
+    present = {chain.name for chain in old.chains}
     emptied = {chain.name for chain in (*changes.flushed, *changes.deleted_chains)}
     for chain in new.chains:
-        if chain.rules and (chain.name not in remaining or chain.name in emptied):
+        if chain.rules and (chain.name not in present or chain.name in emptied):
             yield "add", ChainRules(chain, chain.rules)
-
-
-def _remaining_hooks(old: Table, changes: _Changes) -> dict[str, Hook | None]:
-    """Return the hooks of the chains that are not deleted, by chain name."""
-    deleted = {chain.name for chain in changes.deleted_chains}
-    return {chain.name: chain.hook for chain in old.chains if chain.name not in deleted}
 
 
 def _references(chain: Chain) -> set[str]:
@@ -163,20 +157,16 @@ def _references(chain: Chain) -> set[str]:
 
 def _is_same_chain(old: Chain, new: Chain | None) -> bool:
     """Return True if `old` can become `new` in place: of a hook, only the policy can change."""
-    if new is None or (old.hook is None) != (new.hook is None):
-        return False
-    if old.hook is None or new.hook is None:
-        return True
-    return _hook_point(old.hook) == _hook_point(new.hook)
+    return new is not None and _with_default_policy(old.hook) == _with_default_policy(new.hook)
 
 
-def _hook_point(hook: Hook) -> tuple[str, str, int, str | None]:
-    return hook.type, hook.hook, hook.priority, hook.device
+def _with_default_policy(hook: Hook | None) -> Hook | None:
+    return hook and evolve(hook, policy="accept")
 
 
 def _is_same_set(old: Set, new: Set | None) -> bool:
     """Return True if `old` can become `new` by a change of its elements."""
-    return new is not None and (old.type, old.flags) == (new.type, new.flags)
+    return new is not None and evolve(old, elements=new.elements) == new
 
 
 def _has_wildcard(elements: frozenset[Element]) -> bool:
@@ -190,11 +180,6 @@ def _element_operations(verb: str, nft_set: Set, elements: frozenset[Element]) -
     if len(elements) <= _MAX_ELEMENTS:
         yield verb, SetElements(nft_set, elements)
         return
-    ordered = iter(sorted(elements, key=_columns))
+    ordered = iter(sorted(elements, key=str))
     while chunk := frozenset(islice(ordered, _MAX_ELEMENTS)):
         yield verb, SetElements(nft_set, chunk)
-
-
-def _columns(element: Element) -> tuple[int | str, ...]:
-    """Return the element as a tuple. Elements of one set have the same type in each column."""
-    return element if isinstance(element, tuple) else (element,)

@@ -20,7 +20,8 @@ from .spec import IP_FAMILIES, Spec, UplinkSpec
 TABLE_LOCAL, TABLE_DEFAULT = 255, 253
 RTPROT_KERNEL = 2  # RTPROT_KERNEL, include/uapi/linux/rtnetlink.h
 RTPROT_BOOT = 3  # RTPROT_BOOT
-_NETS = {4: ("192.0.2.0", 24), 6: ("2001:db8:77::", 64)}  # RFC 5737, RFC 3849
+# First assumed address, and the distance to that of the next device: RFC 5737, RFC 3849.
+_ADDRESSES = {4: (parse_address("192.0.2.2"), 16), 6: (parse_address("2001:db8:77::2"), 1 << 24)}
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
 # Priority and table of the kernel's own rules; IPv6 has no rule for table default.
 _KERNEL_RULES = {
@@ -38,12 +39,8 @@ def sample_device(pattern: str) -> str:
 
 def assumed_address(family: int, index: int) -> int:
     """Return the assumed address of this machine on its device number `index`."""
-    net, length = _NETS[family]
-    return (
-        parse_address(net)
-        + (index << (24 if family == 6 else 8)) * (length == 64)
-        + (2 if family == 6 else 16 * index + 2)
-    )
+    first, distance = _ADDRESSES[family]
+    return first + index * distance
 
 
 def assumed_link_local(index: int) -> int:

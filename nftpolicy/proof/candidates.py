@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from attrs import evolve
 
-from ..model.packet import ADDRESS_BITS, FORWARD, FRAME, KERNEL, SOCKET, Packet, address_range
+from ..model.packet import FORWARD, FRAME, KERNEL, SOCKET, Packet, address_range
 from ..model.symbolic import field_values
 from ..netstate.nft import FULL_MASK
 from ..netstate.routing import IpRule, Route
@@ -104,7 +104,7 @@ def _local_address(state: NetState, family: int, prefix: str | None) -> int | No
 
     If it has none, the first address of the prefix; None without a prefix.
     """
-    low, high = address_range(prefix, family) if prefix else (0, (1 << ADDRESS_BITS[family]) - 1)
+    low, high = address_range(prefix or "default", family)
     for route in state.routes:
         if route.family == family and route.kind == "local":
             address = address_range(route.destination, family)[0]

@@ -237,6 +237,6 @@ def _output_devices(
     names = [field_values.representative_name(pattern) for pattern in patterns]
     if not stray:
         return [name for name in names if name in uplink.devices][:2]
-    routed = {route.device for route in context.state.routes if route.device}
-    with_routes = [name for name in names if name in routed and name not in uplink.devices]
-    return (with_routes or [name for name in names if name != "lo"])[:2]
+    routed = {route.device for route in context.state.routes}
+    elsewhere = [name for name in names if name not in ("lo", *uplink.devices)]
+    return ([name for name in elsewhere if name in routed] or elsewhere)[:2]

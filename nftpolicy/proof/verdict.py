@@ -142,7 +142,8 @@ def describe_packet(packet: Packet, with_details: bool = False) -> str:
     }[packet.origin]
     source = f", source {format_address(packet.family, packet.source)}" if packet.source is not None else ""
     bound = f", bound to {packet.bound}" if packet.bound else ""
-    flow = "" if packet.flow.state == "new" else f", of an {packet.flow.state} flow ({packet.flow.direction})"
+    article = "a" if packet.flow.state == "related" else "an"
+    flow = "" if packet.flow.state == "new" else f", of {article} {packet.flow.state} flow ({packet.flow.direction})"
     text = f"IPv{packet.family} {protocol} to {destination}{port} from {sender}{source}{bound}{flow}"
     if not with_details:
         return text

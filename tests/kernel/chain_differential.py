@@ -68,6 +68,9 @@ class ChainComparison:
             raise ValueError(f"{words}: nft ended with {done.returncode} {done.stderr}")
         return done.stdout
 
+    def keep(self, ruleset, table, base, probes) -> None:
+        """Called with each table and the packets on which kernel and model agree."""
+
     def load(self, table) -> None:
         hook = next(chain.hook for chain in table.chains if chain.hook)
         self.clear()
@@ -161,6 +164,7 @@ def compare_table(comparison: ChainComparison, table, only=None) -> None:
     comparison.uncertain += len(able) - len(certain)
     comparison.compared += len(certain)
     if (found := _difference(comparison, ruleset, read, base, certain)) is None:
+        comparison.keep(ruleset, read, base, certain)
         return
     for probe in certain:
         comparison.load(table)

@@ -1,7 +1,9 @@
 """Hypothesis strategies for rules that nft accepts, over the fields in which the probes differ."""
 
+import os
 from typing import NamedTuple
 
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
 from nftpolicy.netstate.nft import (
@@ -35,6 +37,16 @@ from nftpolicy.netstate.nft import (
 )
 
 from .probe_senders import BEYOND, DESTINATIONS, FAR, NOBODY, NODE, OWN, SELF
+
+EXAMPLES = int(os.environ.get("CHAINS_EXAMPLES", "60"))
+RULESETS = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    database=None,
+    # A disagreement is reported with its one packet; shrinking the rules takes minutes.
+    phases=[Phase.generate, Phase.shrink] if os.environ.get("CHAINS_SHRINK") else [Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 
 MARK, FLOW_MARK = Meta("mark"), Ct("mark")
 MARKS = (0, 1, 2, 3, 5, 0x10, 0x12)

@@ -1,24 +1,16 @@
 """Random rules, evaluated by the kernel and by the model, packet by packet."""
 
-import os
-
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 
 from .chain_differential import ChainComparison, compare_table, node_with_far_end
-from .rule_strategies import tables
+from .rule_strategies import EXAMPLES, RULESETS, tables
 
 pytestmark = pytest.mark.kernel
 
-EXAMPLES = int(os.environ.get("CHAINS_EXAMPLES", "60"))
-# A disagreement is reported with its one packet; shrinking the rules takes minutes.
-PHASES = [Phase.generate, Phase.shrink] if os.environ.get("CHAINS_SHRINK") else [Phase.generate]
-
 
 def compare_all(comparison: ChainComparison) -> None:
-    @settings(
-        max_examples=EXAMPLES, deadline=None, database=None, phases=PHASES, suppress_health_check=list(HealthCheck)
-    )
+    @RULESETS
     @given(tables())
     def compare(table):
         compare_table(comparison, table)

@@ -1,24 +1,21 @@
 """Random rules, executed by the kernel and by the interpreter of the kernel's own program, packet by packet."""
 
-import os
 import random
 import socket
 from collections import Counter
 from copy import deepcopy
 
 import pytest
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 
 from tests.engines import kernel_program, nft_dump
 from tests.lab.netns import wait_until
 
 from .chain_differential import MARKS, SAMPLE, ChainComparison, node_with_far_end
 from .probe_packets import packet_at
-from .rule_strategies import tables
+from .rule_strategies import EXAMPLES, RULESETS, tables
 
 pytestmark = pytest.mark.kernel
-
-EXAMPLES = int(os.environ.get("CHAINS_EXAMPLES", "60"))
 
 
 def executed(program, name, packet):
@@ -91,13 +88,7 @@ def test_interpreter_on_random_rulesets_agrees_with_kernel(egress) -> None:
         def run() -> tuple[int, int]:
             comparison, total = ChainComparison(channel), [0, 0]
 
-            @settings(
-                max_examples=EXAMPLES,
-                deadline=None,
-                database=None,
-                phases=[Phase.generate],
-                suppress_health_check=list(HealthCheck),
-            )
+            @RULESETS
             @given(tables())
             def compare(table):
                 for index, number in enumerate(compare_table(comparison, table)):

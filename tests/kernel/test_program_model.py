@@ -1,33 +1,25 @@
 """The kernel's program, interpreted, against the model of the rules that the product reads, on random packets."""
 
-import os
 from collections import Counter
 
 import pytest
 from attrs import evolve
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import given
 
 from nftpolicy.kernel.linux import open_kernel
 from nftpolicy.netstate.formats import nft_text
 from tests.engines import nft_dump
 from tests.engines.compare_program import disagreement
 
-from .rule_strategies import tables
+from .rule_strategies import EXAMPLES, RULESETS, tables
 
 pytestmark = pytest.mark.kernel
 
-EXAMPLES = int(os.environ.get("CHAINS_EXAMPLES", "60"))
 PACKETS = 100
 
 
 def compare_all(space, tally: Counter[str]) -> None:
-    @settings(
-        max_examples=EXAMPLES,
-        deadline=None,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=list(HealthCheck),
-    )
+    @RULESETS
     @given(tables())
     def compare(table):
         device = next((chain.hook.device for chain in table.chains if chain.hook), None)

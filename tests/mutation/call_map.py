@@ -1,5 +1,6 @@
 """Which test calls which function of the product, and how long it takes; recorded once, kept in a file."""
 
+import ast
 import hashlib
 import json
 import os
@@ -94,7 +95,7 @@ test_files.__test__ = False  # type: ignore[attr-defined]
 def load(is_fresh: bool = False) -> list[RecordedTest]:
     """Return the recorded tests; record the files that are not in the map or have changed."""
     stored = {} if is_fresh or not MAP_FILE.exists() else json.loads(MAP_FILE.read_text())
-    digests = {file: hashlib.sha256((ROOT / file).read_bytes()).hexdigest() for file in test_files()}
+    digests = {file: _digest(file) for file in test_files()}
     stale = [file for file, digest in digests.items() if stored.get(file, {}).get("digest") != digest]
     if stale:
         print(f"recording the calls of {len(stale)} test files", flush=True)
@@ -106,6 +107,28 @@ def load(is_fresh: bool = False) -> list[RecordedTest]:
         for file in digests
         for node_id, (seconds, calls) in stored[file]["tests"].items()
     ]
+
+
+def _digest(file: str) -> str:
+    """Return a digest of a test file and of the modules of tests that it imports."""
+    sources, waiting = dict[Path, bytes](), [ROOT / file]
+    while waiting:
+        path = waiting.pop()
+        if path not in sources and path.exists():
+            sources[path] = path.read_bytes()
+            waiting += _imported_files(path, sources[path])
+    return hashlib.sha256(b"".join(sources[path] for path in sorted(sources))).hexdigest()
+
+
+def _imported_files(path: Path, source: bytes) -> Iterator[Path]:
+    """Yield the files that the modules of tests in the imports of a file may be."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            directory = path.parents[node.level - 1] if node.level else ROOT
+            module = directory.joinpath(*(node.module or "").split("."))
+            if module.is_relative_to(ROOT / "tests"):
+                yield from (module / "__init__.py", module.with_suffix(".py"))
+                yield from (module / f"{alias.name}.py" for alias in node.names)
 
 
 def _record(files: Sequence[str]) -> Iterator[tuple[str, dict[str, tuple[float, list[str]]]]]:

@@ -253,7 +253,9 @@ def _call(node: ast.Call, place: Place) -> Iterator[tuple[str, ast.AST]]:
         yield "twin", ast.Call(ast.Name(TWINS[node.func.id], ast.Load()), node.args, node.keywords)
     if len(node.args) >= 2 and not any(isinstance(each, ast.Starred) for each in node.args[:2]):
         first, second, *others = node.args
-        yield "arguments swapped", ast.Call(node.func, [second, first, *others], node.keywords)
+        is_symmetric = isinstance(node.func, ast.Name) and node.func.id in ("max", "min")
+        if not is_symmetric and ast.dump(first) != ast.dump(second):
+            yield "arguments swapped", ast.Call(node.func, [second, first, *others], node.keywords)
     for index in range(len(node.keywords)):
         keywords = [*node.keywords[:index], *node.keywords[index + 1 :]]
         yield "keyword gone", ast.Call(node.func, node.args, keywords)

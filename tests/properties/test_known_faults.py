@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.lab.limits import limit
+from tests.mutation.__main__ import equivalents
+from tests.mutation.child_run import PACKAGE
 from tests.mutation.known_faults import FAULTS
+from tests.mutation.operators import mutants
 
 pytestmark = pytest.mark.slow
 
@@ -23,3 +26,9 @@ def test_known_faults_are_seen_by_their_tests():
     )
     expected = f"{len(FAULTS)} of {len(FAULTS)} known faults seen\n"
     assert (found.returncode, found.stdout, found.stderr) == (0, expected, "")
+
+
+@pytest.mark.parametrize("entry", equivalents(), ids=lambda entry: f"{entry.path} {entry.function}: {entry.change}")
+def test_each_equivalent_is_a_change_of_the_code(entry):
+    assert any(map(entry.matches, mutants(entry.path, (PACKAGE / entry.path).read_text())))
+    assert entry.reason

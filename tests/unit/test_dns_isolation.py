@@ -92,7 +92,8 @@ def test_redirection_to_another_address_is_not_proved():
         return beside(Rule((IPV4, *query, Dnat("ip", address, port))), kind="nat", priority=-300)
 
     assert p5(redirect("192.0.2.54", 54))[REDIRECT] == "proved"
-    for address, port in (("192.0.2.55", 54), ("192.0.2.54", 55), ("192.0.2.54", None)):
+    of_packet = Payload("ip", "saddr")
+    for address, port in (("192.0.2.55", 54), ("192.0.2.54", 55), ("192.0.2.54", None), (of_packet, 54)):
         assert p5(redirect(address, port))[REDIRECT] != "proved"
 
 

@@ -7,9 +7,13 @@ from nftpolicy.runtime.apply.history import History
 from nftpolicy.runtime.apply.journal import InconsistentState
 from nftpolicy.runtime.apply.state_dir import StateDir
 from nftpolicy.runtime.apply.transaction import TargetPolicy
+from tests.unit.test_earlier_flows import flow
 from tests.unit.test_safe_order import OTHER_TEXT, TEXT, applier, apply, machine, policy, source
+from tests.unit.test_stale_cleanup import FakeRunningKernel
 
 OTHER = TargetPolicy(policy(OTHER_TEXT), ("q.toml", OTHER_TEXT.encode()))
+
+MARKED_BEFORE = "deleted 1 conntrack entry: marked before these rules were loaded"
 
 
 @pytest.fixture(autouse=True)
@@ -151,3 +155,93 @@ def test_change_is_added_to_the_history(tmp_path, history_dir):
     assert 0 <= first.seconds < 600
     change(kernel, memory, None)
     assert len(history_dir.entries()) == 2
+
+
+class RunningMachine(FakeRunningKernel):
+    """Proxy of a kernel with flows, which are open during a change only."""
+
+    def __init__(self, kernel, *flows):
+        super().__init__()
+        self._kernel, self.entries, self.opened, self.closed = kernel, list(flows), 0, 0
+
+    def __getattr__(self, name):
+        return getattr(self._kernel, name)
+
+    def live_sockets(self):
+        return self
+
+    def __enter__(self):
+        self.opened += 1
+
+    def __exit__(self, *_):
+        self.closed += 1
+
+    def flows(self, value, mask):
+        return [one for one in self.entries if one.mark & mask == value]
+
+    def delete_flow(self, one):
+        self.entries.remove(one)
+        return True
+
+
+def test_first_change_deletes_marked_flows_later_ones_none(tmp_path):
+    memory, target = StateDir(tmp_path / "memory"), TargetPolicy(policy(), source())
+    running = RunningMachine(machine(), flow(0x1))
+    _, report = change(running, memory, target)
+    assert (report.cleanup_lines, running.entries) == ((MARKED_BEFORE,), [])
+    assert running.opened == running.closed > 0
+    running.entries, running.opened = [flow(0x1)], 0
+    _, report = change(running, memory, target)
+    assert (report.cleanup_lines, running.entries, running.opened) == ((), [flow(0x1)], 0)
+    # In force, but applied by another program, so the policy before is not known.
+    _, report = change(running, StateDir(tmp_path / "elsewhere"), target)
+    assert (report.cleanup_lines, running.entries) == ((), [flow(0x1)])
+
+
+def test_change_of_the_same_uplink_keeps_its_flows(guarded, tmp_path):
+    memory = StateDir(tmp_path / "memory")
+    memory.directory.mkdir()
+    memory.save_policy(*source())
+    running = RunningMachine(guarded, flow(0x1))
+    _, report = change(running, memory, OTHER)
+    assert MARKED_BEFORE not in report.cleanup_lines
+
+
+def test_release_deletes_no_flows_from_before_its_rules(guarded, tmp_path):
+    running = RunningMachine(guarded, flow(0x1))
+    _, report = change(running, StateDir(tmp_path / "memory"), None)
+    assert (report.cleanup_lines, running.entries) == ((), [flow(0x1)])
+
+
+def test_change_of_the_mark_deletes_flows_with_the_old_one(guarded, tmp_path):
+    memory = StateDir(tmp_path / "memory")
+    memory.directory.mkdir()
+    memory.save_policy(*source())
+    text = TEXT.replace("0x1/0xff", "0x2/0xff")
+    running = RunningMachine(guarded, flow(0x1), flow(0x3))
+    _, report = change(running, memory, TargetPolicy(policy(text), source(text)))
+    assert report.cleanup_lines[0] == (
+        "deleted 1 conntrack entry: the mark 0x1/0xff of uplink wan is not used any more"
+    )
+    assert running.entries == [flow(0x3)]
+    assert running.opened == running.closed > 0
+
+
+@pytest.mark.parametrize("target", [TargetPolicy(policy(), source()), None])
+def test_state_directory_that_fails_is_a_warning(tmp_path, monkeypatch, target):
+    memory, kernel = StateDir(tmp_path / "memory"), machine()
+    change(kernel, memory, OTHER)
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(StateDir, "save_policy", fail)
+    monkeypatch.setattr(StateDir, "clear", fail)
+    monkeypatch.setattr(History, "add", lambda *_, **__: fail())
+    _, report = change(kernel, memory, target)
+    first = (
+        f"{memory.directory}: cannot be written (No space left on device); "
+        "pass the policy file to 'nftpolicy status' from now on"
+    )
+    second = "the history cannot be written (No space left on device); 'nftpolicy rollback' will not find this policy"
+    assert report.warnings == ((first, second) if target else (first,))

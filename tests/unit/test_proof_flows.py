@@ -20,6 +20,8 @@ from nftpolicy.netstate.nft import (
     Rule,
 )
 from nftpolicy.netstate.routing import Sysctl
+from nftpolicy.proof.context import ProofContext
+from nftpolicy.proof.lemmas import flow_violations, marks_replies
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.spec import Spec
 from tests.unit.test_proof import FLOW, GUARD, MARK, MARKED, OUT, UPLINK, no_leak_finding, output, state
@@ -211,3 +213,32 @@ HARMLESS = {
 @pytest.mark.parametrize("name", HARMLESS)
 def test_accepted_socket_without_use_of_the_mark_is_proved(name):
     assert no_leak_verdicts(with_sysctl(HARMLESS[name], "1")) == {"proved"}
+
+
+FLOW_UNMARKED = Match(Bitwise(FLOW, and_mask=1), 0)
+
+
+def context_of(rule):
+    return ProofContext(state(*GUARD, chains=(arrival(rule),)), UPLINK.devices, (UPLINK.mask,))
+
+
+@pytest.mark.parametrize(
+    ("matches", "unsafe"),
+    [((), True), ((FLOW_UNMARKED,), True), ((FLOW_MARKED,), False), ((FROM_UPLINK, ORIGINAL, FIRST), False)],
+)
+def test_write_to_an_unmarked_flow_is_a_violation(matches, unsafe):
+    assert bool(flow_violations(context_of(Rule((*matches, MARK_FLOW))), 4, UPLINK)) is unsafe
+
+
+@pytest.mark.parametrize(
+    ("matches", "marks"),
+    [
+        ((), True),
+        ((FLOW_MARKED,), True),
+        ((FLOW_UNMARKED,), False),
+        ((FROM_UPLINK, FLOW_MARKED), False),
+        ((MARKED, FLOW_MARKED), False),
+    ],
+)
+def test_reply_of_a_marked_flow_gets_the_mark_by_a_rule(matches, marks):
+    assert marks_replies(context_of(Rule((*matches, MARK_PACKET))), 4, UPLINK) is marks

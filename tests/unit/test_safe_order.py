@@ -15,9 +15,10 @@ from nftpolicy.planner.plan import plan
 from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.transition_proof import NamedSpec, StateProof, prove_states, worst_state_verdict
-from nftpolicy.proof.verdict import Finding, Proof, Unknown
+from nftpolicy.proof.verdict import Counterexample, Finding, Proof, Refuted, Unknown
 from nftpolicy.runtime.apply.errors import NoSafeOrder, PolicyNotProved
 from nftpolicy.runtime.apply.executor import PlannedChange
+from nftpolicy.runtime.apply.proved_order import ProvedOrder
 from nftpolicy.runtime.apply.state_dir import StateDir
 from nftpolicy.runtime.apply.step_order import find_safe_order, foreign_findings, prove_desired
 from nftpolicy.runtime.apply.transaction import ChangeOptions, PolicyApplier, TargetPolicy, first_failures
@@ -165,6 +166,37 @@ def test_foreign_table_that_is_unknown_is_accepted_and_named():
     lines = list(foreign_findings(order))
     assert lines
     assert all(": unknown: " in line and "fwd" in line for line in lines)
+
+
+def foreign_order(*results):
+    """Return an order that is proved with our objects alone; with foreign ones, one state for each result."""
+    states = [StateProof(SPEC, Proof((Finding("P1", "wan", "sockets", result),), (), ())) for result in results]
+    return ProvedOrder(plan(NetState(), NetState()), (StateProof(SPEC, Proof((), (), ())),), tuple(states))
+
+
+def test_foreign_findings_are_of_all_refuted_states():
+    leaks = [Refuted(Counterexample(None, None, "wan", reason)) for reason in ("routed", "bound", "routed")]
+    line = "P1 wan: refuted: sockets: "
+    assert list(foreign_findings(foreign_order(*leaks, Unknown("later", ("fwd",))))) == [
+        *(f"{line}routed", f"{line}bound"),
+        "P1 wan: unknown: sockets: fwd",
+    ]
+
+
+def test_foreign_findings_are_of_the_last_unknown_state():
+    order = foreign_order(Unknown("first"), Unknown("last"))
+    assert list(foreign_findings(order)) == ["P1 wan: unknown: sockets: last"]
+    assert list(foreign_findings(evolve(order, own_proofs=order.full_proofs))) == []
+    order = foreign_order(Unknown("first"), Unknown("last", ("fwd", "dup")))
+    assert list(foreign_findings(order)) == ["P1 wan: unknown: sockets: fwd; dup"]
+
+
+def test_first_failure_of_an_order_is_of_our_own_objects():
+    foreign = foreign_order(Unknown("foreign"))
+    assert list(first_failures([foreign])) == [(foreign, 0, foreign.full_proofs[0])]
+    own = evolve(foreign, own_proofs=(*foreign.own_proofs, *foreign_order(Unknown("own")).full_proofs))
+    assert list(first_failures([own])) == [(own, 1, own.own_proofs[1])]
+    assert list(first_failures([foreign_order()])) == []
 
 
 def test_foreign_leak_of_the_old_policy_ends_at_the_switch():

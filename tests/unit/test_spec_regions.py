@@ -1,10 +1,14 @@
 """Specification: its regions, devices and ip rules."""
 
+from pathlib import Path
+
 import pytest
 from attrs import evolve
 
+from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.model.symbolic.box import points
 from nftpolicy.netstate.routing import IpRule
+from nftpolicy.policy.load import load
 from nftpolicy.proof.context import ProofContext
 from nftpolicy.proof.entitlement import entitled_regions, reply_regions
 from nftpolicy.proof.policy_spec import EXEMPTIONS, build_spec
@@ -126,3 +130,31 @@ def test_missing_ip_rule_or_route_is_a_fault():
     terminal = next(route for route in STATE.routes if (route.family, route.table) == (4, 7))
     assert faults(routes=tuple(route for route in STATE.routes if route != terminal))
     assert faults(6, rules=tuple(rule for rule in STATE.rules if rule.destination != "fe80::/10"))
+
+
+# A policy with users who send without the mark, and one ip rule for each of them.
+UID_POLICY = load((Path(__file__).parents[1] / "golden" / "11-uid-rule" / "policy.toml").read_bytes())[0]
+UID_STATE, (UID_UPLINK, *UID_OTHERS) = compile_policy(UID_POLICY), build_spec(UID_POLICY).uplinks
+UID = UID_UPLINK.unmarked_uids[0]
+UNMARKED_IN_99 = "packets without the mark may be looked up in table 99 (ip rule 5)"
+
+
+@pytest.mark.parametrize(
+    ("rule", "part"),
+    [
+        (IpRule(4, 5, table=99, uids=(UID, UID)), UNMARKED_IN_99),
+        (IpRule(4, 5, table=99, uids=(UID, UID)), f"packets of user {UID} may be looked up in table 99 (ip rule 5)"),
+        (IpRule(4, 5, table=UID_UPLINK.table, uids=(UID, UID + 1)), "packets without the mark may be looked up"),
+        (IpRule(4, 5, table=UID_UPLINK.table, uids=(950, 950)), "packets without the mark may be looked up"),
+        (IpRule(4, 5, table=UID_UPLINK.table, uids=(UID, UID), invert=True), "packets without the mark may be looked"),
+    ],
+)
+def test_ip_rule_of_a_user_leads_to_the_uplink_only(rule, part):
+    assert rpdb_faults(UID_STATE, UID_UPLINK, 4, UID_OTHERS) == []
+    added = evolve(UID_STATE, rules=tuple(sorted((*UID_STATE.rules, rule), key=lambda each: each.priority)))
+    assert any(part in fault for fault in rpdb_faults(added, UID_UPLINK, 4, UID_OTHERS))
+
+
+def test_one_more_ip_rule_of_an_unmarked_user_is_no_fault():
+    rule = IpRule(4, 5, table=UID_UPLINK.table, uids=(UID, UID))
+    assert rpdb_faults(evolve(UID_STATE, rules=(rule, *UID_STATE.rules)), UID_UPLINK, 4, UID_OTHERS) == []

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from ...netstate.bypass import ANY_EFFECT, CGROUP_BPF, TCX, Actor, Look, MarkWrite
 from ..cgroup_tree import open_hierarchy
-from ..errors import Unavailable
+from ..errors import Unavailable, error_reason
 from . import syscall
 
 _DEVICE_HOOKS = {
@@ -171,4 +171,4 @@ def _reason(error: Exception) -> str:
     """Return why a look was not possible; empty for a kernel without bpf(2), which has no programs."""
     if isinstance(error, OSError) and error.errno == errno.ENOSYS:
         return ""
-    return getattr(error, "strerror", None) or str(error)
+    return error_reason(error)

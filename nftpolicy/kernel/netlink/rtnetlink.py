@@ -25,7 +25,7 @@ from .attributes import attribute
 from .socket import Message, NetlinkSocket
 
 # include/uapi/linux/fib_rules.h
-_ACTIONS = {"lookup": 1, "goto": 2, "nop": 3, "blackhole": 6, "unreachable": 7, "prohibit": 8}
+_ACTIONS = {"lookup": 1, "nop": 3, "blackhole": 6, "unreachable": 7, "prohibit": 8}
 _VERBS = {"add": "add", "delete": "del", "replace": "replace"}
 _HEADER_SIZES = {
     nl.RTM_GETLINK: nl.IFINFOMSG.size,
@@ -160,15 +160,15 @@ class Rtnetlink:
                 index, address = messages.decode_address(*part)
                 addresses.setdefault(index, []).append(address)
         links = [(*messages.decode_link(*part), *messages.decode_relations(*part)) for part in parts]
-        names = {index: device.name for index, _, device, *_ in links}
+        names: dict[int | None, str] = {index: device.name for index, _, device, *_ in links}
         return [
             Link(
                 index,
                 evolve(
                     device,
                     addresses=tuple(addresses.get(index, ())),
-                    master=names.get(master or 0),
-                    link=None if is_elsewhere else names.get(link or 0),
+                    master=names.get(master),
+                    link=None if is_elsewhere else names.get(link),
                     link_elsewhere=is_elsewhere,
                 ),
                 has_xdp,
@@ -201,8 +201,8 @@ class Rtnetlink:
         """Return the ports of each of `devices` that is a bridge or a bond."""
         with open_rtnetlink() as netlink:
             links = _links(netlink)
-        names = {index: device.name for index, _, device in links}
-        return ports_of_devices([evolve(device, master=names.get(master or 0)) for _, master, device in links], devices)
+        names: dict[int | None, str] = {index: device.name for index, _, device in links}
+        return ports_of_devices([evolve(device, master=names.get(master)) for _, master, device in links], devices)
 
     @staticmethod
     def _indexes() -> dict[str, int]:
@@ -216,7 +216,7 @@ class Rtnetlink:
         try:
             function(verb, **keys)
         except NetlinkError as error:
-            raise OSError(error.code, str(error.args[1] if len(error.args) > 1 else error)) from None
+            raise OSError(*error.args) from None  # errno and message
 
 
 def _links(netlink: NetlinkSocket) -> list[tuple[int, int | None, Device]]:

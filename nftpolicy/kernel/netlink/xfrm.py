@@ -8,6 +8,8 @@ import socket
 import struct
 
 from ...netstate.bypass import XFRM, Actor, Look, MarkWrite
+from ...netstate.nft import FULL_MASK
+from ..errors import error_reason
 from .attributes import attributes, ip_text, native_integer
 from .constants import NETLINK_XFRM
 from .socket import NetlinkSocket
@@ -27,7 +29,7 @@ def look_at_xfrm() -> Look:
     except OSError as error:
         if error.errno == errno.EPROTONOSUPPORT:
             return Look(XFRM)  # a kernel without XFRM
-        return Look(XFRM, missing=error.strerror or str(error))
+        return Look(XFRM, missing=error_reason(error))
     actors = []
     for raw, start, end in messages:
         actor = association_actor(raw, start, end)
@@ -42,7 +44,7 @@ def association_actor(raw: bytes, start: int, end: int) -> Actor | None:
     if _XFRMA_SET_MARK not in values:
         return None
     (value,) = _U32.unpack(values[_XFRMA_SET_MARK])
-    (mask,) = _U32.unpack(values[_XFRMA_SET_MARK_MASK]) if _XFRMA_SET_MARK_MASK in values else (0xFFFFFFFF,)
+    (mask,) = _U32.unpack(values[_XFRMA_SET_MARK_MASK]) if _XFRMA_SET_MARK_MASK in values else (FULL_MASK,)
     size = 4 if native_integer(raw[start + _SA_FAMILY : start + _SA_FAMILY + 2]) == socket.AF_INET else 16
     destination = ip_text(raw[start + _SA_DESTINATION : start + _SA_DESTINATION + size])
     return Actor(f"IPsec security association to {destination} (output-mark)", (MarkWrite(mask, value & mask, 0),))

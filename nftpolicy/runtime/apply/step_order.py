@@ -91,7 +91,8 @@ def _spec_in_force(planned: PlannedChange, policies: Iterable[Policy]) -> NamedS
     """Return the spec of the first policy that the observed state is proved to satisfy."""
     for policy in policies:
         spec = _spec(planned, policy, f"{policy.name}, as it is")
-        if prove_states([planned.observed], [spec])[0].verdict == PROVED:
+        (state,) = prove_states([planned.observed], [spec])
+        if state.verdict == PROVED:
             return spec
     return None
 
@@ -110,9 +111,11 @@ def _prove_order(
     except StepRejected:
         # A foreign object conflicts with a step; the kernel will refuse that step.
         return ProvedOrder(plan, own, ())
-    if spec_before is not None and prove_states(whole[:1], [spec_before])[0].verdict == REFUTED:
-        # A foreign ruleset violates it already, so until the switch only our own objects count.
-        specs = [spec if spec is not spec_before else None for spec in specs]
+    if spec_before is not None:
+        (first,) = prove_states(whole[:1], [spec_before])
+        if first.verdict == REFUTED:
+            # A foreign ruleset violates it already, so until the switch only our own objects count.
+            specs = [spec if spec is not spec_before else None for spec in specs]
     return ProvedOrder(plan, own, prove_states(whole, specs))
 
 
@@ -135,7 +138,7 @@ def _with_own(everything: NetState, observed: NetState) -> NetState:
 
 def foreign_findings(order: ProvedOrder) -> Iterator[str]:
     """Yield a line for each finding that foreign rulesets cause, where ours alone is proved."""
-    if order.full_verdict in (PROVED, "") or order.verdict != PROVED:
+    if order.verdict != PROVED:
         return
     lines: dict[str, None] = {}
     for state in order.full_proofs[-1:] if order.full_verdict == UNKNOWN else order.full_proofs:

@@ -1,0 +1,152 @@
+"""Packets that use the entries of a policy. Those of four policies are golden files (packets.txt)."""
+
+import pytest
+
+from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.model.packet import parse_address
+from nftpolicy.model.symbolic.box import points
+from nftpolicy.netstate.routing import Route
+from nftpolicy.netstate.state import NetState
+from nftpolicy.policy.load import load
+from nftpolicy.proof.assumptions import add_assumed_environment
+from nftpolicy.proof.context import ProofContext
+from nftpolicy.proof.policy_spec import build_spec
+from nftpolicy.proof.spec import Region, Spec, UplinkSpec
+from nftpolicy.proof.usability_case import (
+    device_address,
+    inside_address,
+    link_local_address,
+    needs_device,
+    region_parts,
+)
+from nftpolicy.proof.usability_cases import usability_cases
+
+UPLINK = """\
+name = "p"
+inside = ["lan"]
+[uplink.wan]
+devices = ["wan"]
+mark = "0x1/0xff"
+table = 7
+"""
+
+
+def service(number: int, more: str = 'marks = "itself"') -> str:
+    return f'[service.s{number}]\nuplink = "wan"\ngroup = {800 + number}\n{more}\n'
+
+
+def cases_of(text: str):
+    policy = load(text.encode())[0]
+    spec = build_spec(policy)
+    state = add_assumed_environment(compile_policy(policy), spec)[0]
+    return list(usability_cases(ProofContext(state, spec.devices, spec.masks), spec))
+
+
+def test_service_behind_the_first_64_is_tried_in_short():
+    last = service(64, 'marks = "itself"\nto = ["198.51.100.7", "2001:db8:7::7"]')
+    cases = [case for case in cases_of(UPLINK + "".join(map(service, range(64))) + last) if case.entry == "service s64"]
+    assert [(case.packet.destination, case.packet.gid, case.packet.mark) for case in cases] == [
+        (parse_address("198.51.100.7"), 864, 1),
+        (parse_address("2001:db8:7::7"), 864, 1),
+    ]
+    assert {(case.property, case.outcome, case.device, case.mark) for case in cases} == {
+        ("P3", "leaves", "wan", (1, 255))
+    }
+
+
+def test_64_services_are_tried_with_every_packet():
+    cases = cases_of(UPLINK + "".join(map(service, range(64))))
+    entries = [case.entry for case in cases if case.entry.startswith("service s63")]
+    assert {"service s63", "service s63: last packets of a closed connection"} <= set(entries)
+
+
+# --- parts of regions -----------------------------------------------------------------------
+
+
+def parts(fields, with_ends=False):
+    return [region.fields for region in region_parts(4, Region(fields), with_ends)]
+
+
+def test_region_has_a_part_for_each_range_and_type():
+    assert parts({"dport": ((1, 5), (9, 9)), "icmp.type": ((3, 4),)}) == [
+        {"dport": ((1, 5),), "icmp.type": points(3)},
+        {"dport": ((1, 5),), "icmp.type": points(4)},
+        {"dport": points(9), "icmp.type": points(3)},
+        {"dport": points(9), "icmp.type": points(4)},
+    ]
+
+
+def test_ends_of_ranges_are_parts_on_request():
+    assert parts({"dport": ((1, 5), (9, 9))}, True) == [
+        {"dport": ((1, 5),)},
+        {"dport": points(9)},
+        {"dport": points(5)},
+    ]
+    assert parts({"icmp.type": ((3, 4),)}, True) == [{"icmp.type": points(3)}, {"icmp.type": points(4)}]
+
+
+def test_destinations_of_parts_are_hosts():
+    (part,) = parts({"daddr": ((0, parse_address("1.0.0.9")),)})
+    assert part == {"daddr": ((parse_address("1.0.0.0"), parse_address("1.0.0.9")),)}
+
+
+def test_parts_of_a_region_are_limited():
+    assert len(parts({"dport": tuple((number, number) for number in range(0, 400, 2))})) == 64
+
+
+# --- addresses ------------------------------------------------------------------------------
+
+STATE = NetState(
+    routes=(
+        Route(6, 255, "fe80::5/128", "local", device="other"),
+        Route(6, 254, "fe80::6/128", "local", device="wan"),
+        Route(6, 255, "fe80::7/128", "unicast", device="wan"),
+        Route(4, 255, "192.0.2.1/32", "local", device="wan"),
+        Route(6, 255, "2001:db8::1/128", "local", device="wan"),
+        Route(6, 255, "fe80::8/128", "local", device="wan"),
+        Route(4, 255, "127.0.0.1/32", "local", device="lo"),
+        Route(4, 255, "169.254.0.1/32", "local", device="lan"),
+        Route(6, 255, "fe80::9/128", "local", device="lan"),
+        Route(6, 255, "2001:db8:2::1/128", "local", device="lan"),
+    )
+)
+
+
+@pytest.mark.parametrize(("device", "address"), [("wan", "fe80::8"), ("lan", "fe80::9"), ("none", "fe80::2")])
+def test_link_local_address_is_of_the_device(device, address):
+    assert link_local_address(STATE, device) == parse_address(address)
+
+
+@pytest.mark.parametrize(
+    ("family", "device", "address"),
+    [(4, "wan", "192.0.2.1"), (6, "wan", "2001:db8::1"), (4, "lan", "169.254.0.1"), (6, "lan", "2001:db8:2::1")],
+)
+def test_device_address_is_not_link_local_in_ipv6(family, device, address):
+    assert device_address(STATE, family, device) == parse_address(address)
+
+
+def test_device_without_address_has_none():
+    assert device_address(STATE, 6, "other") is None
+    assert device_address(STATE, 4, "other") is None
+
+
+def test_inside_address_is_of_no_uplink_and_not_of_lo():
+    spec = Spec((UplinkSpec("wan", ("wan", "other"), 1, 1),))
+    assert inside_address(STATE, 4, spec) == parse_address("169.254.0.1")
+    assert inside_address(STATE, 6, spec) == parse_address("2001:db8:2::1")
+    assert inside_address(STATE, 4, Spec((UplinkSpec("wan", ("wan", "lan"), 1, 1),))) is None
+
+
+@pytest.mark.parametrize(
+    ("address", "needed"),
+    [
+        ("fe80::1", True),
+        ("febf::1", True),
+        ("fec0::1", False),
+        ("ff02::1", True),
+        ("ff0e::1", True),
+        ("fd00::1", False),
+    ],
+)
+def test_link_local_and_group_addresses_need_a_device(address, needed):
+    assert needs_device(parse_address(address)) is needed
