@@ -318,6 +318,7 @@ def test_exit_statuses() -> None:
         common.EXIT_BAD_INPUT,
         common.EXIT_UNKNOWN,
         common.EXIT_UNAVAILABLE,
+        common.EXIT_DEFECT,
         NOT_EXECUTABLE,
         NOT_FOUND,
         130,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import Factory, frozen
 
 from ..exceptions import NftpolicyError
+from ..netstate.formats import router_snapshot
 from ..netstate.formats.snapshot_codec import decode_state, encode_state
 from ..netstate.state import NetState, ports_of_devices
 from ..policy.errors import PolicyText
@@ -36,6 +37,7 @@ _KEYS = frozenset(
         "devices",
         "policy",
         "marks",
+        "assumptions",
         "state",
     }
 )
@@ -76,7 +78,8 @@ class PolicyInForce:
 class Snapshot:
     """State of one network namespace at `time` (UTC, ISO 8601), and the features of its kernel.
 
-    `program` is the version of nftpolicy that read it, `kernel` the release of Linux.
+    `program` is the version of nftpolicy that read it, `kernel` the release of Linux. `assumptions`: what the
+    file cannot show.
     """
 
     state: NetState
@@ -89,6 +92,7 @@ class Snapshot:
     kernel: str = ""
     time: str = ""
     marks: MarksInUse = Factory(MarksInUse)
+    assumptions: tuple[str, ...] = ()
 
 
 def take_snapshot(kernel: Linux) -> Snapshot:
@@ -136,6 +140,7 @@ def encode_snapshot(snapshot: Snapshot) -> str:
         "devices": sorted(snapshot.devices),
         "policy": policy and {"name": policy.name, "text": policy.text, "accounts": [list(a) for a in policy.accounts]},
         "marks": {"flows": _pairs(snapshot.marks.flows), "sockets": _pairs(snapshot.marks.sockets)},
+        "assumptions": list(snapshot.assumptions),
         "state": encode_state(snapshot.state),
     }
     return json.dumps(document, indent=1) + "\n"
@@ -146,11 +151,13 @@ def _pairs(numbers: Mapping[int, int] | None) -> list[list[int]] | None:
 
 
 def decode_snapshot(text: bytes) -> Snapshot:
-    """Return the snapshot in a document.
+    """Return the snapshot in a document, or in the file that the script for a router writes.
 
     Raises:
         SnapshotError: it is not a snapshot, is damaged, or another version wrote it.
     """
+    if text.startswith(router_snapshot.HEADER.encode().rpartition(b" ")[0]):
+        return _of_router(text)
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -166,6 +173,25 @@ def decode_snapshot(text: bytes) -> Snapshot:
         raise SnapshotError(f"damaged, or of another version (it is of nftpolicy {version}): {error}") from None
 
 
+def _of_router(text: bytes) -> Snapshot:
+    try:
+        router = router_snapshot.parse_router_snapshot(text.decode("utf-8", "surrogateescape"))
+    except router_snapshot.RouterSnapshotError as error:
+        raise SnapshotError(str(error)) from None
+    devices = frozenset(device.name for device in router.state.devices)
+    return Snapshot(
+        state=router.state,
+        bridge_ports=ports_of_devices(router.state.devices, sorted(devices)),
+        devices=devices,
+        egress_hook=router.egress_hook,
+        families=router.families,
+        kernel=router.kernel,
+        time=router.time,
+        marks=MarksInUse(router.flows, None),
+        assumptions=router.assumptions,
+    )
+
+
 def _decode(document: Mapping[str, Any]) -> Snapshot:
     ports = _expect(document["bridge_ports"], dict)
     return Snapshot(
@@ -176,6 +202,7 @@ def _decode(document: Mapping[str, Any]) -> Snapshot:
         families=tuple(_expect(family, int) for family in _expect(document["families"], list)),
         policy=None if document["policy"] is None else _decode_policy(document["policy"]),
         marks=_decode_marks(document["marks"]),
+        assumptions=_texts(document["assumptions"]),
         program=_expect(document["program"], str),
         kernel=_expect(document["kernel"], str),
         time=_expect(document["time"], str),
