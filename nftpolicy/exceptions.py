@@ -10,6 +10,8 @@ NftpolicyError
   UnsupportedJson       netstate.formats.nft_json_expressions  `nft -j` lists an unsupported construct
   UnsupportedBytecode   netstate.formats.nft_bytecode.attributes  bytes of nf_tables that the decoder does not know
   UnreadableRuleset     netstate.formats.nft_bytecode.ruleset  a part of the kernel's ruleset without a table
+  DebugOutputError      netstate.formats.nft_debug.listing     an unknown line of nft's debug output
+  RouterSnapshotError   netstate.formats.router_snapshot       an unknown line of a router's snapshot
   NotReproducible       proof.reproduce.topology               no script can send the packet of a counterexample
   UciLintError          integration.openwrt.tree               netifd or fw4 would not apply a generated section
   UciError              importers.openwrt.uci_parser           a UCI file has a syntax error

@@ -16,15 +16,25 @@ if TYPE_CHECKING:
     from ..runtime.snapshot import PolicyInForce, Snapshot
 
 _PRIVATE = 0o600  # the document has addresses, routes and the firewall of the machine
+_EXECUTABLE = 0o755
 
 
 def command(
     file: Annotated[Path | None, typer.Argument(help="File to write; default or -: standard output.")] = None,
+    script: Annotated[
+        bool,
+        typer.Option("--script", help="Write the sh script that takes a snapshot on a router without Python."),
+    ] = False,
 ) -> None:
     """Write all that a proof reads of this kernel into one file.
 
     `nftpolicy verify --snapshot FILE` proves it on any machine, without root.
     """
+    if script:
+        from ..integration.openwrt.tree import snapshot_script
+
+        _write(file, snapshot_script(), _EXECUTABLE)
+        return
     import os
 
     from attrs import evolve
@@ -39,14 +49,17 @@ def command(
         kernel=os.uname().release,
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-    text = encode_snapshot(snapshot)
+    _write(file, encode_snapshot(snapshot), _PRIVATE)
+
+
+def _write(file: Path | None, text: str, mode: int) -> None:
     if file is None or str(file) == "-":
         print(text, end="")
         return
     from ..runtime.atomic_file import write_file
 
     try:
-        write_file(file, text.encode(), _PRIVATE)
+        write_file(file, text.encode(), mode)
     except OSError as error:
         raise Failure(f"{file}: cannot be written: {error.strerror}", EXIT_BAD_INPUT) from None
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from attrs import Factory, frozen
 
 from ..exceptions import NftpolicyError
+from ..netstate.formats import router_snapshot
 from ..netstate.formats.json_text import parse_json
 from ..netstate.formats.snapshot_codec import decode_value, encode_value
 from ..netstate.state import NetState, ports_of_devices
@@ -62,7 +63,8 @@ class PolicyInForce:
 class Snapshot:
     """State of one network namespace at `time` (UTC, ISO 8601), and the features of its kernel.
 
-    `program` is the version of nftpolicy that read it, `kernel` the release of Linux.
+    `program` is the version of nftpolicy that read it, `kernel` the release of Linux. `assumptions`: what the
+    file cannot show.
     """
 
     state: NetState
@@ -75,6 +77,7 @@ class Snapshot:
     kernel: str = ""
     time: str = ""
     marks: MarksInUse = Factory(MarksInUse)
+    assumptions: tuple[str, ...] = ()
 
 
 def take_snapshot(kernel: Linux) -> Snapshot:
@@ -114,11 +117,13 @@ def encode_snapshot(snapshot: Snapshot) -> str:
 
 
 def decode_snapshot(text: bytes) -> Snapshot:
-    """Return the snapshot in a document.
+    """Return the snapshot in a document, or in the file that the script for a router writes.
 
     Raises:
         SnapshotError: it is not a snapshot, is damaged, or another version wrote it.
     """
+    if text.startswith(router_snapshot.HEADER.encode().rpartition(b" ")[0]):
+        return _of_router(text)
     try:
         document = parse_json(text)
     except (ValueError, RecursionError) as error:
@@ -130,3 +135,22 @@ def decode_snapshot(text: bytes) -> Snapshot:
     except ValueError as error:
         version = document.get("program")
         raise SnapshotError(f"damaged, or of another version (it is of nftpolicy {version}): {error}") from None
+
+
+def _of_router(text: bytes) -> Snapshot:
+    try:
+        router = router_snapshot.parse_router_snapshot(text.decode("utf-8", "surrogateescape"))
+    except router_snapshot.RouterSnapshotError as error:
+        raise SnapshotError(str(error)) from None
+    devices = frozenset(device.name for device in router.state.devices)
+    return Snapshot(
+        state=router.state,
+        bridge_ports=ports_of_devices(router.state.devices, sorted(devices)),
+        devices=devices,
+        egress_hook=router.egress_hook,
+        families=router.families,
+        kernel=router.kernel,
+        time=router.time,
+        marks=MarksInUse(router.flows, None),
+        assumptions=router.assumptions,
+    )

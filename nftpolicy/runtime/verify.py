@@ -137,7 +137,8 @@ def verify_snapshot(
     _require_own_names(state, absent)
     unjudged = tuple(f"ports of {device}: it is not on this machine now" for device in absent)
     features = KernelFeatures(snapshot.egress_hook, snapshot.families)
-    return _verify(name, state, subject, ports, exempt, unjudged, progress, features, snapshot.marks)
+    verification = _verify(name, state, subject, ports, exempt, unjudged, progress, features, snapshot.marks)
+    return _with_assumptions(verification, snapshot.assumptions)
 
 
 def _require_own_names(state: NetState, names: Iterable[str]) -> None:
@@ -166,8 +167,12 @@ def verify_files(
         state = _with_policy_keys(state, subject, {})
     unjudged = tuple(_missing_parts(state))
     verification = _verify("the files", state, subject, {}, exempt, unjudged, progress, KernelFeatures(), MarksInUse())
+    return _with_assumptions(verification, hidden_tests(state.tables))
+
+
+def _with_assumptions(verification: Verification, further: Iterable[str]) -> Verification:
     proof = verification.proof
-    return evolve(verification, proof=evolve(proof, assumptions=(*proof.assumptions, *hidden_tests(state.tables))))
+    return evolve(verification, proof=evolve(proof, assumptions=(*proof.assumptions, *further)))
 
 
 def _verify(

@@ -88,6 +88,11 @@ def build_tree(policy: Policy, link_guard: bool = True) -> dict[str, TreeFile]:
     return dict(sorted({**files_by_path, CHECKSUMS_PATH: TreeFile(checksum_list(files_by_path))}.items()))
 
 
+def snapshot_script() -> str:
+    """Return the script that writes a snapshot on a machine without Python."""
+    return _fill_template("snapshot.sh", {})
+
+
 def checksum_list(files_by_path: dict[str, TreeFile]) -> str:
     """Return the checksum list, for `sha256sum -c` on the router.
 

@@ -15,9 +15,11 @@ from .xt_match_decode import BRIDGE_TESTS, MATCHES, TESTS, TRACKING_TESTS
 from .xt_struct import Statements, UnsupportedXt
 from .xt_target_decode import BRIDGE_NEUTRAL_TARGETS, NEUTRAL_TARGETS, TARGETS, TARGETS_OF_IP6, TRACKING_TARGETS
 
-__all__ = ["decode_xt", "must_end_rule"]
+__all__ = ["decode_named_xt", "decode_xt", "must_end_rule"]
 
 _FAMILIES = ("ip", "ip6")
+_WRITING_MATCHES = frozenset({("socket", 3)})  # with XT_SOCKET_RESTORESKMARK
+_TRACKING_MATCHES = frozenset({"connmark", "conntrack", "state"})
 
 
 def decode_xt(
@@ -38,6 +40,19 @@ def decode_xt(
         pass
     raw = {"xt": {"type": kind, "name": name, "revision": revision, "info": info.hex(), "family": family}}
     return (nft.UnknownStatement(json.dumps(raw, sort_keys=True)),)
+
+
+def decode_named_xt(
+    kind: str, name: str, revision: int, info: bytes, family: str, byteorder: str = sys.byteorder
+) -> Statements:
+    """Return the statements of an expression of which only name and revision are known, as `decode_xt` does.
+
+    A match writes nothing, so that only its result is unknown.
+    """
+    if kind == "match" and family in _FAMILIES and (name, revision) in MATCHES.keys() - _WRITING_MATCHES:
+        tracks = name in TRACKING_TESTS or name in _TRACKING_MATCHES
+        return (nft.UnmodelledMatch(f"xt match {name}", tracks),)
+    return decode_xt(kind, name, revision, b"", family, byteorder)
 
 
 def must_end_rule(kind: str, name: str) -> bool:

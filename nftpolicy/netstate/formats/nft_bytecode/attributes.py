@@ -17,6 +17,7 @@ _HEADER = struct.Struct("=HH")  # struct nlattr: length, type
 _unpack_header = _HEADER.unpack_from
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
 _LIST_ELEMENT = 1  # NFTA_LIST_ELEM
+NOT_SHOWN = 0x3000  # no attribute of nf_tables: names what a text of the kernel's program leaves out
 
 Result = TypeVar("Result")
 Name = TypeVar("Name")
@@ -135,6 +136,8 @@ class Attributes:
 
     def finish(self) -> None:
         """Raise UnsupportedBytecode if an attribute is left."""
+        if NOT_SHOWN in self._remaining:
+            raise UnsupportedBytecode(f"nft's debug output does not show {self.text(NOT_SHOWN)}")
         if self._remaining:
             kinds = " ".join(f"{kind}={value.hex()}" for kind, value in sorted(self._remaining.items()))
             raise UnsupportedBytecode(f"unknown attributes {kinds}")

@@ -13,7 +13,7 @@ from .attributes import Attributes, UnsupportedBytecode, decode, decode_text, na
 
 FAMILIES = {1: "inet", 2: "ip", 3: "arp", 5: "netdev", 7: "bridge", 10: "ip6"}  # NFPROTO_*
 _IP_HOOKS = {0: "prerouting", 1: "input", 2: "forward", 3: "output", 4: "postrouting", 5: "ingress"}
-_HOOKS: Mapping[str, Mapping[int, str]] = {
+HOOKS: Mapping[str, Mapping[int, str]] = {
     "ip": _IP_HOOKS,
     "ip6": _IP_HOOKS,
     "inet": _IP_HOOKS,
@@ -74,7 +74,7 @@ def _chain(attributes: Attributes, family: str) -> RawChain:
 
 def _hook(raw: bytes, family: str, kind: str, policy: str) -> nft.Hook:
     def decode_hook(attributes: Attributes) -> nft.Hook:
-        hook, priority = attributes.choice(1, _HOOKS[family]), _signed(attributes.number(2))
+        hook, priority = attributes.choice(1, HOOKS[family]), _signed(attributes.number(2))
         device, devices = attributes.take(3), attributes.take(4)
         names = device_names(devices)
         if not names and device is not None:  # repeats the only entry of the list
@@ -112,7 +112,7 @@ def _flowtable(attributes: Attributes) -> tuple[str, nft.Flowtable]:
     table, name = attributes.text(1), attributes.text(2)
 
     def decode_hook(hook: Attributes) -> nft.Flowtable:
-        number = hook.choice(1, _HOOKS["netdev"], 0)
+        number = hook.choice(1, HOOKS["netdev"], 0)
         return nft.Flowtable(name, _signed(hook.number(2, 0)), device_names(hook.take(3)), number)
 
     return table, decode(attributes.take(3), decode_hook)

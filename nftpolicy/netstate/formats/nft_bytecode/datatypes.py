@@ -7,6 +7,8 @@ the type, and the columns of a set that no rule looks up.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attrs import frozen
 
 from ... import nft
@@ -83,6 +85,17 @@ def _type_parts(number: int) -> list[tuple[str, Kind, int, bool]] | None:
         parts.insert(0, known)
         number >>= _TYPE_BITS
     return parts
+
+
+def type_number(names: Sequence[str]) -> int | None:
+    """Return the number of a type, or of a concatenation of types, by nft's names; None for an unknown name."""
+    numbers = {name: number for number, (name, *_) in _TYPES.items()}
+    total = 0
+    for name in names:
+        if name not in numbers:
+            return None
+        total = total << _TYPE_BITS | numbers[name]
+    return total
 
 
 def columns_of_type(number: int, length: int, native: str, is_interval: bool) -> tuple[Column, ...]:

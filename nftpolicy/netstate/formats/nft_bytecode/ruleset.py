@@ -26,8 +26,8 @@ SetKey = tuple[int, str, str]  # family, table, set
 class RulesetMessages:
     """The messages of the dumps of one generation of the ruleset, in the order of the kernel.
 
-    `rules` may be an iterator, which `decode_ruleset` exhausts. `elements` has the dumps of each set.
-    `devices`: names of devices by index. `byte_order` is that of the machine.
+    `rules` may be an iterator, which `decode_ruleset` exhausts. `elements` has the dumps of each set, `unreadable` the
+    reasons why a set cannot be read. `devices`: names of devices by index. `byte_order` is that of the machine.
     """
 
     tables: tuple[NftMessage, ...] = ()
@@ -39,6 +39,7 @@ class RulesetMessages:
     flowtables: tuple[NftMessage, ...] = ()
     devices: Mapping[int, str] = Factory(dict)
     byte_order: str = byteorder
+    unreadable: Mapping[SetKey, str] = Factory(dict)
 
 
 @mutable
@@ -110,6 +111,10 @@ def _add_sets(messages: RulesetMessages, parts: Mapping[tuple[str, str], _Parts]
     for family, raw in messages.sets:
         table, name = set_name(raw)
         sets = parts[FAMILIES[family], table].sets
+        reason_of_dump = messages.unreadable.get((family, table, name))
+        if reason_of_dump is not None:
+            sets.unreadable[name] = reason_of_dump
+            continue
         try:
             sets.add(decode_set(raw)[1], decode_elements(messages.elements.get((family, table, name), ())))
         except UnsupportedBytecode as reason:
