@@ -370,8 +370,7 @@ def _sender_step(packet: Packet) -> TraceStep:
     return TraceStep("source", f"a socket of {owner}, mark {packet.mark:#x}{bound}")
 
 
-# Outcomes by length of the path: if branches differ and none leaves, the longest path is the
-# result.
+# Outcomes by length of the path: if branches differ and none leaves, the longest is the result.
 _BY_LENGTH = (UNROUTABLE, DROPPED, DELIVERED)
 
 

@@ -16,7 +16,7 @@ from attrs import frozen
 from hypothesis import given, settings
 
 from nftpolicy.model.nft.chains import Ruleset
-from nftpolicy.netstate.formats.snapshot_codec import decode_state, encode_state
+from nftpolicy.netstate.formats.snapshot_codec import decode_value, encode_value
 from nftpolicy.netstate.nft import Table
 from nftpolicy.netstate.state import NetState
 
@@ -40,7 +40,10 @@ def recorded() -> list[tuple[Table, list[JudgedPacket]]]:
     """Return the recorded tables, each with one base chain, and their packets."""
     probes = probe_senders.probes()
     return [
-        (decode_state(state).tables[0], [JudgedPacket(probes[at], tuple(rules), mark) for at, rules, mark in packets])
+        (
+            decode_value(state, NetState).tables[0],
+            [JudgedPacket(probes[at], tuple(rules), mark) for at, rules, mark in packets],
+        )
         for state, packets in json.loads(lzma.decompress(FILE.read_bytes()))["tables"]
     ]
 
@@ -59,7 +62,7 @@ class _Recorder(chain_differential.ChainComparison):
             for probe in probes[:PACKETS]
         ]
         if packets:
-            self.agreed.append((encode_state(NetState((table,))), packets))
+            self.agreed.append((encode_value(NetState((table,))), packets))
 
 
 def _record(channel: object) -> list[object]:

@@ -18,7 +18,7 @@ from attrs import asdict, evolve, frozen
 
 from nftpolicy.kernel.netlink.rtnetlink import RouteLookups, Rtnetlink
 from nftpolicy.model.fib.router import Router
-from nftpolicy.netstate.formats.snapshot_codec import decode_state, encode_state
+from nftpolicy.netstate.formats.snapshot_codec import decode_value, encode_value
 from nftpolicy.netstate.routing import Route
 from nftpolicy.netstate.state import NetState
 from tests.kernel.lookup_differential import (
@@ -58,7 +58,10 @@ class RecordedLookup:
 def recorded() -> list[tuple[NetState, list[RecordedLookup]]]:
     """Return the recorded states with their lookups."""
     document = json.loads(lzma.decompress(FILE.read_bytes()))
-    return [(decode_state(state), [_decode(*lookup) for lookup in lookups]) for state, lookups in document["states"]]
+    return [
+        (decode_value(state, NetState), [_decode(*lookup) for lookup in lookups])
+        for state, lookups in document["states"]
+    ]
 
 
 def _decode(query: dict[str, object], answer: dict[str, object] | int, is_open: bool) -> RecordedLookup:
@@ -73,7 +76,7 @@ def _record(has_rules: bool, states: int, cases: Iterable[tuple[list[str], Query
         def record(commands: list[str], queries: Iterable[Query]) -> None:
             install(commands, has_rules)
             state = read_state(links)
-            recorded_states.append([encode_state(state), list(_answers(Router(state), lookups, queries))])
+            recorded_states.append([encode_value(state), list(_answers(Router(state), lookups, queries))])
 
         for number in range(states):
             pick = random.Random(f"{SEED}/{number}")

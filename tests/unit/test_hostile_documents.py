@@ -46,7 +46,8 @@ TEXTS = [
     for field in ("rules", "routes", "sysctls", "devices")
     for index, item in enumerate(getattr(GOOD, field))
     for part in attrs.fields(attrs.resolve_types(type(item)))
-    if str in (part.type, *typing.get_args(part.type)) and part.name not in ("kind", "origin", "unknown")
+    if part.type is str or (str in typing.get_args(part.type) and type(None) in typing.get_args(part.type))
+    if part.name != "kind"
 ]
 
 

@@ -82,11 +82,11 @@ def netlink(monkeypatch: pytest.MonkeyPatch) -> FakeNetlink:
 
 def test_devices_have_addresses_masters_and_links(netlink: FakeNetlink) -> None:
     assert rtnetlink.Rtnetlink().devices() == [
-        Device("lo", ("127.0.0.1/8",)),
-        Device("wan", ("10.3.0.1/32", "2001:db8::1/64"), group=7, master="br0"),
-        Device("veth0", up=False, kind="veth", link_elsewhere=True),
-        Device("wan.5", kind="vlan", link="wan"),
-        Device("br0", kind="bridge"),
+        Device("lo", ("127.0.0.1/8",), link_type=1),
+        Device("wan", ("10.3.0.1/32", "2001:db8::1/64"), group=7, master="br0", link_type=1),
+        Device("veth0", up=False, kind="veth", link_elsewhere=True, link_type=1),
+        Device("wan.5", kind="vlan", link="wan", link_type=1),
+        Device("br0", kind="bridge", link_type=1),
     ]
     assert not netlink.is_open
 
@@ -111,7 +111,7 @@ def test_xdp_program_of_a_link_is_seen(attached: bytes, has_xdp: bool) -> None:
 
 def test_link_without_name_has_its_index() -> None:
     raw = struct.pack("=BxHiII", 0, 1, 9, 0, 0)
-    assert rtnl_decode.decode_link(raw, 0, len(raw)) == (9, None, Device("9", up=False))
+    assert rtnl_decode.decode_link(raw, 0, len(raw)) == (9, None, Device("9", up=False, link_type=1))
 
 
 @pytest.mark.parametrize("family", [4, 6])

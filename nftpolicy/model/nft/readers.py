@@ -346,17 +346,13 @@ def _bitwise(read: Reader, kept_bits: tuple[int, int] | None, set_bits: tuple[in
     if kept_bits is None or set_bits is None or kept_bits[0] != kept_bits[1] or set_bits[0] != set_bits[1]:
         return _unsupported
     mask, bits = kept_bits[0], set_bits[0]
-    if mask == nft.FULL_MASK:  # all bits of the value
-
-        def filled(view: PacketView) -> FieldValue:
-            value = read(view)
-            return value if isinstance(value, Sentinel) else value | bits
-
-        return filled
+    keeps_all = mask == nft.FULL_MASK  # also of a value with more bits
 
     def masked(view: PacketView) -> FieldValue:
         value = read(view)
-        return value if isinstance(value, Sentinel) else value & mask | bits
+        if isinstance(value, Sentinel):
+            return value
+        return (value if keeps_all else value & mask) | bits
 
     return masked
 
