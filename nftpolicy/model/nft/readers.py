@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Final
 
 from attrs import frozen
 
@@ -19,21 +18,8 @@ from ..packet import ETHERTYPES, FORWARD, FRAME, ICMP, ICMPV6, IGMP, TCP, UDP
 from ..packet_view import PacketView
 from . import arp_form
 from .datatypes import NFPROTO_NETDEV, data_type, device_number, parse_value
+from .field_value import NFT_BREAK, NOT_MODELLED, FieldValue, Sentinel
 
-
-class Sentinel:
-    """Sentinel for "no value" and "not modelled"."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __repr__(self) -> str:
-        return self.name
-
-
-NFT_BREAK: Final = Sentinel("breaks")
-NOT_MODELLED: Final = Sentinel("unknown")
-FieldValue = int | Sentinel
 Reader = Callable[[PacketView], FieldValue]
 
 _IP, _IP6 = ETHERTYPES[4], ETHERTYPES[6]

@@ -15,16 +15,7 @@ from ...netstate.formats import nft_text
 from ...netstate.nft import FULL_MASK
 from ..packet import ADDRESS_BITS, ETHERTYPES
 from . import ct_status, field_values, mark_bits, mark_tests, tcp_flags
-from .box import (
-    Box,
-    Ranges,
-    complement,
-    intersect_boxes,
-    intersect_ranges,
-    merge_ranges,
-    points,
-    subtract_ranges,
-)
+from .box import Box, Ranges, complement, intersect_boxes, intersect_ranges, merge_ranges, points, subtract_ranges
 from .header_field import FieldTest, HeaderField
 from .identity_cache import IdentityCache
 from .rule_shape import match_cache_key
