@@ -6,6 +6,7 @@ What their bytes mean is decided by the rules that look them up: by the expressi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 
 from attrs import Factory, frozen, mutable
@@ -253,13 +254,13 @@ class SetTable:
                 continue
             try:
                 if "object" in use.header.flags:  # does nothing but what a rule does with it
-                    unknown.append(f'{{"map":{{"name":"{name}"}}}}')
+                    unknown.append(_passive("map", name=name))
                 elif "map" in use.header.flags:
                     maps.append(self._map(use))
                 else:
                     sets.append(self._set(use))
             except UnsupportedBytecode as reason:  # the rules that look it up are unsupported, if there are any
-                unknown.append(f'{{"set":{{"name":"{name}","reason":"{reason}"}}}}')
+                unknown.append(_passive("set", name=name, reason=str(reason)))
         return tuple(sets), tuple(maps), tuple(unknown)
 
     def _columns(self, use: _SetUse) -> tuple[Column, ...]:
@@ -293,6 +294,11 @@ class SetTable:
                 data_names = f"interval {data_names[0]}", *data_names[1:]
         names = type_names(header.key_type, columns)
         return nft.Map(header.name, names, data_names, frozenset(contents), _listed_flags(use), header.timeout)
+
+
+def _passive(kind: str, **content: str) -> str:
+    """Return the text of an object that does nothing by itself, in the form of nft's JSON."""
+    return json.dumps({kind: content}, separators=(",", ":"))
 
 
 def _has_device(columns: tuple[Column, ...]) -> bool:

@@ -122,7 +122,8 @@ def _symhash(groups: Groups) -> bytes:
 
 def _jhash(groups: Groups) -> bytes:
     parts = (number(1, int(groups["sreg"])), number(2, int(groups["dreg"])), number(3, int(groups["len"])))
-    seed = number(5, int(groups["seed"], 16))
+    seed_value = int(groups["seed"], 16)
+    seed = number(5, seed_value) if seed_value else b""  # 0 also stands for a seed of the kernel's choice
     return expression(
         "hash", *parts, number(4, int(groups["mod"])), seed, number(6, int(groups["offset"] or 0)), number(7, 0)
     )
