@@ -9,12 +9,14 @@ import socket
 import struct
 from collections.abc import Mapping, Sequence
 
+from nftpolicy.model.conntrack import can_begin_flow
 from nftpolicy.model.packet import FORWARD, FRAME, SOCKET, CtInfo, Packet, format_address
 from nftpolicy.proof.verdict import describe_packet
 
 from . import storm
 from .storm_machine import Machine, fs_owner
 from .storm_packets import (
+    ARP,
     DOMAIN,
     ETHERTYPE,
     ICMP,
@@ -71,7 +73,7 @@ def can_send(packet: Packet) -> bool:
         return packet.fields.keys() <= known | {_ETHER_TYPE} and packet.bound in (None, WAN)
     if (
         packet.protocol in _NEEDS_CHUNKS
-        or packet.flow != CtInfo()
+        or packet.flow != CtInfo("new" if can_begin_flow(packet.protocol, packet.fields) else "invalid")
         or packet.ethertype is not None
         or packet.cgroup is not None
     ):
@@ -87,7 +89,8 @@ def _send(machine: Machine, packet: Packet) -> None:
     if packet.origin == FORWARD:
         machine.inject(str(packet.iif), packet.family, _whole(packet))
     elif packet.origin == FRAME:
-        content = _whole(packet) if packet.frame_type in ETHERTYPE.values() else token(_NUMBER).rjust(64, b"\0")
+        is_ip = packet.protocol_number in ETHERTYPE.values() and packet.frame_type != ARP
+        content = _whole(packet) if is_ip else token(_NUMBER).rjust(64, b"\0")
         owner = (packet.uid, packet.gid)
         machine.send_frame(packet.frame_type, content, packet.mark, packet.protocol_number, owner)
     elif packet.protocol == UDP and not packet.fields:

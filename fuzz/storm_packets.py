@@ -99,7 +99,9 @@ def sender_number(frame: bytes) -> int | None:
     tcp = segment_of(frame)
     if tcp is None or tcp[13] & FLAGS not in (SYN, RST, RST | ACK):
         return None
-    for port in struct.unpack("!HH", tcp[:4]):
+    sport, dport = struct.unpack("!HH", tcp[:4])
+    # A SYN to a sender's port is the sender's own stimulus, from outside, which a router may send back there.
+    for port in (sport,) if tcp[13] & FLAGS == SYN else (sport, dport):
         if FIRST_PORT <= port < FIRST_PORT + MOST_SENDERS:
             return int(port) - FIRST_PORT
     return None

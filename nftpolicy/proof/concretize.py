@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ..model.nft.readers import UNTRACKED_TYPES
+from ..model.conntrack import UNTRACKED_TYPES, can_begin_flow
 from ..model.packet import (
     ETHERTYPES,
     EXTENSION_HEADERS,
@@ -65,7 +65,9 @@ def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = N
         frame_type = choose(box.get("ethertype"), choose(box.get("ether.type"), 0x88B5), 0x88B5)
     source = box.get("saddr")
     chosen = choose_header(space, box)
-    protocol = choose(box.get("protocol"), UDP, TCP) if chosen.protocol is None else chosen.protocol
+    state = _STATES[choose(box.get("ct.state"), 0, 1)]
+    usual_protocols = (TCP, UDP) if state == "invalid" else (UDP, TCP)
+    protocol = choose(box.get("protocol"), *usual_protocols) if chosen.protocol is None else chosen.protocol
     fields = dict(chosen.fields)
     if "ttl" in box:
         fields["ip" if family == 4 else "ip6", "ttl" if family == 4 else "hoplimit"] = choose(box["ttl"], 64)
@@ -85,16 +87,14 @@ def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = N
             if name in box and choose(box[name], usual) != usual
         }
     if protocol == TCP and ("tcp", "flags") not in fields:
-        flags = (
-            choose(box.get(f"tcp.{flag}"), int(flag == "syn")) << bit for bit, flag in enumerate(symbols.TCP_FLAGS)
-        )
-        fields["tcp", "flags"] = sum(flags)
+        fields["tcp", "flags"] = _tcp_flags(box, is_new=state != "invalid")
     arrival = choose(box.get("iif"), 0)
-    state = _STATES[choose(box.get("ct.state"), 0, 1)]
     if state == "untracked":  # where a packet begins, only some types are; a rule makes others untracked (notrack)
         state, icmp_type = "new", choose(box.get("icmpv6.type"), _NEIGHBOUR_SOLICITATION)
         if family == 6 and choose(box.get("protocol"), ICMPV6) == ICMPV6 and icmp_type in UNTRACKED_TYPES:
             protocol, fields["icmpv6", "type"] = ICMPV6, icmp_type
+    if state == "new" and origin != FRAME and not can_begin_flow(protocol, fields):
+        state = "invalid"
     return Packet(
         family,
         _destination(family, box.get("daddr")),
@@ -118,6 +118,17 @@ def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = N
         frame_type,
         fields,
     )
+
+
+def _tcp_flags(box: Box, is_new: bool) -> int:
+    """Return TCP flags of a box: of a new flow if it has such flags, or of none."""
+    for usual in ("syn", "ack") if is_new else ("",):
+        flags = sum(
+            choose(box.get(f"tcp.{flag}"), int(flag == usual)) << bit for bit, flag in enumerate(symbols.TCP_FLAGS)
+        )
+        if can_begin_flow(TCP, {("tcp", "flags"): flags}) == is_new:
+            break
+    return flags
 
 
 def _source(family: int, ranges: Ranges) -> int:

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from ...netstate import nft
 from ...netstate.nft.symbols import CT_STATE_BITS, CT_STATUS_BITS, FAMILIES
+from ..conntrack import UNTRACKED_TYPES
 from ..packet import ETHERTYPES, FORWARD, FRAME, ICMP, ICMPV6, IGMP, TCP, UDP
 from ..packet_view import PacketView
 from . import arp_form
@@ -34,8 +35,6 @@ _ARP = 0x0806
 _ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
 _NFPROTOS = {4: FAMILIES["ipv4"], 6: FAMILIES["ipv6"]}
 _CONNTRACK_PRIORITY = -200  # NF_IP_PRI_CONNTRACK
-# Types of MLD and neighbour discovery: conntrack does not track them (nf_conntrack_proto_icmpv6.c).
-UNTRACKED_TYPES = frozenset({130, 131, 132, 133, 134, 135, 136, 143})
 
 
 @frozen

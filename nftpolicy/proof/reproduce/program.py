@@ -7,6 +7,7 @@ Python's standard library. Its exit status is SEEN, NOT_SEEN, or another one for
 
 from __future__ import annotations
 
+from nftpolicy.model.conntrack import can_begin_flow
 from nftpolicy.model.packet import ETHERTYPES, FORWARD, FRAME, ICMP, ICMPV6, KERNEL, TCP, UDP, Packet, format_address
 
 from . import flow, headers
@@ -87,7 +88,7 @@ _HAS_TOKEN = "lambda frame: TOKEN in frame"
 def unreproduced_parts(packet: Packet) -> list[str]:
     """Return the fields of the packet that the program does not set up, one line each."""
     lines = [f"the field {' '.join(name)} is not set" for name in packet.fields if name not in headers.KNOWN_FIELDS]
-    if not flow.can_establish(packet) and packet.flow.state not in ("new", _natural(packet)):
+    if not flow.can_establish(packet) and packet.flow.state not in _natural_states(packet):
         lines.append(f"the script does not make its flow {packet.flow.state}")
     elif not flow.can_establish(packet) and packet.flow.mark:
         lines.append(f"the mark of its flow ({packet.flow.mark:#x}) is not set")
@@ -98,12 +99,14 @@ def unreproduced_parts(packet: Packet) -> list[str]:
     return lines
 
 
-def _natural(packet: Packet) -> str:
-    """Return the flow state of a packet that the kernel sends as a reply, without further setup."""
+def _natural_states(packet: Packet) -> tuple[str, ...]:
+    """Return the flow states that a packet can have without further setup."""
+    if packet.origin == FRAME:
+        return (packet.flow.state,)  # connection tracking does not see it
     if packet.origin != KERNEL:
-        return "new"
+        return ("new" if can_begin_flow(packet.protocol, packet.fields) else "invalid",)
     is_error = packet.protocol in (ICMP, ICMPV6) and headers.icmp_type_code(packet)[0] != headers.echo_types(packet)[1]
-    return "related" if is_error else "established"
+    return ("new", "related" if is_error else "established")
 
 
 def sender_program(packet: Packet, device: str, scene: Topology) -> str:
@@ -248,9 +251,9 @@ def _frame(packet: Packet, device: str, scene: Topology) -> _Sender:
         sender, target = headers.source_address(packet, device, scene), format_address(4, packet.destination)
         ends = f"{own_mac} + socket.inet_aton({sender!r}) + bytes(6) + socket.inet_aton({target!r})"
         inner = f'struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + {ends} + TOKEN'
-    elif packet.frame_type != ETHERTYPES[packet.family]:
+    elif packet.ethertype is not None and packet.ethertype != ETHERTYPES[packet.family]:
         inner = "TOKEN"
-    else:
+    else:  # rules read the IP header by the ethertype that the sender says, whatever the frame's own is
         inner = _packet_text(packet, device, scene)
     return prepare, [f'sock.send(b"\\xff" * 6 + {own_mac} + {headers.ethertype_bytes(packet)} + {inner})'], _HAS_TOKEN
 
