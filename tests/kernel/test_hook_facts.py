@@ -234,7 +234,9 @@ def test_L20_frame_type_at_egress_differs_from_meta_protocol(
         body = packet_senders._datagram(job, at.NEIGHBOUR) if head == b"\x08\x00" else bytes(28) + job.payload
         made.sendto(b"\xff" * 6 + bytes(6) + head + body, (WAN, ethertype))
 
-    assert two_links.counters_of(frame, 4, uid=0) == expected | ALWAYS
+    # Frames of the kernel, such as reports of its groups, may be counted too, but not each time.
+    runs = (two_links.counters_of(frame, 4, uid=0) for _ in range(3))
+    assert set.intersection(*runs) == expected | ALWAYS
 
 
 def test_L20_device_without_link_header_has_no_frame_type(two_links: TwoLinkNode) -> None:

@@ -169,7 +169,8 @@ def test_watch_after_ten_thousand_events_keeps_no_memory(made: Guarded, watched:
     after = watched.resources()
     print(before, after)
     assert after.memory < before.memory + 8192  # KiB
-    assert after.files <= before.files + 1
+    # A check that runs at this moment has files open, too.
+    wait_until(lambda: watched.resources().files <= before.files, 20, "as many open files as before")
 
 
 def used(watched: Watched, seconds: float) -> tuple[float, int]:

@@ -56,7 +56,8 @@ def is_packet_of(added, policy, packet):
     mark = policy.uplink[added.uplink].mark
     kernels = added.kernel and not added.sport and packet.origin == KERNEL and packet.protocol == UDP
     mine = is_owned_by(added, packet) or is_from_lent_port(added, packet) or kernels
-    return mine and mark.matches(packet.mark)
+    has_mark_of_flow = packet.flow.direction == "reply" and mark.matches(packet.flow.mark)
+    return mine and (mark.matches(packet.mark) or has_mark_of_flow)
 
 
 @SETTINGS

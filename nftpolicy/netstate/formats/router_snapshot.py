@@ -186,6 +186,7 @@ def _device(item: Mapping[str, Any]) -> Device:
     # ip gives an index instead of a name if the other end is in another network namespace.
     is_elsewhere = "link_netnsid" in item or "link_index" in item
     group = item.get("group", "0")
+    link_type = str(item.get("link_type", "")).strip("[]")  # with -N the number of the hardware type, in brackets
     return Device(
         str(item["ifname"]),
         tuple(f"{entry['local']}/{entry['prefixlen']}" for entry in item["addr_info"] if entry),
@@ -195,6 +196,8 @@ def _device(item: Mapping[str, Any]) -> Device:
         str(item.get("linkinfo", {}).get("info_kind", "")),
         None if is_elsewhere else item.get("link"),
         is_elsewhere,
+        int(link_type) if link_type.isascii() and link_type.isdigit() else None,
+        tuple(map(str, item.get("altnames", ()))),
     )
 
 
