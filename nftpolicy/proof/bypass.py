@@ -157,6 +157,7 @@ def environment_assumptions(state: NetState, spec: Spec) -> Iterator[str]:
             more = f", and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
             yield f"{look.subject} stay as they are (looked at: {', '.join(names[:_MOST_NAMES])}{more})"
         yield from look.narrowed
+    yield "no module of the kernel sends frames past the egress hook, such as pktgen and netconsole (not looked at)"
     paths = DevicePaths(state.devices)
     for uplink in spec.uplinks:
         yield from _device_assumptions(paths, state, spec, uplink)

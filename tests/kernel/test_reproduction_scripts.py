@@ -120,7 +120,7 @@ def packets(family):
     return {
         "udp": Packet(family, to),
         "tcp": Packet(family, to, protocol=TCP, dport=443),
-        "tcp-rst": Packet(family, to, protocol=TCP, fields={("tcp", "flags"): 4}),
+        "tcp-rst": Packet(family, to, protocol=TCP, fields={("tcp", "flags"): 4}, flow=CtInfo("invalid")),
         "udp-port-0": Packet(family, to, dport=0),
         "echo": Packet(family, to, protocol=protocol),
         "icmp-other": Packet(family, to, protocol=protocol, fields={(icmp, "type"): echo, (icmp, "code"): 3}),
