@@ -131,7 +131,8 @@ class HookTraversal:
             is_nat = base.hook.type == "nat"
             if is_nat and (is_translated or not nat or not self._uses_nat()):
                 continue
-            before = reroute_key(view) if after_chain is not None else None
+            may_reroute = after_chain is not None and base.hook.type != "filter"
+            before = reroute_key(view) if may_reroute else None
             is_done = has_local_copy and is_nat and self._is_translated_by_copy(base)
             if not is_done and self._evaluate(base) == DROP:
                 return DROPPED

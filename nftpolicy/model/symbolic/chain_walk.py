@@ -27,12 +27,12 @@ from .chain_state import (
     leave_early,
     still_in_chain,
 )
-from .rule_execution import Packets, RuleEffect, execute_statement
+from .rule_execution import Packets, RuleEffect, execute_statement, narrow_parts
 from .rule_shape import effect_of
 from .symbolic_ruleset import SymbolicRuleset
 
 WalkStep: TypeAlias = tuple[ChainState, Sequence[ChainEvent]]
-_Drop: TypeAlias = tuple[Sequence[nft.Statement], Sequence[Box]]  # matches of a rule, and the parts that reach them
+_Drop: TypeAlias = tuple[Sequence[nft.Match], Sequence[Box]]  # matches of a rule, and the parts that reach them
 
 
 def walk_chain(ruleset: SymbolicRuleset, base_chain: BaseChain, region: Box) -> Iterator[ChainEvent]:
@@ -62,22 +62,22 @@ def execute_rules(ruleset: SymbolicRuleset, table: nft.Table, state: ChainState)
     """
     frame = state.frame
     call = frame.call
-    entering = Packets(call.region, ({},), {})
     drops: list[_Drop] = []
     rules = ruleset.prepared_rules(call.chain)
     for number in range(frame.next_rule, len(rules)):
         rule = rules[number]
         start = call.starts.get(rule.cache_key) if rule.cache_key else None
         if start is None:
-            start = matched_parts(ruleset, table, rule.cheap_matches, entering)
+            start = matched_parts(ruleset, table, rule.cheap_matches, call.region, ({},))
             if rule.cache_key:
                 call.starts[rule.cache_key] = start
         if not start:
             continue
-        if rule.only_drops and rule.remaining:
-            drops.append((rule.remaining, start))
+        if rule.only_drops:
+            drops.append((rule.other_matches, start))
             continue
-        effects = execute_rule(ruleset, table, rule.remaining, Packets(call.region, start, {}))
+        parts = matched_parts(ruleset, table, rule.other_matches, call.region, start)
+        effects = execute_rule(ruleset, table, rule.remaining, Packets(call.region, parts, {})) if parts else ()
         if effects:
             frame = ChainFrame(call, frame.returned, number + 1, effects)
             break
@@ -103,14 +103,14 @@ def execute_rule(
 
 
 def matched_parts(
-    ruleset: SymbolicRuleset, table: nft.Table, matches: Sequence[nft.Statement], packets: Packets
+    ruleset: SymbolicRuleset, table: nft.Table, matches: Iterable[nft.Match], region: Box, parts: Sequence[Box]
 ) -> Sequence[Box]:
-    """Return the parts of the packets that pass all matches."""
+    """Return what of `parts` of the region passes all matches, as execute_statement does; no rule has written."""
     for match in matches:
-        if not packets.parts:
+        if not parts:
             break
-        _, packets = execute_statement(ruleset, table, match, packets)
-    return packets.parts
+        parts = narrow_parts(parts, region, ruleset.space.match_boxes(table, match))
+    return parts
 
 
 def dropped_parts(
@@ -118,8 +118,7 @@ def dropped_parts(
 ) -> Iterator[Box]:
     """Yield the parts that rules drop which only drop; `state` is the one in which they are executed."""
     for matches, start in drops:
-        packets = Packets(state.frame.call.region, start, {})
-        for narrow in matched_parts(ruleset, table, matches, packets):
+        for narrow in matched_parts(ruleset, table, matches, state.frame.call.region, start):
             yield from still_in_chain(state, narrow, ruleset.space.max_values)
 
 

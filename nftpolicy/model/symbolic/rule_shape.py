@@ -66,11 +66,13 @@ def restricted_family(statement: nft.Statement) -> int | None:
 class PreparedRule:
     """A rule in the order of evaluation.
 
-    `only_drops`: the rule only drops the packets that match.
+    All of its statements but the last one are matches, or it has no matches here. `only_drops`: the rule only drops
+    the packets that match; it has no remaining statement here.
     """
 
     rule: nft.Rule
     cheap_matches: tuple[nft.Match, ...]
+    other_matches: tuple[nft.Match, ...]
     remaining: tuple[nft.Statement, ...]
     only_drops: bool
     cache_key: tuple[object, ...] = ()  # equal for rules with the same cheap matches; () if there is none
@@ -83,11 +85,11 @@ def prepare_rule(rule: nft.Rule) -> PreparedRule:
     """Prepare a rule: if only matches precede its end, matches of marks and devices come first."""
     *before, end = [each for each in rule.statements if not isinstance(each, NEUTRAL)] or [nft.Verdict("continue")]
     cheap: list[nft.Match] = []
-    slow: list[nft.Statement] = []
+    slow: list[nft.Match] = []
     key: tuple[object, ...] | None = ()
     for match in before:
         if not isinstance(match, nft.Match):
-            return PreparedRule(rule, (), (*before, end), False)
+            return PreparedRule(rule, (), (), (*before, end), False)
         left = match.left.operand if isinstance(match.left, nft.Bitwise) else match.left
         if isinstance(left, nft.Meta) and left.key in _CHEAP_KEYS:
             cheap.append(match)
@@ -96,7 +98,7 @@ def prepare_rule(rule: nft.Rule) -> PreparedRule:
         else:
             slow.append(match)
     drops = bool(slow) and effect_of(end) == "drop" and restricted_family(end) is None
-    return PreparedRule(rule, tuple(cheap), tuple(slow if drops else [*slow, end]), drops, key or ())
+    return PreparedRule(rule, tuple(cheap), tuple(slow), () if drops else (end,), drops, key or ())
 
 
 def match_cache_key(match: nft.Match) -> tuple[object, ...] | None:
