@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from statistics import median
 
 from nftpolicy.compiler.compile import compile_policy
@@ -19,7 +18,7 @@ from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
 from nftpolicy.proof.context import ProofContext
 from nftpolicy.proof.lemmas import guard_violation
-from nftpolicy.proof.policy_spec import REPORT_EXEMPTIONS, build_spec, exemption
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove, prove_guard
 from nftpolicy.proof.spec import IP_FAMILIES, Region, Spec, UplinkSpec
 
@@ -119,7 +118,7 @@ def _prover(case: str, state: NetState, wanted: Spec) -> str:
 
 
 def _z3(case: str, state: NetState, wanted: Spec) -> str:
-    from tests.engines import z3_chains  # takes its time, and the prover does without
+    from tests.engines import z3_chains, z3_lemmas  # takes its time, and the prover does without
 
     uplink = wanted.uplinks[0]
     ground = ProofContext(state, wanted.devices, wanted.masks)
@@ -133,31 +132,10 @@ def _z3(case: str, state: NetState, wanted: Spec) -> str:
         found = z3_chains.first_through(4, ground.filter_chains(4, "postrouting"), region, (), left())
         return {None: _STOPPED, True: "not proved", False: "proved"}[found]
     for family in IP_FAMILIES if case in (_GLUON, _WHOLE) else IP_FAMILIES[:1]:
-        for answer in _answers(ground, uplink, family, left):
+        for answer in z3_lemmas.answers(ground, uplink, family, left):
             if not answer:
                 return _STOPPED if answer is None else "not proved"
     return "proved"
-
-
-def _answers(ground: ProofContext, uplink: UplinkSpec, family: int, left: Callable[[], float]) -> Iterator[bool | None]:
-    """Return the verdict of each lemma: no mark is given away, nothing leaves or strays; None for no answer in time."""
-    from tests.engines import z3_chains
-
-    holes = [region for hole in uplink.exemptions for region in hole.headers.get(family, ())]
-    leaving = Region(marks=(uplink.lacks_mark,), oifname=uplink.devices)
-    straying = Region(marks=(uplink.has_mark,), not_oifname=(*uplink.devices, "lo"))
-    yield z3_chains.integrity(family, ground.all_chains(family), uplink.value, uplink.mask, uplink.devices, left())
-    yield _not(z3_chains.first_through(family, ground.filter_chains(family, "postrouting"), leaving, holes, left()))
-    for device in uplink.devices:
-        yield _not(
-            z3_chains.first_through(family, ground.filter_chains(family, "egress", device), leaving, holes, left())
-        )
-    reports = [region for word in REPORT_EXEMPTIONS for region in exemption(word).headers.get(family, ())]
-    yield _not(z3_chains.first_through(family, ground.filter_chains(family, "postrouting"), straying, reports, left()))
-
-
-def _not(answer: bool | None) -> bool | None:
-    return None if answer is None else not answer
 
 
 class _Late(Exception):

@@ -205,7 +205,7 @@ def first_through(
 def integrity(
     family: int, places: Sequence[Place], value: int, mask: int, uplinks: Sequence[str], seconds: float | None = None
 ) -> bool | None:
-    """Return True if no chain can set the mark on an unmarked packet, but for replies in flows that no chain marks.
+    """Return True if no chain can set the mark on an unmarked packet, but for replies in flows that began at an uplink.
 
     Induction: an invariant before each base chain holds after it.
     """
@@ -215,7 +215,9 @@ def integrity(
     given = _given(family, places, sent, MarkTest(value, mask), seconds, [replies])
     if given is not False:
         return None if given is None else False
-    flows = _given(family, places, Region(marks=(unmarked_flow,)), MarkTest(value, mask, field="ctmark"), seconds)
+    began = Region({"ct.direction": ((0, 0),), "ct.confirmed": ((0, 0),)}, iifname=tuple(uplinks))
+    unmarked_flows, marked = Region(marks=(unmarked_flow,)), MarkTest(value, mask, field="ctmark")
+    flows = _given(family, places, unmarked_flows, marked, seconds, [began])
     if flows is not True:
         return None if flows is None else True
     given = _given(family, places, sent, MarkTest(value, mask), seconds)

@@ -27,6 +27,10 @@ _ICMP = {"echo-reply": 0, "echo-request": 8, "destination-unreachable": 3}
 _ICMP6 = {"echo-request": 128, "echo-reply": 129, "nd-router-solicit": 133, "nd-neighbor-solicit": 135,
           "nd-neighbor-advert": 136, "mld-listener-report": 131, "mld-listener-done": 132,
           "mld-listener-reduction": 132, "mld2-listener-report": 143}  # fmt: skip
+_IGMP = {"membership-query": 0x11, "membership-report-v1": 0x12, "membership-report-v2": 0x16, "leave-group": 0x17,
+         "membership-report-v3": 0x22}  # fmt: skip
+_CONTROL = {"icmp": (1, 4, _ICMP), "icmpv6": (58, 6, _ICMP6), "igmp": (2, 4, _IGMP)}  # protocol, family, types
+_CONFIRMED = 1 << 3  # IPS_CONFIRMED
 _ETHER = {"ip": 0x0800, "ip6": 0x86DD, "arp": 0x0806}
 _NFPROTO = {"ipv4": 2, "ipv6": 10}
 _PORTS = {"tcp": 6, "udp": 17, "sctp": 132, "udplite": 136, "dccp": 33}
@@ -82,6 +86,8 @@ class Packet:
         self.state, self.reply = vector("state", 32), z3.Bool("reply")
         self.iif, self.oif = vector("iif", NAME), vector("oif", NAME)
         self.pkttype = vector("pkttype", 8)
+        self.oiftype, self.frame_type = vector("oiftype", 16), vector("frame type", 16)
+        self.confirmed = z3.Bool("confirmed")
         self.start = Changing(vector("mark", 32), vector("ctmark", 32))
         self.opaque: dict[tuple[str, ...], Vector] = {}
 
@@ -116,17 +122,24 @@ class Packet:
     def _field(self, name: str, wanted: Iterable[tuple[int, int]]) -> Bool:
         if name == "ct.state":
             return z3.Or(*(self.state == STATES[_ORDINALS[at]] for a, b in wanted for at in range(a, b + 1)))
-        if name in ("socket", "fragment", "ct.direction") or name.startswith("tcp."):
-            bit = {"socket": self.socket, "fragment": self.fragment, "ct.direction": self.reply}.get(name)
+        if name in ("socket", "fragment", "ct.direction", "ct.confirmed") or name.startswith("tcp."):
+            bits = {"socket": self.socket, "fragment": self.fragment}
+            bit = {**bits, "ct.direction": self.reply, "ct.confirmed": self.confirmed}.get(name)
             if bit is None:
                 at = _FLAGS.index(name[4:])
                 bit = z3.Extract(at, at, self.flags) == 1
             return z3.Or(*(bit if value else z3.Not(bit) for a, b in wanted for value in range(a, b + 1)))
         if name == "nfproto":
             return z3.BoolVal(any(a <= self.family <= b for a, b in wanted))
-        place = {"icmp.type": "icmp_type", "icmpv6.type": "icmp_type", "icmp.code": "icmp_code"}.get(name, name)
-        vector = getattr(self, place)
+        vector = getattr(self, _PLACES.get(name, name))
         return z3.Or(*(_between(vector, a, b) for a, b in wanted))
+
+
+_PLACES = {
+    **dict.fromkeys(("icmp.type", "icmpv6.type", "igmp.type"), "icmp_type"),
+    **dict.fromkeys(("icmp.code", "icmpv6.code"), "icmp_code"),
+    "ether.type": "frame_type",
+}
 
 
 def worn(test: MarkTest, now: Changing) -> Bool:
@@ -234,6 +247,8 @@ class Reader:
                 return Read(z3.BitVecVal(0, NAME) if self.hook.hook == "egress" else packet.iif, TRUE, kind="name")
             case "oifname" | "oif":
                 return Read(z3.BitVecVal(0, NAME) if self.hook.hook == "ingress" else packet.oif, TRUE, kind="name")
+            case "oiftype" if self.hook.hook == "egress":
+                return Read(packet.oiftype, TRUE)
             case "pkttype":
                 return Read(packet.pkttype, TRUE, {"host": 0, "unicast": 0, "broadcast": 1, "multicast": 2, "other": 3})
         return None
@@ -251,6 +266,9 @@ class Reader:
             case "direction":
                 way = z3.If(packet.reply, z3.BitVecVal(1, 8), z3.BitVecVal(0, 8))
                 return Read(way, there, {"original": 0, "reply": 1})
+            case "status":
+                confirmed = z3.If(packet.confirmed, z3.BitVecVal(_CONFIRMED, 32), z3.BitVecVal(0, 32))
+                return Read(confirmed | (vector("status", 32) & ~_CONFIRMED), there, {"confirmed": _CONFIRMED}, "flags")
         return None
 
     def _payload(self, protocol: str, name: str) -> Read | None:
@@ -268,6 +286,8 @@ class Reader:
             if name == "protocol":
                 return Read(packet.protocol, there, _PROTOCOLS)
             return None
+        if (protocol, name) == ("ether", "type") and self.hook.hook == "egress":
+            return Read(packet.frame_type, packet.oiftype == 1, _ETHER)  # of Ethernet, ARPHRD_ETHER
         whole = z3.And(z3.BoolVal(packet.family in (4, 6)), z3.Not(packet.fragment))
         if protocol in ("th", *_PORTS) and name in ("sport", "dport"):
             mine = TRUE if protocol == "th" else packet.protocol == _PORTS[protocol]
@@ -275,8 +295,8 @@ class Reader:
         if (protocol, name) == ("tcp", "flags"):
             words = {word: 1 << at for at, word in enumerate(_FLAGS)}
             return Read(packet.flags, z3.And(whole, packet.protocol == 6), words, "flags")
-        if protocol in ("icmp", "icmpv6") and name in ("type", "code"):
-            number, family, words = (1, 4, _ICMP) if protocol == "icmp" else (58, 6, _ICMP6)
+        if protocol in _CONTROL and name in ("type", "code"):
+            number, family, words = _CONTROL[protocol]
             there = z3.And(whole, packet.protocol == number, z3.BoolVal(packet.family == family))
             return Read(
                 packet.icmp_type if name == "type" else packet.icmp_code, there, words if name == "type" else {}

@@ -7,15 +7,20 @@ import pytest
 from attrs import evolve
 from hypothesis import given, settings
 
+from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.model.symbolic import chain_paths, chain_state, chain_walk, rule_execution
 from nftpolicy.model.symbolic.box_index import BoxIndex
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.nft import Bitwise, Mangle, Match, Meta
 from nftpolicy.netstate.state import NetState
+from nftpolicy.policy.load import load
 from nftpolicy.proof import lemmas, no_leak
-from nftpolicy.proof.spec import MarkTest, Region
+from nftpolicy.proof.context import ProofContext
+from nftpolicy.proof.policy_spec import build_spec
+from nftpolicy.proof.spec import IP_FAMILIES, MarkTest, Region
 from tests import leaking_states
-from tests.engines import ruleset_strategies, toy_states, z3_chains
+from tests.bench.sized_policies import GLUON
+from tests.engines import ruleset_strategies, toy_states, z3_chains, z3_lemmas
 from tests.engines.compare_engines import disagreement, wrong_integrity, wrong_verdict
 
 MORE = settings(max_examples=settings().max_examples * 2)
@@ -47,6 +52,38 @@ def test_findings_equal_the_traces_of_all_packets(toy):
 @given(toy_states.toys(unknown=True))
 def test_findings_hold_with_unsupported_parts(toy):
     assert wrong_verdict(toy) is None
+
+
+def z3_answers(state, spec, family):
+    context = ProofContext(state, spec.devices, spec.masks)
+    return list(z3_lemmas.answers(context, spec.uplinks[0], family, lambda: 60))
+
+
+@pytest.mark.parametrize("family", IP_FAMILIES)
+def test_z3_proves_the_lemmas_of_gluon_fastd(family):
+    policy = load(GLUON.read_bytes())[0]
+    state, spec = compile_policy(policy), build_spec(policy)
+    assert z3_answers(state, spec, family) == [True] * 4
+    # Later packets of a flow are marked too, and so a flow of a host inside.
+    without_status = evolve(state, tables=tuple(map(without_ct_status, state.tables)))
+    assert z3_answers(without_status, spec, family) == [False, True, True, True]
+
+
+def without_ct_status(table):
+    def is_status(statement):
+        return isinstance(statement, Match) and statement.left == nft.Ct("status")
+
+    chains = [
+        evolve(
+            chain,
+            rules=tuple(
+                evolve(rule, statements=tuple(each for each in rule.statements if not is_status(each)))
+                for rule in chain.rules
+            ),
+        )
+        for chain in table.chains
+    ]
+    return evolve(table, chains=tuple(chains))
 
 
 # --- that these tests would see an engine that is wrong ---------------------------------
