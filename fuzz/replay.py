@@ -93,7 +93,7 @@ def _send(machine: Machine, packet: Packet) -> None:
         content = _whole(packet) if is_ip else token(_NUMBER).rjust(64, b"\0")
         owner = (packet.uid, packet.gid)
         machine.send_frame(packet.frame_type, content, packet.mark, packet.protocol_number, owner)
-    elif packet.protocol == UDP and not packet.fields:
+    elif packet.protocol == UDP and packet.sport and not packet.fields:  # for a socket, port 0 is any port
         storm.send_datagram(packet, *_ends(packet, ""), _NUMBER)
     else:
         _send_raw(packet)
