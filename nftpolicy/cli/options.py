@@ -18,6 +18,10 @@ AppliedPolicyFile = Annotated[
     Path | None,
     typer.Argument(help="Policy file (TOML); default: the policy that was applied last."),
 ]
+UnreadPolicyFile = Annotated[
+    Path | None,
+    typer.Argument(help="Policy file; it is not read, and need not be valid."),
+]
 
 PrintJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print every step and its proof; change nothing.")]

@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy release FILE"""
+"""nftpolicy release [FILE]"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report
-from .common import change_errors_as_failure, describe_result, read_policy, this_kernel
-from .options import DryRun, PolicyFile, WaitSeconds
+from .common import Failure, applied_policy, change_errors_as_failure, describe_result, this_kernel
+from .options import DryRun, UnreadPolicyFile, WaitSeconds
+
+if TYPE_CHECKING:
+    from ..policy.errors import PolicyText
 
 
-def command(file: PolicyFile = None, dry_run: DryRun = False, wait: WaitSeconds = 0) -> None:
+def command(file: UnreadPolicyFile = None, dry_run: DryRun = False, wait: WaitSeconds = 0) -> None:
     """Remove all of nftpolicy from the kernel: opens the uplinks.
 
-    The guard is removed last.
+    It needs no policy file. The guard is removed last.
     """
-    policy, source = read_policy(file)
     kernel = this_kernel()
     from ..runtime.apply.transaction import ChangeOptions
 
+    name, source = _policy_in_force()
     with change_errors_as_failure(source):
         applier = create_applier(kernel, ChangeOptions(wait))
         if dry_run:
@@ -29,4 +34,13 @@ def command(file: PolicyFile = None, dry_run: DryRun = False, wait: WaitSeconds 
                 report = applier.apply(checked_plan, None, "release")
     print_report(report)
     result = describe_result(checked_plan.planned, "released", "there was nothing to release")
-    print(f"{policy.name}: {result}")
+    print(f"{name}: {result}")
+
+
+def _policy_in_force() -> tuple[str, PolicyText | None]:
+    """Return the name and the text of the policy that was applied last; a general name if it cannot be read."""
+    try:
+        applied = applied_policy()
+    except Failure:  # for example, an account that it names was removed
+        applied = None
+    return (applied[0].name, applied[1]) if applied is not None else ("nftpolicy", None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy resolver FILE"""
+"""nftpolicy resolver [FILE]"""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, Failure, read_policy, this_kernel, warn
+from .common import (
+    EXIT_BAD_INPUT,
+    EXIT_UNAVAILABLE,
+    Failure,
+    installed_policies,
+    last_policy,
+    read_policy,
+    this_kernel,
+    warn,
+)
 from .options import PolicyFile
 
 if TYPE_CHECKING:
@@ -35,7 +44,8 @@ def command(
 
     It is meant for a service manager. Exits on SIGTERM.
     """
-    policy, source = read_policy(file)
+    is_named = file is not None or installed_policies()
+    policy, source = read_policy(file) if is_named else last_policy("nftpolicy resolver FILE")
     choices = [name for name, value in policy.uplink.items() if value.resolver]
     if as_json and not show:
         raise Failure("--json needs --show", EXIT_BAD_INPUT)

@@ -328,6 +328,24 @@ def test_release_while_lock_is_held_is_refused(fresh: Guarded) -> None:
     assert everything(fresh) == before
 
 
+def test_release_needs_no_valid_policy(fresh: Guarded) -> None:
+    fresh.nftpolicy("release")
+    released = everything(fresh)
+    for names in ((), (POLICY,), ("/run/no-such.toml",)):
+        fresh.file.write_text(gluon(fresh.lab))
+        fresh.apply()
+        assert everything(fresh) != released
+        fresh.file.write_text("no policy")
+        assert fresh.nftpolicy("release", *names).stdout.startswith("gluon-fastd: released in ")
+        assert everything(fresh) == released
+    fresh.file.write_text(gluon(fresh.lab))
+    fresh.apply()
+    (saved,) = fresh.lab.node.outside(STATE).glob("netns-*/policy.toml")
+    saved.write_text("no policy")
+    assert fresh.nftpolicy("release").stdout.startswith("nftpolicy: released in ")
+    assert everything(fresh) == released
+
+
 def test_apply_restores_removed_object(fresh: Guarded) -> None:
     fresh.apply()
     good = everything(fresh)
