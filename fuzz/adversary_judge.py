@@ -27,7 +27,7 @@ from .adversary_draw import EARLIER_FLOW, Part
 from .adversary_programs import PROGRAMS, load_program, reset_program
 from .adversary_states import SYSCTL_DEFAULTS, State
 from .replay import replay
-from .storm_machine import Machine
+from .storm_machine import PATIENT, Machine
 from .storm_packets import MARK, WAN
 
 UPLINKS = [GivenUplink("wan", (WAN,), Mark(MARK, MARK))]
@@ -88,7 +88,7 @@ def _judge(machine: Machine, nft: Nft, kernel: Linux, spec: Spec, seed: int, sta
         proof = prove(kernel.read_all(), marks.count(spec), usability=False)
         machine.arrivals()
         storm.send_storm(machine, _entitled_to_nothing(loaded, proof))
-        escaped = frozenset(machine.arrivals())
+        escaped = frozenset(machine.arrivals(PATIENT) if proof.verdict == PROVED else machine.arrivals())
         findings = [each for each in proof.findings if each.deciding and each.verdict == proof.verdict]
         examples = [example for finding in findings for example in finding.examples]
         packets = [example.packet for example in examples] if proof.verdict == REFUTED else []

@@ -14,7 +14,7 @@ from nftpolicy.model.packet import FORWARD, FRAME, SOCKET, CtInfo, Packet, forma
 from nftpolicy.proof.verdict import describe_packet
 
 from . import storm
-from .storm_machine import Machine, fs_owner
+from .storm_machine import PATIENT, Machine, fs_owner
 from .storm_packets import (
     ARP,
     DOMAIN,
@@ -62,7 +62,8 @@ def replay(machine: Machine, packets: Sequence[Packet]) -> dict[str, bool]:
         machine.arrivals()
         with contextlib.suppress(OSError):
             _send(machine, packet)
-        results[describe_packet(packet, with_details=True)] = _NUMBER in machine.arrivals()
+        has_left = _NUMBER in machine.arrivals() or _NUMBER in machine.arrivals(PATIENT)
+        results[describe_packet(packet, with_details=True)] = has_left
     return results
 
 

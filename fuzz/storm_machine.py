@@ -28,6 +28,7 @@ from .storm_packets import (
 FRAME_MARKS = (0, 2)
 _ALL_FRAMES, _PACKET_OUTGOING, _SO_RCVBUFFORCE = 3, 4, 33
 _QUIET = 0.001  # seconds of silence after which no further packet is expected
+PATIENT = 0.02  # the same on a loaded machine, where ksoftirqd delivers packets late
 _MRT_INIT, _MRT_ADD_VIF, _MRT_ADD_MFC, _VIFF_USE_IFINDEX = 200, 202, 204, 8
 
 
@@ -132,8 +133,11 @@ class Machine:
         with _packet_socket(mark, owner) as sender:
             sender.sendto(header + packet, address)
 
-    def arrivals(self) -> set[int]:
-        """Return the numbers of the senders whose packets left by the uplink since the last call."""
+    def arrivals(self, silence: float = _QUIET) -> set[int]:
+        """Return the numbers of the senders whose packets left by the uplink since the last call.
+
+        `silence`: seconds without a frame after which no further one is expected.
+        """
         seen: set[int] = set()
         quiet = False
         while True:
@@ -143,7 +147,7 @@ class Machine:
             if not frames and quiet:
                 return seen
             quiet = not frames
-            time.sleep(_QUIET)
+            time.sleep(silence)
 
     def _frames(self) -> Iterator[bytes]:
         for device, far in self.far.items():
