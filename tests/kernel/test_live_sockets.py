@@ -188,9 +188,9 @@ def _ten_thousand() -> tuple[int, float]:
             stack.enter_context(socket.create_connection(listener.getsockname()))
             stack.enter_context(listener.accept()[0])
         with LiveSockets() as running:
-            start = time.perf_counter()
+            start = time.process_time()  # of the processor: others may use it too
             found = running.sockets()
-            return len(found), time.perf_counter() - start
+            return len(found), time.process_time() - start
 
 
 @pytest.mark.alone  # measures time
