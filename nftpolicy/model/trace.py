@@ -27,6 +27,7 @@ from .packet import ETHERTYPES, FORWARD, FRAME, KERNEL, Packet
 from .packet_view import PacketView
 from .trace_step import NullLog, TraceLog, TraceStep
 
+_IPV6_DEVICES, _DISABLE_IPV6 = "net/ipv6/conf/", "/disable_ipv6"  # start and end of the path of a sysctl
 LEAVES, DELIVERED, UNROUTABLE, UNKNOWN = "leaves", "delivered", "unroutable", "unknown"
 
 
@@ -78,6 +79,11 @@ class Model:
         self.address_types = AddressTypes(state)
         self._has_conntrack: dict[int, bool | None] = {}
         self._sysctls = {sysctl.path: sysctl.value for sysctl in state.sysctls}
+        self.switched_off = frozenset(
+            path.removeprefix(_IPV6_DEVICES).removesuffix(_DISABLE_IPV6)
+            for path, value in self._sysctls.items()
+            if path.startswith(_IPV6_DEVICES) and path.endswith(_DISABLE_IPV6) and value != "0"
+        )
         self.link_types = {each.name: each.link_type for each in state.devices if each.link_type is not None}
 
     def trace(self, packet: Packet, record: bool = True) -> Trace:
@@ -142,7 +148,7 @@ class Model:
 
         AF_PACKET sockets still send. Source: ip6_output, ip6_rcv_core.
         """
-        return family == 6 and self._sysctls.get(f"net/ipv6/conf/{device}/disable_ipv6", "0") != "0"
+        return family == 6 and device in self.switched_off
 
 
 class _Tracer:

@@ -109,15 +109,15 @@ def integrity_violations(
     if uplink.unmarked_uids and hook is None:
         entitled.append(Region({"socket": points(1), "uid": points(*uplink.unmarked_uids)}))
     marking_events = list(_marking_events(context, family, chains, [unmarked_packets], uplink, "mark"))
-    writes = list(_violations(context, family, marking_events, entitled))
-    if not writes:
-        return []
     replies = Region({"ct.direction": points(CT_DIRECTIONS["reply"])}, (uplink.flow_has_mark,))
     remaining = list(_violations(context, family, marking_events, [*entitled, replies]))
     if remaining:
         return remaining
+    if not marking_events:
+        return []
     flows = flow_violations(context, family, uplink)
-    return [*flows, *writes] if flows else []
+    writes = list(_violations(context, family, marking_events, entitled)) if flows else []
+    return [*flows, *writes] if writes else []
 
 
 def flow_violations(context: ProofContext, family: int, uplink: UplinkSpec) -> list[Violation]:

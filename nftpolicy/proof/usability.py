@@ -67,6 +67,8 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
 def _switched_off_device(context: ProofContext, case: UsabilityCase) -> str | None:
     """Return a device of the case on which IPv6 is switched off, None if there is none."""
     packet = case.packet
+    if not context.model.switched_off:
+        return None
     loopback = "lo" if case.outcome == "delivered" and packet.iif is None else None
     devices = (case.device, case.must_not_leave_by, packet.bound, packet.iif, loopback)
     return next((name for name in devices if name and context.model.is_switched_off(packet.family, name)), None)

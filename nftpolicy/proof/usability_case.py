@@ -68,8 +68,11 @@ class UsabilityCase:
 
     def has_marks(self, trace: Trace) -> bool:
         """Return True if packet and flow have the required marks at the end of the trace."""
-        marks = ((self.mark, trace.mark), (self.flow_mark, trace.ct_mark))
-        return all(required is None or actual & required[1] == required[0] for required, actual in marks)
+        return _has_mark(trace.mark, self.mark) and _has_mark(trace.ct_mark, self.flow_mark)
+
+
+def _has_mark(mark: int, required: tuple[int, int] | None) -> bool:
+    return required is None or mark & required[1] == required[0]
 
 
 def sample_packet(context: ProofContext, family: int, region: Region, origin: str, bound: str | None = None) -> Packet:

@@ -108,7 +108,7 @@ def keys(expression: nft.Expression, point: HookPoint) -> KeyReader:
 
         def read_one(view: PacketView) -> KeyValues | Sentinel:
             value = single(view)
-            return value if isinstance(value, Sentinel) else (value,)
+            return value if value is NFT_BREAK or value is NOT_MODELLED else (value,)  # type: ignore[return-value]
 
         return read_one
     reads = [reader(part, point) for part in expression.parts]
@@ -172,13 +172,17 @@ def _is_in_interval(read: Callable[[PacketView], FieldValue], wanted: Interval, 
     """Return the usual predicate: one value, or one range."""
     low, high = wanted
 
-    def holds(run: EvalContext) -> bool:
+    def equals(run: EvalContext) -> bool:
+        value = read(run.view)
+        return run.choices.branch_on(str(about)) if value is NOT_MODELLED else value == low
+
+    def is_between(run: EvalContext) -> bool:
         value = read(run.view)
         if isinstance(value, Sentinel):
             return value is not NFT_BREAK and run.choices.branch_on(str(about))
         return low <= value <= high
 
-    return holds
+    return equals if low == high else is_between
 
 
 def _compare(
