@@ -37,7 +37,7 @@ def main() -> None:
     # Objects of a short command live until its end; collecting them would cost a tenth of its time.
     # Long-running commands turn the garbage collector on again.
     gc.disable()
-    from .common import EXIT_DEFECT, EXIT_UNAVAILABLE, Failure
+    from .common import EXIT_BAD_INPUT, EXIT_DEFECT, EXIT_UNAVAILABLE, Failure
 
     try:
         application(arguments)()
@@ -45,11 +45,12 @@ def main() -> None:
         print(f"nftpolicy: {failure}", file=sys.stderr)
         sys.exit(failure.status)
     except Exception as error:
+        from ..generated_text import Unwritable
         from ..kernel.errors import Unavailable
 
-        if isinstance(error, Unavailable):
+        if isinstance(error, Unavailable | Unwritable):
             print(f"nftpolicy: {error}", file=sys.stderr)
-            sys.exit(EXIT_UNAVAILABLE)
+            sys.exit(EXIT_UNAVAILABLE if isinstance(error, Unavailable) else EXIT_BAD_INPUT)
         _report_defect(error)
         sys.exit(EXIT_DEFECT)
     except KeyboardInterrupt:

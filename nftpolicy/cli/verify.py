@@ -230,11 +230,13 @@ def _print_json(judged_state: Verification, policy: tuple[Policy, PolicyText] | 
 
 def _write_script(judged_state: Verification, file: Path) -> None:
     """Write the first counterexample that can be reproduced as a script."""
+    reason = "there is no counterexample"
     for finding, example in judged_state.refutations():
         try:
             text = judged_state.reproduction_script(finding, example)
         except ValueError as error:
             warn(f"a counterexample cannot be written as a script: {error}")
+            reason = "no counterexample can be written"
             continue
         if text is None:
             continue
@@ -248,7 +250,7 @@ def _write_script(judged_state: Verification, file: Path) -> None:
             raise Failure(f"{file}: cannot be written: {error.strerror}", EXIT_BAD_INPUT) from None
         warn(f"{file} reproduces it: run it as root, it makes network namespaces of its own")
         return
-    warn("--script: nothing was written, since there is no counterexample")
+    warn(f"--script: nothing was written, since {reason}")
 
 
 class _Progress:
