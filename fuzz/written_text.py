@@ -269,7 +269,7 @@ NOT_WRITTEN = {"origin", "learn", *(("key", key) for key in FACTS)}
 KEYS = {"exempt", "uplink", "marks"}  # names of other objects
 # Checksums, UUIDs, link-layer addresses, keywords before another value, and addresses that a script chooses itself.
 DERIVED = re.compile(
-    r"[0-9a-f]{64}|(uuid=)?[0-9a-f-]{36}|(in document: )?(inet6?|meta|pref|@ll|[0-9]+)"
+    r"[0-9a-f]{64}|(uuid=)?[0-9a-f-]{36}|(in document: )?(inet6?|meta|pref|@ll|iiftype|[0-9]+)"
     r"|in document: (whole\(')?(02:[0-9a-f:]{14}|(2001:db8:|192\.0\.2\.|203\.)[0-9a-f:./]+)(',)?|in document: b'.*'"
 )
 

@@ -44,6 +44,7 @@ NftpolicyError
   RouterConfigError     runtime.import_openwrt                 a directory has no valid router configuration
   SnapshotError         runtime.snapshot                       a document is not a snapshot of this version
   AlternativeNameError  runtime.verify                         an uplink's device is named by an alternative name
+  OutputLost            cli.plain_output                       standard output or standard error takes no more
   Failure               cli.common                             a command failed: message and exit status
 """
 

@@ -34,6 +34,7 @@ FAULTS = {
     "uci-edited": ("parse_uci", KeyError),
     "uci-made-up": ("parse_uci", KeyError),
     **dict.fromkeys(written_text.WRITERS, ("with_text", TypeError)),
+    "commands": ("run_command", TypeError),
     "scenes": ("leaks", RecursionError),
     "proofs": ("prove", RecursionError),
     "policies": ("prove", RecursionError),
