@@ -16,7 +16,8 @@ from .exceptions import NftpolicyError
 
 # Without a meaning in sh, ip, systemd units, key files, UCI and dnsmasq, and no option: it does not begin with "-".
 _WORD = re.compile(r"[A-Za-z0-9_./+@:,=][A-Za-z0-9_./+@:,=-]*\Z")
-_FILE_NAME = re.compile(r"[A-Za-z0-9_+@:=][A-Za-z0-9_.+@:=-]{0,254}\Z")
+_DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:+-]{0,14}\Z")
+_SYSCTL = re.compile(r"net(/[A-Za-z0-9_][A-Za-z0-9_.@:+-]*)+\Z")
 _MARK = re.compile(r"@([A-Z]+)@")
 
 
@@ -82,16 +83,27 @@ def words(texts: Iterable[str]) -> CheckedText:
     return join(" ", map(word, texts))
 
 
-def file_name(text: str) -> CheckedText:
-    """Return a word that is a part of the name of a file. Raises Unwritable."""
-    if not _FILE_NAME.match(text):
-        raise Unwritable(f"{text!r} cannot be part of a file name; use letters, digits and _ . + @ : = -")
+def device_name(text: str) -> CheckedText:
+    """Return the name of a network device, which is a part of paths too. Raises Unwritable."""
+    if not _DEVICE.match(text):
+        raise Unwritable(f"{text!r} is not the name of a device; use up to 15 letters, digits and _ . @ : + -")
+    return CheckedText(text)
+
+
+def sysctl_path(text: str) -> CheckedText:
+    """Return a path below /proc/sys. Raises Unwritable."""
+    if not _SYSCTL.match(text):
+        raise Unwritable(f"{text!r} is not the path of a sysctl")
     return CheckedText(text)
 
 
 def scoped_address(address: str, device: str | None) -> CheckedText:
     """Return ADDRESS or ADDRESS%DEVICE. Raises Unwritable."""
-    return word(address) if device is None else fill("{address}%{device}", address=word(address), device=word(device))
+    return (
+        word(address)
+        if device is None
+        else fill("{address}%{device}", address=word(address), device=device_name(device))
+    )
 
 
 def quoted(text: str) -> CheckedText:

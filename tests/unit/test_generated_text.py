@@ -53,7 +53,9 @@ HOSTILE = ("", "-x", "a b", "a\n", "\n", "$(id)", "`id`", "a;b", "a'b", 'a"b', "
 
 
 @pytest.mark.parametrize("text", HOSTILE)
-@pytest.mark.parametrize("gate", [gates.word, gates.file_name, lambda text: gates.scoped_address("fe80::1", text)])
+@pytest.mark.parametrize(
+    "gate", [gates.word, gates.device_name, gates.sysctl_path, lambda text: gates.scoped_address("fe80::1", text)]
+)
 def test_hostile_text_is_refused_by_one_line(gate: Callable[[str], str], text: str) -> None:
     with pytest.raises(gates.Unwritable) as refusal:
         gate(text)
@@ -65,11 +67,15 @@ def test_plain_word_is_written_unchanged(text: str) -> None:
     assert gates.word(text) == text
 
 
-def test_file_name_has_no_directory() -> None:
-    for text in ("a/b", "..", ".", ".hidden", "x" * 256):
+def test_name_in_a_path_is_one_part_of_it() -> None:
+    for text in ("a/b", "..", ".", ".hidden", "x" * 16):
         with pytest.raises(gates.Unwritable):
-            gates.file_name(text)
-    assert gates.file_name("wlan0.7") == "wlan0.7"
+            gates.device_name(text)
+    for text in ("net/../x", "net//x", "/net/x", "kernel/x", "net", "net/x/.."):
+        with pytest.raises(gates.Unwritable):
+            gates.sysctl_path(text)
+    assert gates.device_name("wlan0.7") == "wlan0.7"
+    assert gates.sysctl_path("net/ipv4/conf/wlan0.7/forwarding") == "net/ipv4/conf/wlan0.7/forwarding"
 
 
 def test_quoted_text_is_one_word_of_sh() -> None:

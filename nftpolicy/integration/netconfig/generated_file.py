@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
-from ...generated_text import CheckedText, fill, join, own_text, quoted, word
+from ...generated_text import CheckedText, device_name, fill, join, own_text, quoted, word
 from ...policy.objects import Policy, Uplink, lease_file
 
 HEAD = "# Written by 'nftpolicy netconfig' for the policy {policy}; nftpolicy(1)."
@@ -60,7 +60,7 @@ def device_case(
     lines = [
         fill(
             "    {device}) table={table} servers={servers} ;;",
-            device=word(device),
+            device=device_name(device),
             table=uplink.table,
             servers=quoted(servers_file(name, uplink) or ""),
         )

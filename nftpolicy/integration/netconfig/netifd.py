@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ...generated_text import fill, join, own_text, word
+from ...generated_text import device_name, fill, join, own_text
 from ...policy.objects import Policy
 from .generated_file import MODE_SCRIPT, GeneratedFile, header_line, uplink_devices
 
@@ -33,7 +33,7 @@ def files(policy: Policy) -> tuple[GeneratedFile, ...]:
     calls = join(
         "\n",
         (
-            fill("set_up {device} {table}", device=word(device), table=uplink.table)
+            fill("set_up {device} {table}", device=device_name(device), table=uplink.table)
             for device, _, uplink in uplink_devices(policy)
         ),
     )

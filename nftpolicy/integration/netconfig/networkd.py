@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from ...generated_text import file_name, fill, own_text, word
+from ...generated_text import device_name, fill, own_text
 from ...policy.objects import Policy
 from .generated_file import GeneratedFile, header_line, uplink_devices
 
@@ -53,8 +53,8 @@ def files(policy: Policy) -> tuple[GeneratedFile, ...]:
         GeneratedFile(own_text("/etc/systemd/networkd.conf.d/nftpolicy.conf"), fill(_DAEMON, head=header_line(policy))),
         *(
             GeneratedFile(
-                fill("/etc/systemd/network/05-nftpolicy-{device}.network", device=file_name(device)),
-                fill(_DEVICE, head=header_line(policy), device=word(device), table=uplink.table),
+                fill("/etc/systemd/network/05-nftpolicy-{device}.network", device=device_name(device)),
+                fill(_DEVICE, head=header_line(policy), device=device_name(device), table=uplink.table),
             )
             for device, _, uplink in uplink_devices(policy)
         ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import uuid
 
-from ...generated_text import file_name, fill, join, own_text, word
+from ...generated_text import device_name, fill, join, own_text, word
 from ...policy.objects import Policy
 from .generated_file import (
     MODE_SCRIPT,
@@ -75,14 +75,16 @@ _UUID_NAMESPACE = uuid.UUID(
 
 def files(policy: Policy) -> tuple[GeneratedFile, ...]:
     """Return defaults for the devices, a profile for each device, and a script for DNS servers."""
-    sections = [fill(_SECTION, device=word(device), table=uplink.table) for device, _, uplink in uplink_devices(policy)]
+    sections = [
+        fill(_SECTION, device=device_name(device), table=uplink.table) for device, _, uplink in uplink_devices(policy)
+    ]
     profiles = [
         GeneratedFile(
-            fill("/etc/NetworkManager/system-connections/nftpolicy-{device}.nmconnection", device=file_name(device)),
+            fill("/etc/NetworkManager/system-connections/nftpolicy-{device}.nmconnection", device=device_name(device)),
             fill(
                 _PROFILE,
                 head=header_line(policy),
-                device=word(device),
+                device=device_name(device),
                 table=uplink.table,
                 uuid=word(str(uuid.uuid5(_UUID_NAMESPACE, f"{policy.name}/{device}"))),
             ),

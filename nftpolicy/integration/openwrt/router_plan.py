@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from ...compiler import guard, ip_rules
 from ...compiler.sysctls import required_sysctls
-from ...generated_text import CheckedText, fill, join, scoped_address, word, words
+from ...generated_text import CheckedText, device_name, fill, join, scoped_address, sysctl_path, word, words
 from ...netstate.formats import nft_text
 from ...netstate.nft import FULL_MASK, Chain
 from ...netstate.routing import ROUTE_TYPES, IpRule, Route
@@ -30,7 +30,7 @@ def router_plan(policy: Policy, link_guard: bool = True) -> CheckedText:
     for route in ip_rules.uplink_routes(policy):
         lines.append(fill("route{family} {route}", family=route.family, route=_route(route)))
     for sysctl in required_sysctls(policy):
-        lines.append(fill("sysctl {path} {value}", path=word(sysctl.path), value=int(sysctl.value)))
+        lines.append(fill("sysctl {path} {value}", path=sysctl_path(sysctl.path), value=int(sysctl.value)))
     if link_guard:
         lines += [line for uplink in policy.uplink.values() for line in _egress_chains(policy, uplink)]
     lines += [line for name, uplink in policy.uplink.items() for line in _resolver(name, uplink)]
@@ -75,7 +75,7 @@ def _route(route: Route) -> CheckedText:
     if route.gateway:
         parts.append(fill("via {gateway}", gateway=word(route.gateway)))
     if route.device:
-        parts.append(fill("dev {device}", device=word(route.device)))
+        parts.append(fill("dev {device}", device=device_name(route.device)))
     parts.append(fill("table {table} metric {metric}", table=route.table, metric=route.metric))
     if route.onlink:
         parts.append(word("onlink"))
@@ -88,7 +88,7 @@ def _egress_chains(policy: Policy, uplink: Uplink) -> Iterator[CheckedText]:
         for chain in guard.link_chains(policy, {device: (_PORT,)}):
             if chain.hook and chain.hook.device in (device, _PORT):
                 keyword = word("own" if chain.hook.device == device else "port")
-                yield join(" ", [keyword, word(device), _chain_body(chain)])
+                yield join(" ", [keyword, device_name(device), _chain_body(chain)])
 
 
 def _chain_body(chain: Chain) -> CheckedText:
@@ -118,4 +118,6 @@ def _resolver(name: str, uplink: Uplink) -> Iterator[CheckedText]:
         servers = join(" ", (scoped_address(str(server.address), server.zone) for server in resolver.servers))
         yield fill("servers {name} fixed {servers}", name=word(name), servers=servers)
     else:
-        yield fill("servers {name} learned {devices}", name=word(name), devices=words(uplink.devices))
+        yield fill(
+            "servers {name} learned {devices}", name=word(name), devices=join(" ", map(device_name, uplink.devices))
+        )

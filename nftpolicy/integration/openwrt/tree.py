@@ -13,7 +13,7 @@ from ...compiler.block import minimal_block_table
 from ...compiler.compile import compile_policy
 from ...compiler.sysctls import required_sysctls
 from ...exceptions import NftpolicyError
-from ...generated_text import CheckedText, CheckedValue, comment, fill, fill_marks, join, word
+from ...generated_text import CheckedText, CheckedValue, comment, device_name, fill, fill_marks, join, sysctl_path, word
 from ...netstate.formats import nft_text
 from ...netstate.nft import Table
 from ...netstate.routing import RTPROT_NFTPOLICY
@@ -121,7 +121,7 @@ def _template(name: str) -> str:
 def _case_line(attachment: uci.UplinkAttachment) -> CheckedText:
     """Return a line of a `case`."""
     return fill(
-        "{devices}) echo {table} ;;", devices=join(" | ", map(word, attachment.devices)), table=attachment.table
+        "{devices}) echo {table} ;;", devices=join(" | ", map(device_name, attachment.devices)), table=attachment.table
     )
 
 
@@ -131,7 +131,11 @@ def _sysctls(policy: Policy) -> CheckedText:
     A dot in a device name becomes a slash.
     """
     lines = [
-        fill("{path}={value}\n", path=word(sysctl.path.translate(_DOTS_AND_SLASHES)), value=int(sysctl.value))
+        fill(
+            "{path}={value}\n",
+            path=word(sysctl_path(sysctl.path).translate(_DOTS_AND_SLASHES)),
+            value=int(sysctl.value),
+        )
         for sysctl in required_sysctls(policy)
     ]
     return _with_head("for boot; the nftpolicy script writes the same values.", join("", lines))

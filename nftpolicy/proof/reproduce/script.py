@@ -7,20 +7,19 @@ device that the state names; the second has the other ends, where the script wat
 
 from __future__ import annotations
 
-import re
-
 from attrs import evolve
 
 from nftpolicy.generated_text import (
     CheckedText,
     comment,
+    device_name,
     document_line,
     fill,
     join,
     own_text,
     quoted,
+    sysctl_path,
     word,
-    words,
 )
 from nftpolicy.model.packet import FORWARD, Packet, address_range
 from nftpolicy.netstate import nft
@@ -34,7 +33,6 @@ from .topology import NotReproducible, Topology, build_topology
 
 EXIT_LEFT, EXIT_NOT_LEFT, EXIT_INCONCLUSIVE = 0, 1, 3  # a script's exit statuses
 
-_SYSCTL = re.compile(r"net(/[A-Za-z0-9_.:@+-]+)+")  # below /proc/sys
 _OTHER_FAMILY = {4: ("ip6", "arp", "bridge"), 6: ("ip", "arp", "bridge")}
 
 _HEAD = """\
@@ -140,7 +138,7 @@ def reproduction_script(state: NetState, packet: Packet, device: str, title: str
     head = fill(
         _HEAD,
         title=comment(title),
-        device=word(device),
+        device=device_name(device),
         packet=comment(describe_packet(packet, with_details=True)),
         cautions=join("", (fill("# Caution: {remark}.\n", remark=item) for item in (*missing, *remarks))),
     )
@@ -174,7 +172,7 @@ def _setup(topology: Topology, packet: Packet) -> CheckedText:
         links.append(
             fill(
                 "link add {name} address {mac} type veth peer name {name} netns $there",
-                name=word(veth.name),
+                name=device_name(veth.name),
                 mac=word(veth.mac),
             )
         )
@@ -182,7 +180,7 @@ def _setup(topology: Topology, packet: Packet) -> CheckedText:
         links.append(
             fill(
                 "link set {name} arp off addrgenmode none{group} {state}",
-                name=word(veth.name),
+                name=device_name(veth.name),
                 group=group,
                 state=own_text("up") if veth.up else own_text("down"),
             )
@@ -193,7 +191,7 @@ def _setup(topology: Topology, packet: Packet) -> CheckedText:
             "addr add {address}/{length} dev {device} noprefixroute{nodad}",
             address=word(address),
             length=length,
-            device=word(device),
+            device=device_name(device),
             nodad=nodad,
         )
         for address, length, device in topology.addresses
@@ -204,7 +202,7 @@ def _setup(topology: Topology, packet: Packet) -> CheckedText:
             "\n", (fill("set_here {path} {value}", path=word(path), value=value) for path, value in baseline)
         ),
         links=join("\n", links),
-        peers=words(topology.devices),
+        peers=join(" ", map(device_name, topology.devices)),
         family=packet.family,
         addresses=join("\n", addresses),
     )
@@ -252,11 +250,8 @@ def _sysctls(state: NetState, family: int) -> CheckedText:
         for sysctl in state.sysctls
         if sysctl.path.startswith("net/") and not (family == 4 and sysctl.path.startswith("net/ipv6/"))
     ]
-    for sysctl in sysctls:
-        if not _SYSCTL.fullmatch(sysctl.path) or ".." in sysctl.path.split("/"):
-            raise ValueError(f"{sysctl.path!r} is not the path of a sysctl")
     lines = (
-        fill("set_here {path} {value}\n", path=quoted(sysctl.path), value=quoted(sysctl.value.replace("\t", " ")))
+        fill("set_here {path} {value}\n", path=sysctl_path(sysctl.path), value=quoted(sysctl.value.replace("\t", " ")))
         for sysctl in sysctls
     )
     return join("", (own_text("\n"), *lines)) if sysctls else own_text("")
