@@ -254,6 +254,9 @@ def _prepared(name):
         for kind, text in write(value):
             words.setdefault(kind, set()).update(SPLITTERS[kind](text))
             texts.add(text)
+        for _, text in text_places(value):  # beside hostile text, another one can be written in another form
+            for known in words.values():
+                known.update(re.split("[ ,]", text))
     return write, words, texts, [(value, _places(value)) for value in values()]
 
 

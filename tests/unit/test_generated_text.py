@@ -67,7 +67,7 @@ def test_plain_word_is_written_unchanged(text: str) -> None:
     assert gates.word(text) == text
 
 
-def test_name_in_a_path_is_one_part_of_it() -> None:
+def test_device_name_is_no_directory() -> None:
     for text in ("a/b", "..", ".", ".hidden", "x" * 16):
         with pytest.raises(gates.Unwritable):
             gates.device_name(text)
