@@ -12,6 +12,7 @@ import time
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
+from fuzz.hostile_text import SEEDS
 from fuzz.targets import TARGETS
 
 ROUND = 100  # examples of one target before the next target runs
@@ -27,6 +28,8 @@ def run_target(target, examples, number=0, shrink=True):
     Raises:
         RoundFailed: an example failed; hypothesis has minimized it.
     """
+    if target.inputs is SEEDS:
+        return run_seeds(target, examples, number)
     count = 0
 
     @seed(number)
@@ -47,8 +50,24 @@ def run_target(target, examples, number=0, shrink=True):
     try:
         check_example()
     except Exception as error:
-        raise RoundFailed(f"after {count} examples; to repeat: script/fuzz --replay {target.name} {number}") from error
+        raise round_failed(target, number, count) from error
     return count
+
+
+def run_seeds(target, examples, number):
+    """Run a target that draws from a seed itself: without hypothesis, a round takes a tenth of the time."""
+    seeds = random.Random(number)
+    for count in range(1, examples + 1):
+        try:
+            target.check(seeds.randbytes(8))
+        except Exception as error:
+            raise round_failed(target, number, count) from error
+    return examples
+
+
+def round_failed(target, number, count):
+    """Return the error of a failed round."""
+    return RoundFailed(f"after {count} examples; to repeat: script/fuzz --replay {target.name} {number}")
 
 
 def main():

@@ -6,7 +6,8 @@ import tomllib
 from attrs import frozen
 from hypothesis import strategies as st
 
-from fuzz import kernel_listings, uci_files
+from fuzz import command_documents, kernel_listings, uci_files, written_text
+from fuzz.hostile_text import SEEDS
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate.formats import nft_json_decode, nft_json_encode, nft_text
 from nftpolicy.policy.errors import PolicyError, PolicyText
@@ -215,6 +216,8 @@ TARGETS = (
     Target("uci-bytes", uci_files.RANDOM_FILES, uci_files.check_import),
     Target("uci-edited", uci_files.edited_files(), uci_files.check_import),
     Target("uci-made-up", uci_files.synthetic_files(), uci_files.check_import),
+    *(Target(name, SEEDS, written_text.writer_check(name)) for name in written_text.WRITERS),
+    Target("commands", SEEDS, command_documents.check_command),
     Target(
         "scenes",
         test_policy_invariant.scenes(),

@@ -2,7 +2,7 @@
 """Base class of the exceptions of nftpolicy. This module imports nothing, so every layer can use it.
 
 Exception, module, and meaning. An indented class derives from the class above it. `except
-NftpolicyError` catches all of them; UciLintError is a ValueError too, and DumpInterrupted an OSError.
+NftpolicyError` catches all of them; Unwritable and UciLintError are ValueErrors too, and DumpInterrupted an OSError.
 
 NftpolicyError
   PolicyError           policy.errors                          a policy is invalid: source, line, key, message
@@ -13,6 +13,7 @@ NftpolicyError
   DebugOutputError      netstate.formats.nft_debug.listing     an unknown line of nft's debug output
   RouterSnapshotError   netstate.formats.router_snapshot       an unknown line of a router's snapshot
   NotReproducible       proof.reproduce.topology               no script can send the packet of a counterexample
+  Unwritable            generated_text                         text that another program would read as more
   UciLintError          integration.openwrt.tree               netifd or fw4 would not apply a generated section
   UciError              importers.openwrt.uci_parser           a UCI file has a syntax error
   NotImportable         importers.openwrt.uplinks              a router configuration cannot become a policy
@@ -43,6 +44,7 @@ NftpolicyError
   RouterConfigError     runtime.import_openwrt                 a directory has no valid router configuration
   SnapshotError         runtime.snapshot                       a document is not a snapshot of this version
   AlternativeNameError  runtime.verify                         an uplink's device is named by an alternative name
+  OutputLost            cli.plain_output                       standard output or standard error takes no more
   Failure               cli.common                             a command failed: message and exit status
 """
 

@@ -7,6 +7,7 @@ The pages are read as mdoc source, so that all but the last test run without man
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tomllib
@@ -314,14 +315,17 @@ def test_exit_statuses() -> None:
     documented = [int(one) for one in re.findall(r"^\.It (\d+)$", source, re.MULTILINE)]
     assert documented == [
         0,
-        common.EXIT_REFUSED,
+        common.EXIT_REFUTED,
         common.EXIT_BAD_INPUT,
         common.EXIT_UNKNOWN,
         common.EXIT_UNAVAILABLE,
+        common.EXIT_FAILED,
         common.EXIT_DEFECT,
         NOT_EXECUTABLE,
         NOT_FOUND,
-        130,
+        128 + signal.SIGINT,
+        common.EXIT_OUTPUT_CLOSED,
+        128 + signal.SIGTERM,
     ]
 
 

@@ -13,6 +13,7 @@ from ..exceptions import NftpolicyError
 from ..policy.errors import PolicyError, PolicyText, did_you_mean, format_path
 from ..policy.load import load, numeric_account
 from ..policy.objects import Account, Policy
+from .plain_output import plain_line
 from .render.phrases import quantity
 
 if TYPE_CHECKING:
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
     from ..runtime.apply.state_dir import StateDir
 
 # The exit codes of every command, documented in nftpolicy(1).
-EXIT_REFUSED, EXIT_BAD_INPUT, EXIT_UNKNOWN, EXIT_UNAVAILABLE = 1, 2, 3, 4
+EXIT_REFUTED, EXIT_BAD_INPUT, EXIT_UNKNOWN, EXIT_UNAVAILABLE, EXIT_FAILED = 1, 2, 3, 4, 5
 EXIT_DEFECT = 70  # sysexits.h: EX_SOFTWARE
+EXIT_OUTPUT_CLOSED = 128 + 13  # as if SIGPIPE had ended the process
 
 POLICY_DIRECTORY, INSTALLED_NAME = (
     "/etc/nftpolicy",
@@ -37,7 +39,7 @@ _MOST_DIFFERENCES = 20  # lines of a message
 class Failure(NftpolicyError):
     """Failure of a command: the message for standard error, and the exit code."""
 
-    def __init__(self, message: str, status: int = EXIT_REFUSED) -> None:
+    def __init__(self, message: str, status: int = EXIT_FAILED) -> None:
         self.status = status
         super().__init__(message)
 
@@ -94,7 +96,7 @@ def read_input(file: Path) -> tuple[bytes, str]:
         Failure: the file cannot be read.
     """
     is_stdin = str(file) == "-"
-    name = "standard input" if is_stdin else str(file)
+    name = "standard input" if is_stdin else plain_line(str(file))
     try:
         return sys.stdin.buffer.read() if is_stdin else file.read_bytes(), name
     except OSError as error:
@@ -220,7 +222,7 @@ def change_errors_as_failure(source: PolicyText | None) -> Iterator[None]:
         from .findings_text import refusal_lines
 
         lines, unknown = refusal_lines(error, source)
-        status = EXIT_UNKNOWN if unknown else EXIT_REFUSED
+        status = EXIT_UNKNOWN if unknown else EXIT_REFUTED
         raise Failure("\n".join([*lines, "nftpolicy: nothing was changed"]), status) from None
     except RollbackFailed as error:
         raise Failure(f"{error}; type 'nftpolicy recover'. Differences:\n  {_differences(error.missing)}") from None
@@ -231,7 +233,7 @@ def change_errors_as_failure(source: PolicyText | None) -> Iterator[None]:
     except (Locked, RecoveryFailed) as error:
         raise Failure(str(error)) from None
     except OSError as error:
-        raise Failure(f"{error.filename or 'the state directory'}: {error.strerror}", EXIT_REFUSED) from None
+        raise Failure(f"{error.filename or 'the state directory'}: {error.strerror}") from None
 
 
 def _differences(plan: Plan) -> str:

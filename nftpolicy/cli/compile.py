@@ -15,6 +15,7 @@ from ..netstate.formats import ip_text, nft_json_encode, nft_text
 from ..netstate.state import NetState
 from ..policy.objects import Policy
 from .common import EXIT_BAD_INPUT, Failure, read_policy, warn
+from .plain_output import json_line, print_json
 
 if TYPE_CHECKING:
     from ..policy.errors import PolicyText
@@ -33,9 +34,8 @@ class Form(StrEnum):
 
 
 def _json_text(_: Policy, state: NetState) -> str:
-    import json
 
-    return json.dumps(nft_json_encode.encode_ruleset(state.tables), indent=1) + "\n"
+    return json_line(nft_json_encode.encode_ruleset(state.tables), indent=1) + "\n"
 
 
 def _summary_text(policy: Policy, state: NetState) -> str:
@@ -131,7 +131,6 @@ def _write_tree(policy: Policy, source: PolicyText, root: Path, link_guard: bool
 
 def _print_template(policy: Policy, source: PolicyText, link_guard: bool) -> None:
     """Print a template for OpenWISP, with warnings for what it cannot express."""
-    import json
 
     from ..integration.openwrt.openwisp import MANUAL_STEPS, template
 
@@ -144,7 +143,7 @@ def _print_template(policy: Policy, source: PolicyText, link_guard: bool) -> Non
     _validate_template(document)
     for reason, command in MANUAL_STEPS:
         warn(f"not in the template: {reason}; run on each device: {command}")
-    print(json.dumps(document, indent=1))
+    print_json(document)
 
 
 def _require_proofs(policy: Policy, source: PolicyText) -> None:

@@ -14,8 +14,9 @@ from typing import Annotated
 
 import typer
 
-from .common import EXIT_REFUSED, EXIT_UNAVAILABLE, Failure
+from .common import EXIT_REFUTED, EXIT_UNAVAILABLE, Failure
 from .options import PrintJson
+from .plain_output import print_json
 
 _POLICY = "gluon-fastd.toml"
 
@@ -43,15 +44,13 @@ def command(
         output = getattr(error, "stderr", None) or ""
         raise Failure("\n".join([f"the demo failed: {error}", *output.splitlines()[-3:]])) from None
     if as_json:
-        import json
-
-        print(json.dumps(report.as_json(), indent=1))
+        print_json(report.as_json())
     else:
         from .render.tables import print_demo
 
         print_demo(report)
     if report.faults():
-        raise typer.Exit(EXIT_REFUSED)
+        raise typer.Exit(EXIT_REFUTED)
 
 
 def _print_progress(title: str) -> None:

@@ -12,7 +12,7 @@ from attrs import frozen
 
 from .common import (
     EXIT_BAD_INPUT,
-    EXIT_REFUSED,
+    EXIT_REFUTED,
     EXIT_UNAVAILABLE,
     Failure,
     applied_policy,
@@ -21,6 +21,7 @@ from .common import (
     warn,
 )
 from .options import AppliedPolicyFile, ChainDevices, PrintJson, RouteFiles, RuleFiles, RulesetFile
+from .plain_output import print_json
 from .state_files import CHAIN_DEVICE_ALONE, state_from_files
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ def command(
         results = ExplainResults(judged_state, (ExplainResult(None, _explain_packet(judged_state, packet)),))
     results.print(as_json)
     if results.faults:
-        raise typer.Exit(EXIT_REFUSED)
+        raise typer.Exit(EXIT_REFUTED)
 
 
 @frozen
@@ -156,9 +157,7 @@ class ExplainResults:
     def print(self, as_json: bool) -> None:
         """Print the traces, or JSON."""
         if as_json:
-            import json
-
-            print(json.dumps(self._as_json(), indent=1))
+            print_json(self._as_json())
             return
         for line in self.judged.assumptions:
             print(f"assumption: {line}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from .common import EXIT_UNAVAILABLE, Failure, warn
 from .options import PrintJson
+from .plain_output import print_json
 from .render.terminal import make_console, make_table
 
 if TYPE_CHECKING:
@@ -34,9 +35,7 @@ def command(as_json: PrintJson = False) -> None:
     entry = snapshot.find_by_text(last[1]) if last else None
     number = entry.number if entry else None
     if as_json:
-        import json
-
-        print(json.dumps(_history_json(stored, snapshot, number, trial), indent=1))
+        print_json(_history_json(stored, snapshot, number, trial))
     else:
         _print_history(snapshot, number, trial)
         for file in snapshot.damaged:

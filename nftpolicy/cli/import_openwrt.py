@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import EXIT_BAD_INPUT, EXIT_REFUSED, Failure
+from .common import EXIT_BAD_INPUT, Failure
 from .options import RouteFiles, RuleFiles, RulesetFile
+from .plain_output import print_json
 from .state_files import state_from_files
 
 if TYPE_CHECKING:
@@ -64,10 +65,10 @@ def _write_policy(result: ImportResult, out: Path, force: bool) -> None:
     text = result.proposal.text
     try:
         if out.exists() and not force and out.read_text(errors="replace") != text:
-            raise Failure(f"{out}: the file exists and differs; --force replaces it", EXIT_REFUSED)
+            raise Failure(f"{out}: the file exists and differs; --force replaces it")
         out.write_text(text)
     except OSError as error:
-        raise Failure(f"{out}: cannot be written: {error.strerror}", EXIT_REFUSED) from None
+        raise Failure(f"{out}: cannot be written: {error.strerror}") from None
 
 
 def _report_lines(result: ImportResult, has_ruleset: bool) -> Iterator[str]:
@@ -122,7 +123,6 @@ def _with_location(location: str, text: str) -> str:
 
 
 def _print_json(result: ImportResult, has_ruleset: bool) -> None:
-    import json
 
     from ..proof.verdict import describe_packet
     from ..runtime.import_openwrt import leak_route
@@ -155,4 +155,4 @@ def _print_json(result: ImportResult, has_ruleset: bool) -> None:
         "assumptions": list(_assumptions(result, has_ruleset)),
         "now": proof_json(result.present, no_source),
     }
-    print(json.dumps(document, indent=1))
+    print_json(document)

@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import gc
+import re
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from importlib import import_module
 from keyword import iskeyword
+from typing import Any
 
 from .. import __version__
-from .plain_output import plain_streams
+from .plain_output import OutputLost, flush_streams, plain_line, plain_streams
 
 # Each command is a module of this package; a Python keyword has "_" appended. A module with `group`
 # has subcommands. Only the module of the given command is imported, so that start-up is quick.
@@ -21,59 +24,116 @@ COMMANDS = (
     "release", "resolver", "run", "demo", "import",
 )  # fmt: skip
 _OLD_NAMES = {"settings": "netconfig"}  # accepted until 0.3, not listed by --help
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_BAD_INPUT = 2  # EXIT_BAD_INPUT
 _SIGTERM_EXIT = 128 + signal.SIGTERM
 _SIGINT_EXIT = 128 + signal.SIGINT
 
 
 def main() -> None:
     """Run the command line of this process."""
-    arguments = sys.argv[1:]
-    if arguments == ["--version"]:
-        print(f"nftpolicy {__version__}")
-        return
     plain_streams()
     # An exception unwinds the stack: context managers undo a change and remove temporary files.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(_SIGTERM_EXIT))
     # Objects of a short command live until its end; collecting them would cost a tenth of its time.
     # Long-running commands turn the garbage collector on again.
     gc.disable()
-    from .common import EXIT_DEFECT, EXIT_UNAVAILABLE, Failure
+    status = _status_of(_run)
+    try:
+        flush_streams()
+    except OutputLost as lost:
+        status = _status_of_lost_output(lost)
+    sys.exit(status)
+
+
+def _run() -> int:
+    arguments = sys.argv[1:]
+    if arguments == ["--version"]:
+        print(f"nftpolicy {__version__}")
+        return 0
+    # Messages name files and values: a line feed in one would begin a line of its own.
+    own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # not those of a program to run
+    for argument in own:
+        if _CONTROL.search(argument):
+            return _fail(f"{argument!r} has a control character, which no file and no value here can have", _BAD_INPUT)
+    # typer would end the process with status 1 for an abort, and print usage errors around plain_streams.
+    status = application(arguments)()
+    return status if isinstance(status, int) else 0
+
+
+def _status_of(operation: Callable[[], int]) -> int:
+    """Return the exit status of an operation, after the message of its error."""
+    from .common import EXIT_DEFECT, Failure
 
     try:
-        application(arguments)()
+        return operation()
     except Failure as failure:
-        print(f"nftpolicy: {failure}", file=sys.stderr)
-        sys.exit(failure.status)
-    except Exception as error:
-        from ..kernel.errors import Unavailable
-
-        if isinstance(error, Unavailable):
-            print(f"nftpolicy: {error}", file=sys.stderr)
-            sys.exit(EXIT_UNAVAILABLE)
-        _report_defect(error)
-        sys.exit(EXIT_DEFECT)
+        return _fail(failure, failure.status)
+    except OutputLost as lost:
+        return _status_of_lost_output(lost)
     except KeyboardInterrupt:
-        print("nftpolicy: interrupted", file=sys.stderr)
-        sys.exit(_SIGINT_EXIT)
+        return _fail("interrupted", _SIGINT_EXIT)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else EXIT_DEFECT
+    except Exception as error:
+        return _status_of_error(error)
 
 
-def _report_defect(error: Exception) -> None:
+def _status_of_error(error: Exception) -> int:
+    from ..generated_text import Unwritable
+    from ..kernel.errors import Unavailable
+    from .common import EXIT_BAD_INPUT, EXIT_DEFECT, EXIT_UNAVAILABLE
+
+    if isinstance(error, Unavailable):
+        return _fail(error, EXIT_UNAVAILABLE)
+    if isinstance(error, Unwritable):
+        return _fail(error, EXIT_BAD_INPUT)
+    if hasattr(error, "format_message"):  # of the command line; typer may bring a click of its own
+        return _report_usage(error)
+    return _report_defect(error, EXIT_DEFECT)
+
+
+def _fail(message: object, status: int) -> int:
+    with suppress(OutputLost):
+        print(f"nftpolicy: {message}", file=sys.stderr)
+    return status
+
+
+def _status_of_lost_output(lost: OutputLost) -> int:
+    from .common import EXIT_FAILED, EXIT_OUTPUT_CLOSED
+
+    return EXIT_OUTPUT_CLOSED if lost.is_closed else _fail(lost, EXIT_FAILED)  # closed: as after "| head"
+
+
+def _report_usage(error: Any) -> int:
+    """Print an error of the command line, or the help of a command without arguments."""
+    from io import StringIO
+
+    if type(error).__name__ != "NoArgsIsHelpError":
+        error.message = plain_line(error.message)
+    text = StringIO()
+    error.show(file=text)
+    with suppress(OutputLost):
+        print(text.getvalue(), end="", file=sys.stderr)
+    return int(error.exit_code)
+
+
+def _report_defect(error: Exception, status: int) -> int:
     """Print an exception that no command expects, on one line: 1 means refuted, and nothing else."""
     import os
     import traceback
 
     if os.environ.get("NFTPOLICY_TRACEBACK"):
-        traceback.print_exception(error)
+        with suppress(OutputLost):
+            traceback.print_exception(error)
     frame = traceback.extract_tb(error.__traceback__)[-1]
     reason = " ".join(f"{type(error).__name__} {error}".split())
-    print(
-        f"nftpolicy: internal error: {reason} ({frame.filename}:{frame.lineno}); this is a defect: report it with the "
-        "output of NFTPOLICY_TRACEBACK=1",
-        file=sys.stderr,
-    )
+    place = f"{frame.filename}:{frame.lineno}"
+    defect = "this is a defect: report it with the output of NFTPOLICY_TRACEBACK=1"
+    return _fail(f"internal error: {reason} ({place}); {defect}", status)
 
 
-def application(arguments: list[str]) -> Callable[[], None]:
+def application(arguments: list[str]) -> Callable[[], object]:
     """Return the typer application with the command in `arguments`, or with all commands."""
     import typer
 
@@ -99,7 +159,7 @@ def application(arguments: list[str]) -> Callable[[], None]:
         else:
             app.command(command, hidden=command in _OLD_NAMES)(module.command)
 
-    def run_application() -> None:
-        app(prog_name="nftpolicy")
+    def run_application() -> object:
+        return app(prog_name="nftpolicy", standalone_mode=False)
 
     return run_application

@@ -2,16 +2,23 @@
 """Output of all commands: control characters in it are escaped, wherever the text came from.
 
 Names of processes, devices, tables and cgroups, and texts of documents, can have escape sequences
-that move the cursor, hide a line, or answer on the terminal's behalf. Only line feeds and tabs pass, and
-on a terminal the colours that this program sets.
+that move the cursor, hide a line, or answer on the terminal's behalf. Only line feeds and tabs pass. The
+colours and the progress line of this program have ways of their own, which no other text takes.
 """
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import re
 import sys
-from typing import TextIO
+from collections.abc import Callable
+from typing import Any, TextIO, TypeVar
+
+from ..exceptions import NftpolicyError
+
+Result = TypeVar("Result")
 
 # Control characters (C0 without tab and line feed, DEL, C1), marks that reorder a line (Unicode's
 # bidirectional controls), other line ends, and halves of surrogate pairs, which stand for bytes that are not UTF-8.
@@ -20,6 +27,14 @@ _UNSAFE = re.compile(f"[{_CONTROLS}]")
 _UNSAFE_LINE = re.compile(f"[\t\n{_CONTROLS}]")
 # Colours of rich: bold, dim and the eight colours.
 _COLOUR_OR_UNSAFE = re.compile(rf"(\x1b\[(?:0|1|2|3[0-7]|1;3[0-7]|2;3[0-7])m)|[{_CONTROLS}]")
+
+
+class OutputLost(NftpolicyError):
+    """Standard output or standard error takes no more text; `is_closed`: since its reader has ended."""
+
+    def __init__(self, name: str, error: OSError) -> None:
+        self.is_closed = error.errno == errno.EPIPE
+        super().__init__(f"{name}: cannot be written: {error.strerror}")
 
 
 def plain_line(text: str) -> str:
@@ -34,7 +49,30 @@ def plain_text(text: str) -> str:
 
 def plain_streams() -> None:
     """Escape control characters in all that this process prints from now on."""
-    sys.stdout, sys.stderr = _plain_stream(sys.stdout), _plain_stream(sys.stderr)
+    sys.stdout = _plain_stream(sys.stdout, "standard output")
+    sys.stderr = _plain_stream(sys.stderr, "standard error")
+
+
+def flush_streams() -> None:
+    """Write what is buffered.
+
+    Raises:
+        OutputLost: it cannot be written; it is dropped.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def print_json(document: Any, indent: int | None = 1) -> None:
+    """Print a document as JSON in ASCII: json.dumps leaves DEL as it is, and its escape here is no JSON."""
+    print(json_line(document, indent))
+
+
+def json_line(document: Any, indent: int | None = None) -> str:
+    """Return a document as JSON in printable ASCII."""
+    import json
+
+    return json.dumps(document, indent=indent).replace("\x7f", "\\u007f")
 
 
 def write_controls(stream: TextIO, text: str) -> None:
@@ -43,23 +81,60 @@ def write_controls(stream: TextIO, text: str) -> None:
     stream.flush()
 
 
-def _plain_stream(stream: TextIO) -> TextIO:
+class ColourFile:
+    """Standard output for a console of rich, whose colours pass; the console has escaped all other text."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write text with colours."""
+        if isinstance(self._stream, _PlainStream):
+            return self._stream.write_controls(_COLOUR_OR_UNSAFE.sub(_escape, text))
+        return self._stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _plain_stream(stream: TextIO, title: str) -> TextIO:
     if not isinstance(stream, io.TextIOWrapper) or isinstance(stream, _PlainStream):
         return stream
-    options = stream.encoding, stream.line_buffering
-    return _PlainStream(stream.detach(), options[0], "backslashreplace", line_buffering=options[1])
+    encoding, line_buffering = stream.encoding, stream.line_buffering
+    plain = _PlainStream(stream.detach(), encoding, "backslashreplace", line_buffering=line_buffering)
+    plain.title = title
+    return plain
 
 
 class _PlainStream(io.TextIOWrapper):
-    """Text stream that escapes control characters."""
+    """Text stream that escapes control characters. It raises OutputLost instead of OSError."""
+
+    title = ""
 
     def write(self, text: str) -> int:
-        pattern = _COLOUR_OR_UNSAFE if self.isatty() else _UNSAFE
-        return super().write(pattern.sub(_escape, text))
+        return self._try(lambda: super(_PlainStream, self).write(_UNSAFE.sub(_escape, text)))
+
+    def flush(self) -> None:
+        self._try(super().flush)
 
     def write_controls(self, text: str) -> int:
         """Write text with control characters of this program."""
-        return super().write(text)
+        return self._try(lambda: super(_PlainStream, self).write(text))
+
+    def _try(self, operation: Callable[[], Result]) -> Result:
+        try:
+            return operation()
+        except OSError as error:
+            self._drop()
+            raise OutputLost(self.title, error) from None
+
+    def _drop(self) -> None:
+        """Drop what is buffered and what follows, so that the interpreter does not write it at its end."""
+        descriptor = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(descriptor, self.fileno())
+        finally:
+            os.close(descriptor)
 
 
 def _escape(match: re.Match[str]) -> str:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .common import EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_UNKNOWN, Failure, last_policy, read_policy, this_kernel
+from .common import EXIT_REFUTED, EXIT_UNAVAILABLE, EXIT_UNKNOWN, Failure, last_policy, read_policy, this_kernel
 from .options import AppliedPolicyFile, PrintJson, UplinkDevices, UplinkMarks
+from .plain_output import print_json
 from .render.phrases import and_more
 from .render.terminal import make_console, make_table, styled
 from .uplink_options import require_no_policy, uplinks_from_options
@@ -65,13 +66,11 @@ def command(
     except PermissionError:
         raise Failure("this needs root (CAP_NET_RAW): try again with sudo", EXIT_UNAVAILABLE) from None
     if as_json:
-        import json
-
-        print(json.dumps(_report_json(report, policy, file), indent=1))
+        print_json(_report_json(report, policy, file))
     else:
         _print_report(report, policy, file)
     if report.verdict != NO_LEAK:
-        raise typer.Exit(EXIT_REFUSED if report.verdict == LEAKS else EXIT_UNKNOWN)
+        raise typer.Exit(EXIT_REFUTED if report.verdict == LEAKS else EXIT_UNKNOWN)
 
 
 # --- phrases ----------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .common import EXIT_REFUSED, EXIT_UNKNOWN, Failure
+from .common import EXIT_REFUTED, EXIT_UNKNOWN, Failure
 from .findings_text import finding_lines
 
 if TYPE_CHECKING:
@@ -50,4 +50,4 @@ def proved_boot_tables(policy: Policy, source: PolicyText) -> BootGuard:
 
 def _unproved(proof: Proof, source: PolicyText, note: str) -> Failure:
     message = "\n".join([*finding_lines(proof, source), f"nftpolicy: {note}"])
-    return Failure(message, EXIT_UNKNOWN if proof.verdict == "unknown" else EXIT_REFUSED)
+    return Failure(message, EXIT_UNKNOWN if proof.verdict == "unknown" else EXIT_REFUTED)

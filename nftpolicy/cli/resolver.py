@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +20,7 @@ from .common import (
     warn,
 )
 from .options import PolicyFile
+from .plain_output import print_json
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy
@@ -109,7 +109,7 @@ def _show_servers(policy: Policy, uplinks: list[str], as_json: bool) -> None:
                 f"cannot read devices and addresses from the kernel: {error.strerror}", EXIT_UNAVAILABLE
             ) from None
     if as_json:
-        print(json.dumps(servers, indent=1))
+        print_json(servers)
         return
     for name, facts in servers.items():
         print(f"uplink {name}: {', '.join(facts['servers']) or 'no server, so queries are refused'}")

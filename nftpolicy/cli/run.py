@@ -12,7 +12,7 @@ import typer
 
 from .common import (
     EXIT_BAD_INPUT,
-    EXIT_REFUSED,
+    EXIT_REFUTED,
     EXIT_UNAVAILABLE,
     Failure,
     change_errors_as_failure,
@@ -136,4 +136,4 @@ def _run_self_test(job: ServiceJob) -> None:
     for result in results:
         warn(f"{_TEST_RESULTS[result.passed]}: {result.text}")
     if any(result.passed is False for result in results):
-        raise typer.Exit(EXIT_REFUSED)
+        raise typer.Exit(EXIT_REFUTED)

@@ -10,8 +10,9 @@ import typer
 from attrs import evolve
 
 from ..policy.objects import Policy
-from .common import EXIT_REFUSED, change_errors_as_failure, last_policy, read_policy, this_kernel, warn
+from .common import EXIT_REFUTED, change_errors_as_failure, last_policy, read_policy, this_kernel, warn
 from .options import AppliedPolicyFile, PrintJson
+from .plain_output import print_json
 
 if TYPE_CHECKING:
     from ..runtime.apply.state_dir import StateDir
@@ -37,9 +38,7 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
         )
     leaks = [str(leak) for leak in resolver_leaks(policy)]
     if as_json:
-        import json
-
-        print(json.dumps({**state.as_json(), "resolver_leaks": leaks}, indent=1))
+        print_json({**state.as_json(), "resolver_leaks": leaks})
     else:
         from .render.tables import print_status
 
@@ -51,7 +50,7 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
     for line in leaks:
         warn(line)
     if not state.as_expected:
-        raise typer.Exit(EXIT_REFUSED)
+        raise typer.Exit(EXIT_REFUTED)
 
 
 def _misplaced_routes(policy: Policy) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from .common import (
     EXIT_BAD_INPUT,
-    EXIT_REFUSED,
+    EXIT_REFUTED,
     EXIT_UNKNOWN,
     Failure,
     last_policy,
@@ -33,7 +33,7 @@ from .options import (
     UplinkDevices,
     UplinkMarks,
 )
-from .plain_output import plain_line, write_controls
+from .plain_output import plain_line, print_json, write_controls
 from .snapshot import read_snapshot
 from .state_files import CHAIN_DEVICE_ALONE, state_from_files
 from .uplink_options import require_no_policy, uplinks_from_options
@@ -170,7 +170,7 @@ def command(
         warn(verdict_headline(judged_state))
     else:
         print_proof(judged_state, _source_locator(policy), inputs.suggested_commands())
-    status = {"proved": 0, "refuted": EXIT_REFUSED, "unknown": EXIT_UNKNOWN}[judged_state.proof.verdict]
+    status = {"proved": 0, "refuted": EXIT_REFUTED, "unknown": EXIT_UNKNOWN}[judged_state.proof.verdict]
     if status:
         raise typer.Exit(status)
 
@@ -221,20 +221,21 @@ def _source_locator(policy: tuple[Policy, PolicyText] | None) -> Callable[[tuple
 
 
 def _print_json(judged_state: Verification, policy: tuple[Policy, PolicyText] | None) -> None:
-    import json
 
     from .render.proof_report import proof_json
 
-    print(json.dumps(proof_json(judged_state, _source_locator(policy)), indent=1))
+    print_json(proof_json(judged_state, _source_locator(policy)))
 
 
 def _write_script(judged_state: Verification, file: Path) -> None:
     """Write the first counterexample that can be reproduced as a script."""
+    reason = "there is no counterexample"
     for finding, example in judged_state.refutations():
         try:
             text = judged_state.reproduction_script(finding, example)
         except ValueError as error:
             warn(f"a counterexample cannot be written as a script: {error}")
+            reason = "no counterexample can be written"
             continue
         if text is None:
             continue
@@ -248,7 +249,7 @@ def _write_script(judged_state: Verification, file: Path) -> None:
             raise Failure(f"{file}: cannot be written: {error.strerror}", EXIT_BAD_INPUT) from None
         warn(f"{file} reproduces it: run it as root, it makes network namespaces of its own")
         return
-    warn("--script: nothing was written, since there is no counterexample")
+    warn(f"--script: nothing was written, since {reason}")
 
 
 class _Progress:

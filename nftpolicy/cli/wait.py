@@ -11,7 +11,7 @@ import typer
 
 from .common import (
     EXIT_BAD_INPUT,
-    EXIT_REFUSED,
+    EXIT_REFUTED,
     Failure,
     change_errors_as_failure,
     last_policy,
@@ -68,7 +68,7 @@ def command(
             monitor.read,
         )
     if missing:
-        raise Failure("\nnftpolicy: ".join(missing), EXIT_REFUSED)
+        raise Failure("\nnftpolicy: ".join(missing), EXIT_REFUTED)
 
 
 def _missing_parts(readiness: Readiness, uplink: str | None, service: str | None) -> Callable[[], list[str]]:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ import typer
 from .apply_common import announce, create_applier, print_report
 from .common import change_errors_as_failure, read_policy, this_kernel
 from .options import WaitSeconds
+from .plain_output import json_line
 
 
 def command(
@@ -93,6 +93,6 @@ class EventLog:
             **facts,
         }
         try:
-            print(json.dumps(record) if self._as_json else format_log_line(record), file=sys.stderr, flush=True)
+            print(json_line(record) if self._as_json else format_log_line(record), file=sys.stderr, flush=True)
         except OSError:
             return

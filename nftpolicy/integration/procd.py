@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib.resources import files
 
+from ..generated_text import CheckedText, fill, fill_marks, join, word
 from .guard_files import GUARD_PATH, block_path, link_guard_path
 from .systemd_units import POLICY_PATH, require_safe_path
 
@@ -29,28 +30,27 @@ _KEPT_PATHS = (
     f"{INIT_DIR}/{_GUARD}",
     f"/etc/rc.d/S{_START[_GUARD]}{_GUARD}",
 )
-SYSUPGRADE_KEEP = {"/lib/upgrade/keep.d/nftpolicy": "".join(f"{path}\n" for path in _KEPT_PATHS)}
+SYSUPGRADE_KEEP = {
+    "/lib/upgrade/keep.d/nftpolicy": join("", (fill("{path}\n", path=word(path)) for path in _KEPT_PATHS))
+}
 
 
-def render_scripts(program: str, nft: str, policy: str = POLICY_PATH) -> dict[str, str]:
+def render_scripts(program: str, nft: str, policy: str = POLICY_PATH) -> dict[str, CheckedText]:
     """Return name -> text of every script, for the paths of nftpolicy, nft and the policy.
 
     Raises:
         ValueError: a path has a character with a special meaning in sh.
     """
-    values = {"PROGRAM": program, "NFT": nft, "POLICY": policy}
-    for path in values.values():
-        require_safe_path(path)
-    values |= {
-        "GUARD": GUARD_PATH,
-        "BLOCK": block_path(GUARD_PATH),
-        "LINK": link_guard_path(GUARD_PATH),
+    values = {
+        "PROGRAM": require_safe_path(program),
+        "NFT": require_safe_path(nft),
+        "POLICY": require_safe_path(policy),
+        "GUARD": word(GUARD_PATH),
+        "BLOCK": word(block_path(GUARD_PATH)),
+        "LINK": word(link_guard_path(GUARD_PATH)),
     }
-    return {name: _fill_in(_TEMPLATES[name], {**values, "START": str(_START[name])}) for name in SCRIPT_NAMES}
+    return {name: fill_marks(_template(name), {**values, "START": _START[name]}) for name in SCRIPT_NAMES}
 
 
-def _fill_in(template: str, values: Mapping[str, str]) -> str:
-    text = (files(__package__) / template).read_text(encoding="utf-8")
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", value)
-    return text
+def _template(name: str) -> str:
+    return (files(__package__) / _TEMPLATES[name]).read_text(encoding="utf-8")

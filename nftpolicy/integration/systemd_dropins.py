@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 from attrs import frozen
 
+from ..generated_text import CheckedText, fill, join, own_text, word, words
 from ..policy.objects import Policy, Service, Uplink
 
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service\Z")
@@ -59,17 +60,18 @@ class ServiceUnit:
         return self.policy.uplink[self.service.uplink]
 
 
-def dropin_text(unit: ServiceUnit) -> str:
-    """Return the drop-in of a service."""
+def dropin_text(unit: ServiceUnit) -> CheckedText:
+    """Return the drop-in of a service. Raises Unwritable, and KeyError if the policy has not its uplink."""
     after = list(_ORDER_AFTER)
     if unit.resolver_unit is not None:
         after.append(unit.resolver_unit)
     settings = [_identity(unit.service), *_MARKING[unit.service.marks](unit)]
-    return _TEXT.format(
-        name=unit.name,
-        policy=unit.policy.name,
-        after=" ".join(after),
-        lines="".join(f"{line}\n" for line in settings),
+    return fill(
+        _TEXT,
+        name=word(unit.name),
+        policy=word(unit.policy.name),
+        after=words(after),
+        lines=join("", (fill("{line}\n", line=line) for line in settings)),
     )
 
 
@@ -83,45 +85,53 @@ def service_unit_name(text: str) -> str | None:
     return unit if _UNIT.match(unit) else None
 
 
-def _identity(service: Service) -> str:
+def _identity(service: Service) -> CheckedText:
     if service.user is not None:
-        return f"User={service.user.name}"
+        return fill("User={name}", name=word(service.user.name))
     assert service.group is not None
     # The policy matches the group of the process; supplementary groups do not count.
-    return f"Group={service.group.name}"
+    return fill("Group={name}", name=word(service.group.name))
 
 
 # --- by the value of `marks` ---------------------------------------------------------------
 
 
-def _itself(unit: ServiceUnit) -> list[str]:
-    return [f"# The program sets the mark {unit.uplink.mark} on its sockets."]
+def _itself(unit: ServiceUnit) -> list[CheckedText]:
+    return [fill("# The program sets the mark {mark} on its sockets.", mark=word(str(unit.uplink.mark)))]
 
 
-def _preload(unit: ServiceUnit) -> list[str]:
+def _preload(unit: ServiceUnit) -> list[CheckedText]:
     return [
-        *(f"Environment={name}={value}" for name, value in unit.preload.items()),
-        "# For SO_MARK (CAP_NET_ADMIN before Linux 5.17). It does not disable LD_PRELOAD.",
-        "AmbientCapabilities=CAP_NET_RAW",
-        "# Exit status of the library if it gets no mark; a restart would not help.",
-        f"RestartPreventExitStatus={_NO_MARK_STATUS}",
+        *(
+            fill("Environment={name}={value}", name=word(name), value=word(value))
+            for name, value in unit.preload.items()
+        ),
+        own_text("# For SO_MARK (CAP_NET_ADMIN before Linux 5.17). It does not disable LD_PRELOAD."),
+        own_text("AmbientCapabilities=CAP_NET_RAW"),
+        own_text("# Exit status of the library if it gets no mark; a restart would not help."),
+        fill("RestartPreventExitStatus={status}", status=_NO_MARK_STATUS),
     ]
 
 
-def _cgroup(unit: ServiceUnit) -> list[str]:
+def _cgroup(unit: ServiceUnit) -> list[CheckedText]:
     # Not BPFProgram=: without its file, systemd starts the service without the program.
     return [
-        "# The BPF programs stay attached as long as the unit's cgroup exists. If this command fails,",
-        "# the service does not start.",
-        f"ExecStartPre=+{unit.program} units --attach {unit.name} {unit.policy_path}",
+        own_text("# The BPF programs stay attached as long as the unit's cgroup exists. If this command fails,"),
+        own_text("# the service does not start."),
+        fill(
+            "ExecStartPre=+{program} units --attach {name} {path}",
+            program=word(unit.program),
+            name=word(unit.name),
+            path=word(unit.policy_path),
+        ),
     ]
 
 
-def _uid_rule(unit: ServiceUnit) -> list[str]:
-    return ["# No mark: an ip rule of the policy routes the packets of this user by the uplink."]
+def _uid_rule(unit: ServiceUnit) -> list[CheckedText]:
+    return [own_text("# No mark: an ip rule of the policy routes the packets of this user by the uplink.")]
 
 
-_MARKING: dict[str, Callable[[ServiceUnit], list[str]]] = {
+_MARKING: dict[str, Callable[[ServiceUnit], list[CheckedText]]] = {
     "itself": _itself,
     "preload": _preload,
     "cgroup": _cgroup,

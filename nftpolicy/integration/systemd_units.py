@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from ..generated_text import CheckedText, fill, own_text, word
 from .guard_files import GUARD_PATH, block_path, link_guard_path
 
 POLICY_PATH = "/etc/nftpolicy/policy.toml"
@@ -161,6 +162,7 @@ RestrictAddressFamilies=AF_NETLINK AF_UNIX AF_INET AF_INET6
 """
 
 RESOLVER_TEMPLATE = "nftpolicy-resolver@.service"
+_ALL_RESOLVERS = "nftpolicy-resolver@*.service"  # a pattern of systemctl(1)
 _UNITS = {
     "nftpolicy-guard.service": _GUARD,
     "nftpolicy.service": _APPLY,
@@ -180,29 +182,27 @@ def units_to_start(uplinks: Iterable[str]) -> tuple[str, ...]:
     return (*(name for name in UNIT_NAMES if name != RESOLVER_TEMPLATE), *map(resolver_unit, uplinks))
 
 
-def render_units(program: str, nft: str, policy: str = POLICY_PATH) -> dict[str, str]:
+def render_units(program: str, nft: str, policy: str = POLICY_PATH) -> dict[str, CheckedText]:
     """Return name -> text of every unit, for the paths of nftpolicy, nft and the policy.
 
     Raises:
         ValueError: a path has a character with a special meaning in a unit.
     """
-    for path in (program, nft, policy):
-        require_safe_path(path)
     values = {
-        "program": program,
-        "nft": nft,
-        "policy": policy,
-        "guard": GUARD_PATH,
-        "link": link_guard_path(GUARD_PATH),
-        "block": block_path(GUARD_PATH),
-        "hardening": _HARDENING,
-        "resolvers": resolver_unit("*"),
+        "program": require_safe_path(program),
+        "nft": require_safe_path(nft),
+        "policy": require_safe_path(policy),
+        "guard": word(GUARD_PATH),
+        "link": word(link_guard_path(GUARD_PATH)),
+        "block": word(block_path(GUARD_PATH)),
+        "hardening": own_text(_HARDENING),
+        "resolvers": own_text(_ALL_RESOLVERS),
     }
-    return {name: content.format(**values) for name, content in _UNITS.items()}
+    return {name: fill(_UNITS[name], **values) for name in _UNITS}
 
 
-def require_safe_path(path: str) -> str:
-    """Return the path.
+def require_safe_path(path: str) -> CheckedText:
+    """Return an absolute path as a word.
 
     Raises ValueError if a character has a special meaning in a unit or in sh.
     """
@@ -211,4 +211,4 @@ def require_safe_path(path: str) -> str:
             f"{path!r} cannot be used in a unit or an init script; "
             "use an absolute path of letters, digits and _ . / + @ : -"
         )
-    return path
+    return word(path)

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 
+from ..generated_text import CheckedText, fill, join, word
+from ..netstate.formats import nft_text
 from .errors import Unavailable
 from .libnft import Nft
 from .netlink.conntrack import Conntrack, ConntrackEntry, FlowAddresses
@@ -22,6 +24,8 @@ _RESET_TABLE = """table inet nftpolicy-closing {{
 {rules}    }}
 }}
 """
+_MARK_RULE = '        oifname != "lo" meta mark & {mask:#x} == {value:#x} tcp flags & rst != 0 drop\n'
+_ADDRESS_RULE = "        oifname != {{ {names} }} {family} saddr {{ {sources} }} tcp flags & rst != 0 drop\n"
 
 
 class LiveSockets:
@@ -131,22 +135,15 @@ class LiveSockets:
         kernel sends a reset for each connection that is destroyed, by the routes of that moment.
         Yield None, or the reason why resets cannot be dropped.
         """
-        rules = [
-            f'oifname != "lo" meta mark & {mask:#x} == {value:#x} tcp flags & rst != 0 drop' for value, mask in marks
-        ]
-        names = ", ".join(f'"{device}"' for device in (*sorted(set(devices)), "lo"))
-        for family, separator in (("ip", "."), ("ip6", ":")):
-            sources = ", ".join(sorted({address for address in addresses if separator in address}))
-            if sources:
-                rules.append(f"oifname != {{ {names} }} {family} saddr {{ {sources} }} tcp flags & rst != 0 drop")
-        if not rules:
-            yield None
-            return
         try:
+            rules = join("", _reset_rules(marks, set(addresses), set(devices)))
+            if not rules:
+                yield None
+                return
             owner = Nft()
-            error = owner.load(_RESET_TABLE.format(rules="".join(f"        {rule}\n" for rule in rules)))
-        except Unavailable as unavailable:
-            yield str(unavailable)
+            error = owner.load(fill(_RESET_TABLE, rules=rules))
+        except (Unavailable, ValueError) as refusal:  # ValueError: a device with a name that nft cannot read
+            yield str(refusal)
             return
         if error is not None:
             yield error.strip().splitlines()[0]
@@ -155,3 +152,18 @@ class LiveSockets:
             yield None
         finally:
             owner.load("delete table inet nftpolicy-closing\n")
+
+
+def _reset_rules(marks: Iterable[tuple[int, int]], addresses: set[str], devices: set[str]) -> Iterator[CheckedText]:
+    """Yield a rule for each mark, and one for the addresses of each family. Raises ValueError."""
+    for value, mask in marks:
+        yield fill(
+            '        oifname != "lo" meta mark & {mask:#x} == {value:#x} tcp flags & rst != 0 drop\n',
+            mask=mask,
+            value=value,
+        )
+    names = join(", ", [nft_text.quoted_name(device) for device in (*sorted(devices), "lo")])
+    for family, separator in (("ip", "."), ("ip6", ":")):
+        sources = join(", ", [word(address) for address in sorted(addresses) if separator in address])
+        if sources:
+            yield fill(_ADDRESS_RULE, names=names, family=word(family), sources=sources)

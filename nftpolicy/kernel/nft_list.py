@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
+from ..netstate.formats import nft_text
 from .errors import RulesetUnreadable
 from .libnft import Nft
 
@@ -29,9 +30,13 @@ def list_table(nft: Nft, family: str, name: str) -> Any:
     Raises:
         RulesetUnreadable: nft cannot list the table in text either.
     """
+    try:
+        path = f"{nft_text.identifier(family)} {nft_text.identifier(name)}"
+    except ValueError as error:
+        raise RulesetUnreadable(str(error)) from None
     # `list ruleset` is the only list command of nft 1.0.6 that does not read the elements of named
     # sets.
-    commands = f"list ruleset {family}", f"list table {family} {name}"
+    commands = f"list ruleset {family}", f"list table {path}"
     for command in commands:
         with suppress(RulesetUnreadable):
             return nft.list_json(command, terse=True) or EMPTY
@@ -53,8 +58,9 @@ def _objects(nft: Nft, listing: str) -> Iterator[dict[str, Any]]:
 
 def _object(nft: Nft, kind: str, family: str, table: str, name: str) -> Iterator[dict[str, Any]]:
     try:
-        document = nft.list_json(f"list {kind} {family} {table} {name}", terse=True)
-    except RulesetUnreadable:
+        path = " ".join(map(nft_text.identifier, (family, table, name)))
+        document = nft.list_json(f"list {kind} {path}", terse=True)
+    except (RulesetUnreadable, ValueError):  # ValueError: a name that would be more than one word
         document = None
     if document is None:
         yield {"unreadable": {"kind": kind, "family": family, "table": table, "name": name}}

@@ -113,7 +113,8 @@ def policy_in_force(name: str, text: bytes, accounts: AccountLookup) -> PolicyIn
 
 def encode_snapshot(snapshot: Snapshot) -> str:
     """Return the document of a snapshot."""
-    return json.dumps({"format": FORMAT, **encode_value(snapshot)}, indent=1) + "\n"
+    document = json.dumps({"format": FORMAT, **encode_value(snapshot)}, indent=1)
+    return document.replace("\x7f", "\\u007f") + "\n"  # printable on a terminal too
 
 
 def decode_snapshot(text: bytes) -> Snapshot:
@@ -131,10 +132,23 @@ def decode_snapshot(text: bytes) -> Snapshot:
     if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
         raise SnapshotError(f'not a snapshot of this version: its key "format" is not {FORMAT!r}')
     try:
-        return decode_value(document, Snapshot)
+        snapshot = decode_value(document, Snapshot)
+        _require_printable(snapshot)
+        return snapshot
     except ValueError as error:
         version = document.get("program")
+        version = version if isinstance(version, str) and version.isprintable() else "?"
         raise SnapshotError(f"damaged, or of another version (it is of nftpolicy {version}): {error}") from None
+
+
+def _require_printable(snapshot: Snapshot) -> None:
+    """Check the texts of a snapshot that messages name. Raises ValueError."""
+    texts = [snapshot.program, snapshot.kernel, snapshot.time, *snapshot.assumptions, *snapshot.devices]
+    if snapshot.policy is not None:
+        texts += [snapshot.policy.name, *(text for kind, name, _ in snapshot.policy.accounts for text in (kind, name))]
+    for text in texts:
+        if not text.isprintable():
+            raise ValueError(f"{text!r} has control characters")
 
 
 def _of_router(text: bytes) -> Snapshot:

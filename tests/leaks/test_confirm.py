@@ -86,12 +86,12 @@ def test_control_flood_without_guard_leaks(made: Guarded) -> None:
 def test_confirm_keeps_policy(made: Guarded) -> None:
     made.nftpolicy("apply", "--confirm", "60", OTHER)
     refused = made.nftpolicy("apply", POLICY, check=False)
-    assert (refused.returncode, "waits to be confirmed" in refused.stderr) == (1, True)
+    assert (refused.returncode, "waits to be confirmed" in refused.stderr) == (5, True)
     made.nftpolicy("confirm")
     assert not pending(made)
     assert in_force(made) == OTHER
     again = made.nftpolicy("confirm", check=False)
-    assert (again.returncode, "no policy is waiting" in again.stderr) == (1, True)
+    assert (again.returncode, "no policy is waiting" in again.stderr) == (5, True)
 
 
 @pytest.mark.parametrize("pause", [0.25, 0.4, 0.6])

@@ -417,7 +417,7 @@ def test_run_uid_rule_service_without_rule_is_refused(made: Guarded) -> None:
     made.lab.node.ip("rule del priority 850")
     try:
         status, said = refused(made, "led", "--", "echo", "started")
-        assert (status, "is not in force" in said) == (1, True), said
+        assert (status, "is not in force" in said) == (5, True), said
     finally:
         made.apply()
     assert run(made, "echo", "started", service="led").stdout == "started\n"
@@ -512,7 +512,7 @@ def test_run_with_foreign_program_clearing_mark_is_refused(made: Guarded, tree: 
     run(made, "true")
     with bpf_programs.attached(path, bpf_programs.SOCK_CREATE, bpf_programs.mark_program(0x2)):
         status, said = refused(made, "fastd", "--", "echo", "started")
-        assert (status, "has the mark 0x2, and not 0x1/0x1" in said) == (1, True), said
+        assert (status, "has the mark 0x2, and not 0x1/0x1" in said) == (5, True), said
     assert run(made, "echo", "started").stdout == "started\n"
 
 
@@ -520,7 +520,7 @@ def test_run_with_foreign_program_denying_sockets_is_refused(made: Guarded, tree
     deny = bpf_programs._instruction(0xB7, 0, value=0) + bpf_programs._instruction(0x95)
     with bpf_programs.attached(bpf_programs.tree() / tree, bpf_programs.SOCK_CREATE, deny):
         status, said = refused(made, "fastd", "--", "echo", "started")
-    assert (status, "no socket can be opened" in said) == (1, True), said
+    assert (status, "no socket can be opened" in said) == (5, True), said
 
 
 def test_run_default_cgroup_requires_applied_policy() -> None:
@@ -531,7 +531,7 @@ def test_run_default_cgroup_requires_applied_policy() -> None:
         made = Guarded(lab, text)
         assert refused(made, name, "--", "true")[0] == 2
         status, said = refused(made, name, "--policy", POLICY, "--", "true")
-        assert (status, f"run 'nftpolicy apply {POLICY}' first" in said) == (1, True)
+        assert (status, f"run 'nftpolicy apply {POLICY}' first" in said) == (5, True)
         made.apply()
         try:
             done = made.nftpolicy("run", name, "--", "sh", "-c", "cat /proc/self/cgroup")

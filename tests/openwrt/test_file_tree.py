@@ -170,7 +170,7 @@ def test_compile_keeps_foreign_and_changed_files(tmp_path: Path) -> None:
     foreign.write_text("mine\n")
     (tmp_path / "etc/banner").write_text("hello\n")
     done = compiled(tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 5
     assert f"{foreign}: not written by nftpolicy, or changed since" in done.stderr
     assert set(snapshot(tmp_path)) == {"etc/init.d/nftpolicy", "etc/banner"}
     assert compiled(tmp_path, "--force").returncode == 0
@@ -178,7 +178,7 @@ def test_compile_keeps_foreign_and_changed_files(tmp_path: Path) -> None:
     (tmp_path / tree.PLAN_PATH).write_text("edited\n")
     before = snapshot(tmp_path)
     done = compiled(tmp_path, file="rulesets/vpn-killswitch.toml")
-    assert (done.returncode, snapshot(tmp_path)) == (1, before)
+    assert (done.returncode, snapshot(tmp_path)) == (5, before)
 
 
 def test_compile_other_policy_replaces_tree(tmp_path: Path) -> None:
@@ -241,6 +241,6 @@ def test_compile_supported_keys_give_no_warning(tmp_path: Path, sources: str) ->
 def test_compile_to_unwritable_directory_fails(tmp_path: Path) -> None:
     (tmp_path / "etc").write_text("a file where a folder must be\n")
     done = compiled(tmp_path)
-    assert done.returncode == 1
+    assert done.returncode == 5
     assert len(done.stderr.splitlines()) == 1
     assert set(snapshot(tmp_path)) == {"etc"}

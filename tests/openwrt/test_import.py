@@ -209,14 +209,14 @@ def test_import_again_is_equal_and_keeps_foreign_file(router, tmp_path):
     assert out.read_text() == first
     out.write_text("mine")
     refused = run("import", "openwrt", place, "--out", out)
-    assert (refused.returncode, refused.stdout, out.read_text()) == (1, "", "mine")
+    assert (refused.returncode, refused.stdout, out.read_text()) == (5, "", "mine")
     assert "--force replaces it" in refused.stderr
     assert run("import", "openwrt", place, "--out", out, "--force").returncode == 0
     assert out.read_text() == first
     gone = run("import", "openwrt", place, "--out", tmp_path / "no/such/p.toml")
-    assert (gone.returncode, gone.stderr.count("\n")) == (1, 1)
+    assert (gone.returncode, gone.stderr.count("\n")) == (5, 1)
     full = run("import", "openwrt", place, "--out", "/dev/full", "--force")
-    assert (full.returncode, full.stderr) == (1, "nftpolicy: /dev/full: cannot be written: No space left on device\n")
+    assert (full.returncode, full.stderr) == (5, "nftpolicy: /dev/full: cannot be written: No space left on device\n")
 
 
 def test_import_without_out_prints_policy_only(router):

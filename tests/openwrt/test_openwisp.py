@@ -75,7 +75,7 @@ def test_compile_to_openwisp_refused_template_is_not_printed(tmp_path, monkeypat
     file.write_text(GOOD)
     monkeypatch.setattr("nftpolicy.integration.openwrt.openwisp.template", lambda *_: {"files": [{}]})
     done = run("compile", file, "--to", "openwisp")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (5, "")
     assert "netjsonconfig rejects the template" in done.stderr
 
 

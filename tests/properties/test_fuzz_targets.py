@@ -1,5 +1,6 @@
 """A few examples of every fuzz target; script/fuzz runs more."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fuzz import kernel_listings
+from fuzz import kernel_listings, written_text
 from fuzz.__main__ import RoundFailed, run_target
 from fuzz.targets import TARGETS
 
@@ -32,6 +33,8 @@ FAULTS = {
     "uci-bytes": ("parse_uci", KeyError),
     "uci-edited": ("parse_uci", KeyError),
     "uci-made-up": ("parse_uci", KeyError),
+    **dict.fromkeys(written_text.WRITERS, ("with_text", TypeError)),
+    "commands": ("run_command", TypeError),
     "scenes": ("leaks", RecursionError),
     "proofs": ("prove", RecursionError),
     "policies": ("prove", RecursionError),
@@ -93,6 +96,30 @@ def test_fuzz_target_finds_an_injected_fault(monkeypatch, target):
     for _ in range(2):
         with pytest.raises(RoundFailed, match=rf"script/fuzz --replay {target.name} 5"):
             run_target(target, 200, 5, shrink=False)
+
+
+# A gate that lets everything through, by the target that must find it.
+OPEN_GATES = {
+    "text-tables": "nftpolicy.netstate.formats.nft_text_values._NAME",
+    "text-state": "nftpolicy.netstate.formats.ip_text._WORD",
+    "text-script": "nftpolicy.netstate.formats.ip_text._WORD",
+    "text-netconfig": "nftpolicy.generated_text._WORD",
+    "text-units": "nftpolicy.generated_text._WORD",
+    "text-router": "nftpolicy.generated_text._WORD",
+    "text-compiled": "nftpolicy.netstate.formats.nft_text_values._NAME",
+    "text-paths": "nftpolicy.integration.systemd_units._SAFE_PATH",
+    "text-servers": "nftpolicy.generated_text._WORD",
+}
+
+
+@pytest.mark.parametrize("name", OPEN_GATES)
+def test_fuzz_target_finds_an_open_gate(monkeypatch, name):
+    monkeypatch.setattr(OPEN_GATES[name], re.compile(".*", re.DOTALL))
+    monkeypatch.setattr("nftpolicy.generated_text._WORD", re.compile(".*", re.DOTALL))
+    (target,) = (each for each in TARGETS if each.name == name)
+    with pytest.raises(RoundFailed) as failure:
+        run_target(target, 300, 5, shrink=False)
+    assert isinstance(failure.value.__cause__, AssertionError)
 
 
 def test_fuzz_script_replays_a_round():

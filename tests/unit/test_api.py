@@ -287,7 +287,7 @@ def test_exceptions_with_a_second_base_are_documented():
         if issubclass(item, NftpolicyError)
         for base in item.__bases__[1:]
     }
-    assert second == {("UciLintError", "ValueError"), ("DumpInterrupted", "OSError")}
+    assert second == {("Unwritable", "ValueError"), ("UciLintError", "ValueError"), ("DumpInterrupted", "OSError")}
 
 
 def test_page_has_the_same_tree():

@@ -1,6 +1,7 @@
 """Control characters from names and documents do not reach the terminal, by any command."""
 
 import io
+import json
 import os
 import pty
 import subprocess
@@ -56,6 +57,10 @@ def test_print_escapes_control_characters(stream: str) -> None:
 
 CONSOLE = "from nftpolicy.cli.render.terminal import *; from rich.text import Text; c = make_console(soft_wrap=True); "
 PRINTS = {
+    "nested": f"from rich.padding import Padding; c.print(Padding(Text({HOSTILE!r}), 1))",
+    "group": f"from rich.console import Group; c.print(Group({HOSTILE!r}, Text({HOSTILE!r})))",
+    "plain print": f"print({HOSTILE!r})",
+    "json": f"from nftpolicy.cli.plain_output import print_json; print_json({{{HOSTILE!r}: {HOSTILE!r}}})",
     "text": f"c.print({HOSTILE!r})",
     "styled": f"c.print(Text({HOSTILE!r}, 'bold'))",
     "line": f"print_styled([({HOSTILE!r}, 'red')])",
@@ -71,7 +76,9 @@ def test_terminal_gets_only_colours_of_this_program(kind: str) -> None:
     printed = run_plain(CONSOLE + PRINTS[kind], tty=True).decode()
     for sequence in ("\x1b[2J", "\x1b[31mb", "\x1b]", "\x07", "\x9b", "\u202e", "\u2028", "\x08"):
         assert sequence not in printed, printed
-    if kind == "markup":
+    if kind == "json":
+        assert json.loads(printed) == {HOSTILE: HOSTILE}
+    elif kind == "markup":
         assert "[red]a[/] [/] [b" in printed and printed.rstrip().endswith("[/]")
     else:
         assert r"\x1b[2J\x1b[31mb" in printed.replace("\n", "")
@@ -107,4 +114,4 @@ def test_streams_that_are_no_files_stay() -> None:
     from nftpolicy.cli import plain_output
 
     stream = io.StringIO()
-    assert plain_output._plain_stream(stream) is stream
+    assert plain_output._plain_stream(stream, "standard output") is stream

@@ -12,7 +12,7 @@ import pytest
 
 from nftpolicy.cli import apply_common, rollback
 from nftpolicy.cli import history as listed
-from nftpolicy.cli.common import EXIT_BAD_INPUT, EXIT_REFUSED, Failure
+from nftpolicy.cli.common import EXIT_BAD_INPUT, EXIT_FAILED, Failure
 from nftpolicy.kernel.errors import StepRefused
 from nftpolicy.kernel.fake import FakeKernel
 from nftpolicy.runtime.apply import history, pending_confirm
@@ -358,7 +358,7 @@ def test_rollback_skips_damaged_entries(machine):
     machine.kept.path(2).write_text("{}")
     with pytest.raises(Failure, match=r"000002\.json: damaged") as said:
         machine.rollback(2)
-    assert said.value.status == EXIT_REFUSED
+    assert said.value.status == EXIT_FAILED
     machine.rollback()
     assert machine.in_force == GOOD
 

@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.cli import check, verify
-from nftpolicy.cli.common import EXIT_BAD_INPUT, EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_UNKNOWN, Failure
+from nftpolicy.cli.common import EXIT_BAD_INPUT, EXIT_REFUTED, EXIT_UNAVAILABLE, EXIT_UNKNOWN, Failure
 from nftpolicy.cli.packet_options import PacketOptions
 from nftpolicy.cli.render import proof_report
 from nftpolicy.cli.uplink_options import uplinks_from_options
@@ -110,7 +110,7 @@ def test_proved_has_status_0():
 def test_refuted_has_status_1():
     result = run(*fixture_options(), *UPLINK_OPTIONS)
     output = result.stdout.decode()
-    assert (result.returncode, result.stderr) == (EXIT_REFUSED, b"")
+    assert (result.returncode, result.stderr) == (EXIT_REFUTED, b"")
     assert output.startswith("REFUTED: the files: ")
     assert "  NO   P1  no leak           refuted\n" in output
     assert "P1 refuted: uplink wan: sockets: packets without the mark that leave by wan0" in output
@@ -158,7 +158,7 @@ def test_exemption_option_tolerates_its_packets(tables):
             found.append({"rule": {**rule, "expr": [*asks, {"accept": None}]}})
         found.append(one)
     Path(options[1]).write_text(json.dumps({"nftables": found}))
-    assert run(*options, *UPLINK_OPTIONS).returncode == EXIT_REFUSED
+    assert run(*options, *UPLINK_OPTIONS).returncode == EXIT_REFUTED
     result = run(*options, *UPLINK_OPTIONS, "--exempt", "dhcpv4")
     assert result.returncode == 0, result.stdout.decode()
     assert "  wan: dhcpv4\n" in result.stdout.decode()
@@ -206,7 +206,7 @@ def test_exempt_frames_are_tried_on_ethernet_only(link_type):
 def test_files_are_compared_with_a_policy():
     result = run("rulesets/gluon-fastd.toml", *fixture_options("gluon-node"))
     output = result.stdout.decode()
-    assert result.returncode == EXIT_REFUSED
+    assert result.returncode == EXIT_REFUTED
     assert output.startswith("REFUTED: gluon-fastd: the files: ")
     assert "  policy  rulesets/gluon-fastd.toml:8 uplink.wan" in output
     assert "  next    the policy is not in force here: nftpolicy apply rulesets/gluon-fastd.toml" in output
@@ -314,7 +314,7 @@ def test_ruleset_is_read_from_standard_input():
         run(*fixture_options(), *UPLINK_OPTIONS, "--json"),
     )
     assert piped.stdout == read.stdout
-    assert piped.returncode == EXIT_REFUSED
+    assert piped.returncode == EXIT_REFUTED
 
 
 def test_live_without_kernel_has_status_4(monkeypatch):
@@ -411,7 +411,7 @@ def test_json_has_expected_keys_and_types(words):
 def test_script_reproduces_the_first_counterexample(tmp_path):
     file = tmp_path / "leak.sh"
     result = run(*fixture_options(), *UPLINK_OPTIONS, "--script", file)
-    assert result.returncode == EXIT_REFUSED
+    assert result.returncode == EXIT_REFUTED
     assert result.stdout.startswith(b"REFUTED: ")
     assert result.stderr.decode().startswith(f"nftpolicy: {file} reproduces it: ")
     assert stat.S_IMODE(file.stat().st_mode) == 0o755
@@ -419,7 +419,7 @@ def test_script_reproduces_the_first_counterexample(tmp_path):
     assert text.startswith("#!/bin/sh\n# P1, uplink wan: sockets: ")
     subprocess.run(["sh", "-n", file], check=True, timeout=10)
     printed = run(*fixture_options(), *UPLINK_OPTIONS, "--script", "-")
-    assert (printed.returncode, printed.stdout.decode()) == (EXIT_REFUSED, text)
+    assert (printed.returncode, printed.stdout.decode()) == (EXIT_REFUTED, text)
     assert printed.stderr.startswith(b"nftpolicy: REFUTED: ")
 
 
@@ -591,7 +591,7 @@ def test_check_of_good_policy_is_one_line(policy_file):
 
 @pytest.mark.parametrize(
     ("change", "status", "verdict"),
-    [(without_rules, EXIT_REFUSED, "refuted"), (with_unsupported_match, EXIT_UNKNOWN, "unknown")],
+    [(without_rules, EXIT_REFUTED, "refuted"), (with_unsupported_match, EXIT_UNKNOWN, "unknown")],
 )
 def test_check_refuses_a_wrong_compiler(policy_file, monkeypatch, capsys, change, status, verdict):
     monkeypatch.setattr(compiler, "compile_policy", with_changed_tables(compile_policy, change))

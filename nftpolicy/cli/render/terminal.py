@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Iterable, Iterator
+from typing import IO, TYPE_CHECKING, Any, cast
 
-from ..plain_output import plain_line, plain_text
+from ..plain_output import ColourFile, plain_line, plain_text
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.segment import Segment
     from rich.table import Table
     from rich.text import Text
 
@@ -27,15 +28,21 @@ def make_console(soft_wrap: bool = False) -> Console:
     It takes no markup, and escapes control characters in what it prints.
     """
     from rich.console import Console
+    from rich.segment import Segment
     from rich.text import Text
 
     class PlainConsole(Console):
+        def render(self, *arguments: Any) -> Iterator[Segment]:
+            for segment in super().render(*arguments):
+                yield Segment(plain_text(segment.text), segment.style)
+
         def print(self, *objects: Any, **options: Any) -> None:
             super().print(
                 *(Text(plain_text(item)) if isinstance(item, str) else _plain(item) for item in objects), **options
             )
 
-    return PlainConsole(highlight=False, markup=False, soft_wrap=soft_wrap, no_color=not use_colour())
+    file = cast("IO[str]", ColourFile(sys.stdout))
+    return PlainConsole(file=file, highlight=False, markup=False, soft_wrap=soft_wrap, no_color=not use_colour())
 
 
 def make_table(*columns: str, right: Collection[str] = (), no_wrap: Collection[str] = ()) -> Table:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ...generated_text import fill, own_text
 from ...policy.objects import Policy
 from .generated_file import MOVE_ROUTES, WRITE_SERVERS, GeneratedFile, device_case, header_line
 
@@ -49,14 +50,14 @@ nftpolicy_exit
 
 def files(policy: Policy) -> tuple[GeneratedFile, ...]:
     """Return a hook before dhclient-script acts, and a hook after it."""
-    choice = device_case(policy, "interface", "return 0", "    ")
+    choice = device_case(policy, own_text("interface"), own_text("return 0"), own_text("    "))
     return (
         GeneratedFile(
-            "/etc/dhcp/dhclient-enter-hooks.d/nftpolicy",
-            _ENTER.format(head=header_line(policy), servers=WRITE_SERVERS, choice=choice),
+            own_text("/etc/dhcp/dhclient-enter-hooks.d/nftpolicy"),
+            fill(_ENTER, head=header_line(policy), servers=WRITE_SERVERS, choice=choice),
         ),
         GeneratedFile(
-            "/etc/dhcp/dhclient-exit-hooks.d/zz-nftpolicy",
-            _EXIT.format(head=header_line(policy), move=MOVE_ROUTES, choice=choice),
+            own_text("/etc/dhcp/dhclient-exit-hooks.d/zz-nftpolicy"),
+            fill(_EXIT, head=header_line(policy), move=MOVE_ROUTES, choice=choice),
         ),
     )

@@ -6,6 +6,7 @@ The first hook runs before those that write resolv.conf, the other one last.
 
 from __future__ import annotations
 
+from ...generated_text import fill, own_text
 from ...policy.objects import Policy
 from .generated_file import MOVE_ROUTES, WRITE_SERVERS, GeneratedFile, device_case, header_line
 
@@ -39,11 +40,11 @@ nftpolicy_exit
 
 def files(policy: Policy) -> tuple[GeneratedFile, ...]:
     """Return the enter hook and the exit hook."""
-    choice = device_case(policy, "interface", "return 0", "    ")
+    choice = device_case(policy, own_text("interface"), own_text("return 0"), own_text("    "))
     return (
-        GeneratedFile("/etc/dhcpcd.enter-hook", _ENTER.format(head=header_line(policy), choice=choice)),
+        GeneratedFile(own_text("/etc/dhcpcd.enter-hook"), fill(_ENTER, head=header_line(policy), choice=choice)),
         GeneratedFile(
-            "/etc/dhcpcd.exit-hook",
-            _EXIT.format(head=header_line(policy), move=MOVE_ROUTES, servers=WRITE_SERVERS, choice=choice),
+            own_text("/etc/dhcpcd.exit-hook"),
+            fill(_EXIT, head=header_line(policy), move=MOVE_ROUTES, servers=WRITE_SERVERS, choice=choice),
         ),
     )

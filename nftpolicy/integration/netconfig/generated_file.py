@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 
 from attrs import frozen
 
+from ...generated_text import CheckedText, device_name, fill, join, own_text, quoted, word
 from ...policy.objects import Policy, Uplink, lease_file
 
 HEAD = "# Written by 'nftpolicy netconfig' for the policy {policy}; nftpolicy(1)."
@@ -18,14 +18,14 @@ MODE_FILE, MODE_SCRIPT = 0o644, 0o755  # file modes
 class GeneratedFile:
     """Generated file: absolute path, text, and mode."""
 
-    path: str
-    text: str
+    path: CheckedText
+    text: CheckedText
     mode: int = MODE_FILE
 
 
-def header_line(policy: Policy) -> str:
+def header_line(policy: Policy) -> CheckedText:
     """Return the first line of every file."""
-    return HEAD.format(policy=policy.name)
+    return fill(HEAD, policy=word(policy.name))
 
 
 def uplink_devices(policy: Policy) -> Iterator[tuple[str, str, Uplink]]:
@@ -47,23 +47,35 @@ def servers_file(name: str, uplink: Uplink) -> str | None:
     return lease if lease.startswith("/run/nftpolicy/") else None
 
 
-def device_case(policy: Policy, variable: str, otherwise: str, indent: str = "") -> str:
+_NO_INDENT = own_text("")
+
+
+def device_case(
+    policy: Policy, variable: CheckedText, otherwise: CheckedText, indent: CheckedText = _NO_INDENT
+) -> CheckedText:
     """Return a shell `case` that sets `table` and `servers` for the device in a variable.
 
     For other devices it runs `otherwise`.
     """
     lines = [
-        f"    {device}) table={uplink.table} servers={shlex.quote(servers_file(name, uplink) or '')} ;;"
+        fill(
+            "    {device}) table={table} servers={servers} ;;",
+            device=device_name(device),
+            table=uplink.table,
+            servers=quoted(servers_file(name, uplink) or ""),
+        )
         for device, name, uplink in uplink_devices(policy)
     ]
-    lines = [f'case "${variable}" in', *lines, f"    *) {otherwise} ;;", "esac"]
-    return "\n".join(f"{indent}{line}" for line in lines)
+    head, last = fill('case "${variable}" in', variable=variable), fill("    *) {action} ;;", action=otherwise)
+    return join(
+        "\n", (fill("{indent}{line}", indent=indent, line=line) for line in (head, *lines, last, own_text("esac")))
+    )
 
 
 # Routes to link-local IPv6 addresses stay in main, where the policy's ip rules look them up. With
 # "onlink", the order of the routes does not matter. Words of "ip route show" that "ip route add" does
 # not accept are removed.
-MOVE_ROUTES = """\
+MOVE_ROUTES = own_text("""\
 nftpolicy_move() { # device, table: move the routes over the device to the table
     for nftpolicy_family in 4 6; do
         ip -$nftpolicy_family route show table main dev "$1" 2>/dev/null |
@@ -79,8 +91,8 @@ nftpolicy_move() { # device, table: move the routes over the device to the table
             done
     done
 }
-"""
-WRITE_SERVERS = """\
+""")
+WRITE_SERVERS = own_text("""\
 nftpolicy_servers() ( # file, family, addresses: write the servers of the uplink's resolver
     [ -n "$1" ] || exit 0
     umask 077
@@ -91,4 +103,4 @@ nftpolicy_servers() ( # file, family, addresses: write the servers of the uplink
     cat "$nftpolicy_file.4" "$nftpolicy_file.6" >"$nftpolicy_file.new" 2>/dev/null
     mv "$nftpolicy_file.new" "$nftpolicy_file"
 )
-"""
+""")

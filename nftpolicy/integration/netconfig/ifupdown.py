@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ...generated_text import fill, own_text
 from ...policy.objects import Policy
 from . import dhclient
 from .generated_file import MODE_SCRIPT, MOVE_ROUTES, GeneratedFile, device_case, header_line
@@ -21,5 +22,10 @@ exit 0
 
 def files(policy: Policy) -> tuple[GeneratedFile, ...]:
     """Return the script that ifup runs, and the hooks that its DHCP client runs."""
-    script = _UP.format(head=header_line(policy), move=MOVE_ROUTES, choice=device_case(policy, "IFACE", "exit 0"))
-    return (GeneratedFile("/etc/network/if-up.d/nftpolicy", script, MODE_SCRIPT), *dhclient.files(policy))
+    script = fill(
+        _UP,
+        head=header_line(policy),
+        move=MOVE_ROUTES,
+        choice=device_case(policy, own_text("IFACE"), own_text("exit 0")),
+    )
+    return (GeneratedFile(own_text("/etc/network/if-up.d/nftpolicy"), script, MODE_SCRIPT), *dhclient.files(policy))

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ...generated_text import device_name, fill, join, own_text
 from ...policy.objects import Policy
 from .generated_file import MODE_SCRIPT, GeneratedFile, header_line, uplink_devices
 
@@ -29,11 +30,17 @@ exit 0
 
 def files(policy: Policy) -> tuple[GeneratedFile, ...]:
     """Return the uci-defaults script."""
-    calls = "\n".join(f"set_up {device} {uplink.table}" for device, _, uplink in uplink_devices(policy))
+    calls = join(
+        "\n",
+        (
+            fill("set_up {device} {table}", device=device_name(device), table=uplink.table)
+            for device, _, uplink in uplink_devices(policy)
+        ),
+    )
     return (
         GeneratedFile(
-            "/etc/uci-defaults/90-nftpolicy-settings",
-            _SCRIPT.format(head=header_line(policy), calls=calls),
+            own_text("/etc/uci-defaults/90-nftpolicy-settings"),
+            fill(_SCRIPT, head=header_line(policy), calls=calls),
             MODE_SCRIPT,
         ),
     )

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from ...generated_text import device_name, fill, own_text
 from ...policy.objects import Policy
 from .generated_file import GeneratedFile, header_line, uplink_devices
 
@@ -49,11 +50,11 @@ UseNTP=no
 def files(policy: Policy) -> tuple[GeneratedFile, ...]:
     """Return a file for the daemon, and one for each device."""
     return (
-        GeneratedFile("/etc/systemd/networkd.conf.d/nftpolicy.conf", _DAEMON.format(head=header_line(policy))),
+        GeneratedFile(own_text("/etc/systemd/networkd.conf.d/nftpolicy.conf"), fill(_DAEMON, head=header_line(policy))),
         *(
             GeneratedFile(
-                f"/etc/systemd/network/05-nftpolicy-{device}.network",
-                _DEVICE.format(head=header_line(policy), device=device, table=uplink.table),
+                fill("/etc/systemd/network/05-nftpolicy-{device}.network", device=device_name(device)),
+                fill(_DEVICE, head=header_line(policy), device=device_name(device), table=uplink.table),
             )
             for device, _, uplink in uplink_devices(policy)
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import uuid
 
+from ...generated_text import device_name, fill, join, own_text, word
 from ...policy.objects import Policy
 from .generated_file import (
     MODE_SCRIPT,
@@ -74,27 +75,34 @@ _UUID_NAMESPACE = uuid.UUID(
 
 def files(policy: Policy) -> tuple[GeneratedFile, ...]:
     """Return defaults for the devices, a profile for each device, and a script for DNS servers."""
-    sections = [_SECTION.format(device=device, table=uplink.table) for device, _, uplink in uplink_devices(policy)]
+    sections = [
+        fill(_SECTION, device=device_name(device), table=uplink.table) for device, _, uplink in uplink_devices(policy)
+    ]
     profiles = [
         GeneratedFile(
-            f"/etc/NetworkManager/system-connections/nftpolicy-{device}.nmconnection",
-            _PROFILE.format(
+            fill("/etc/NetworkManager/system-connections/nftpolicy-{device}.nmconnection", device=device_name(device)),
+            fill(
+                _PROFILE,
                 head=header_line(policy),
-                device=device,
+                device=device_name(device),
                 table=uplink.table,
-                uuid=uuid.uuid5(_UUID_NAMESPACE, f"{policy.name}/{device}"),
+                uuid=word(str(uuid.uuid5(_UUID_NAMESPACE, f"{policy.name}/{device}"))),
             ),
             _PRIVATE,
         )
         for device, _, uplink in uplink_devices(policy)
     ]
-    script = _DISPATCHER.format(
-        head=header_line(policy), servers=WRITE_SERVERS, choice=device_case(policy, "1", "exit 0")
+    script = fill(
+        _DISPATCHER,
+        head=header_line(policy),
+        servers=WRITE_SERVERS,
+        choice=device_case(policy, own_text("1"), own_text("exit 0")),
     )
     return (
         GeneratedFile(
-            "/etc/NetworkManager/conf.d/nftpolicy.conf", _DEFAULTS.format(head=header_line(policy)) + "".join(sections)
+            own_text("/etc/NetworkManager/conf.d/nftpolicy.conf"),
+            join("", (fill(_DEFAULTS, head=header_line(policy)), *sections)),
         ),
         *profiles,
-        GeneratedFile("/etc/NetworkManager/dispatcher.d/50-nftpolicy", script, MODE_SCRIPT),
+        GeneratedFile(own_text("/etc/NetworkManager/dispatcher.d/50-nftpolicy"), script, MODE_SCRIPT),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from ...generated_text import CheckedText, fill, join, own_text
 from ...policy.objects import Policy
 from . import dhclient, dhcpcd, ifupdown, netifd, networkd, networkmanager
 from .generated_file import MODE_FILE, GeneratedFile
@@ -29,7 +30,11 @@ def netconfig_files(policy: Policy, program: str) -> tuple[GeneratedFile, ...]:
     return PROGRAMS[program][0](policy)
 
 
-def render_files(files: tuple[GeneratedFile, ...]) -> str:
+def render_files(files: tuple[GeneratedFile, ...]) -> CheckedText:
     """Return all files as one text for display."""
-    modes = ["" if file.mode == MODE_FILE else f", mode {file.mode:o}" for file in files]
-    return "\n".join(f"# --- {file.path}{mode}\n{file.text}" for file, mode in zip(files, modes, strict=True))
+    modes = [own_text("") if file.mode == MODE_FILE else fill(", mode {mode:o}", mode=file.mode) for file in files]
+    texts = (
+        fill("# --- {path}{mode}\n{text}", path=file.path, mode=mode, text=file.text)
+        for file, mode in zip(files, modes, strict=True)
+    )
+    return join("\n", texts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from ...generated_text import word
 from ...policy.objects import Policy
 from . import uci
 from .tree import DEFAULTS_PATH, build_tree
@@ -36,8 +37,8 @@ def template(policy: Policy, link_guard: bool = True) -> dict[str, Any]:
         "type": "DeviceConfiguration",
         "network": [
             {
-                "config_name": section.type,
-                "config_value": section.name,
+                "config_name": uci.uci_name(section.type),
+                "config_value": uci.uci_name(section.name),
                 **{key: _json_value(value) for key, value in section.options},
             }
             for section in uci.network_sections(policy)
@@ -47,4 +48,4 @@ def template(policy: Policy, link_guard: bool = True) -> dict[str, Any]:
 
 
 def _json_value(value: str | tuple[str, ...]) -> str | list[str]:
-    return value if isinstance(value, str) else list(value)
+    return word(value) if isinstance(value, str) else [word(item) for item in value]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from ...compiler import guard, ip_rules
 from ...compiler.sysctls import required_sysctls
+from ...generated_text import CheckedText, device_name, fill, join, scoped_address, sysctl_path, word, words
 from ...netstate.formats import nft_text
 from ...netstate.nft import FULL_MASK, Chain
 from ...netstate.routing import ROUTE_TYPES, IpRule, Route
@@ -21,16 +22,19 @@ _ROUTE_TYPES = {name: number for number, name in ROUTE_TYPES.items()}
 _PORT = "/"  # placeholder for a bridge port; not valid in a device name
 
 
-def router_plan(policy: Policy, link_guard: bool = True) -> str:
+def router_plan(policy: Policy, link_guard: bool = True) -> CheckedText:
     """Return the text of the plan file."""
-    lines = [f"policy {policy.name}"]
-    lines += [f"rule{rule.family} {_rule(rule)}" for rule in map(require_expressible, ip_rules.ip_rules(policy))]
-    lines += [f"route{route.family} {_route(route)}" for route in ip_rules.uplink_routes(policy)]
-    lines += [f"sysctl {sysctl.path} {sysctl.value}" for sysctl in required_sysctls(policy)]
+    lines = [fill("policy {name}", name=word(policy.name))]
+    for rule in map(require_expressible, ip_rules.ip_rules(policy)):
+        lines.append(fill("rule{family} {rule}", family=rule.family, rule=_rule(rule)))
+    for route in ip_rules.uplink_routes(policy):
+        lines.append(fill("route{family} {route}", family=route.family, route=_route(route)))
+    for sysctl in required_sysctls(policy):
+        lines.append(fill("sysctl {path} {value}", path=sysctl_path(sysctl.path), value=int(sysctl.value)))
     if link_guard:
         lines += [line for uplink in policy.uplink.values() for line in _egress_chains(policy, uplink)]
     lines += [line for name, uplink in policy.uplink.items() for line in _resolver(name, uplink)]
-    return "".join(f"{line}\n" for line in lines)
+    return join("", (fill("{line}\n", line=line) for line in lines))
 
 
 def require_expressible(rule: IpRule) -> IpRule:
@@ -48,54 +52,72 @@ def require_expressible(rule: IpRule) -> IpRule:
     return rule
 
 
-def _rule(rule: IpRule) -> str:
-    parts = [f"{rule.priority}: from all"]
+def _rule(rule: IpRule) -> CheckedText:
+    parts = [fill("{priority}: from all", priority=rule.priority)]
     if rule.destination:
-        parts.append(f"to {rule.destination}")
+        parts.append(fill("to {prefix}", prefix=word(rule.destination)))
     if rule.mask:
-        mask = f"/{rule.mask:#x}" if rule.mask != FULL_MASK else ""
-        parts.append(f"fwmark {rule.mark:#x}{mask}")
+        template = "fwmark {mark:#x}/{mask:#x}" if rule.mask != FULL_MASK else "fwmark {mark:#x}"
+        parts.append(fill(template, mark=rule.mark, mask=rule.mask))
     if rule.uids:
-        parts.append(f"uidrange {rule.uids[0]}-{rule.uids[1]}")
-    parts.append(f"lookup {rule.table}" if rule.action == "lookup" else str(_ROUTE_TYPES[rule.action]))
-    return " ".join(parts)
+        parts.append(fill("uidrange {low}-{high}", low=rule.uids[0], high=rule.uids[1]))
+    if rule.action == "lookup":
+        parts.append(fill("lookup {table}", table=rule.table))
+    else:
+        parts.append(fill("{type}", type=_ROUTE_TYPES[rule.action]))
+    return join(" ", parts)
 
 
-def _route(route: Route) -> str:
-    parts = [route.destination]
+def _route(route: Route) -> CheckedText:
+    parts = [word(route.destination)]
     if route.kind != "unicast":
-        parts.insert(0, route.kind)
+        parts.insert(0, word(route.kind))
     if route.gateway:
-        parts.append(f"via {route.gateway}")
+        parts.append(fill("via {gateway}", gateway=word(route.gateway)))
     if route.device:
-        parts.append(f"dev {route.device}")
-    parts += [f"table {route.table}", f"metric {route.metric}"]
+        parts.append(fill("dev {device}", device=device_name(route.device)))
+    parts.append(fill("table {table} metric {metric}", table=route.table, metric=route.metric))
     if route.onlink:
-        parts.append("onlink")
-    return " ".join(parts)
+        parts.append(word("onlink"))
+    return join(" ", parts)
 
 
-def _egress_chains(policy: Policy, uplink: Uplink) -> Iterator[str]:
+def _egress_chains(policy: Policy, uplink: Uplink) -> Iterator[CheckedText]:
     """Yield the egress chain of each device: own, and port if the device is a bridge."""
     for device in uplink.devices:
         for chain in guard.link_chains(policy, {device: (_PORT,)}):
             if chain.hook and chain.hook.device in (device, _PORT):
-                keyword = "own" if chain.hook.device == device else "port"
-                yield f"{keyword} {device} {_chain_body(chain)}"
+                keyword = word("own" if chain.hook.device == device else "port")
+                yield join(" ", [keyword, device_name(device), _chain_body(chain)])
 
 
-def _chain_body(chain: Chain) -> str:
+def _chain_body(chain: Chain) -> CheckedText:
     assert chain.hook
-    hook = f"priority {int(chain.hook.priority)}; policy {chain.hook.policy};"
-    return " ".join([hook, "; ".join(map(nft_text.rule_text, chain.rules))])
+    return fill(
+        "priority {priority}; policy {policy}; {rules}",
+        priority=int(chain.hook.priority),
+        policy=word(chain.hook.policy),
+        rules=join("; ", map(nft_text.rule_text, chain.rules)),
+    )
 
 
-def _resolver(name: str, uplink: Uplink) -> Iterator[str]:
+def _resolver(name: str, uplink: Uplink) -> Iterator[CheckedText]:
     """Yield how the dnsmasq of an uplink is started, and the source of its servers."""
     resolver = uplink.resolver
     if resolver is None:
         return
-    addresses = " ".join(str(endpoint.address) for endpoint in resolver.listen)
-    yield f"resolver {name} {uplink.mark.value} {resolver.user.number} {resolver.listen[0].port} {addresses}"
-    fixed = " ".join(map(str, resolver.servers))
-    yield f"servers {name} fixed {fixed}" if fixed else f"servers {name} learned {' '.join(uplink.devices)}"
+    yield fill(
+        "resolver {name} {mark} {user} {port} {addresses}",
+        name=word(name),
+        mark=uplink.mark.value,
+        user=resolver.user.number,
+        port=resolver.listen[0].port,
+        addresses=words(str(endpoint.address) for endpoint in resolver.listen),
+    )
+    if resolver.servers:
+        servers = join(" ", (scoped_address(str(server.address), server.zone) for server in resolver.servers))
+        yield fill("servers {name} fixed {servers}", name=word(name), servers=servers)
+    else:
+        yield fill(
+            "servers {name} learned {devices}", name=word(name), devices=join(" ", map(device_name, uplink.devices))
+        )

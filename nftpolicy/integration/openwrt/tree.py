@@ -13,6 +13,7 @@ from ...compiler.block import minimal_block_table
 from ...compiler.compile import compile_policy
 from ...compiler.sysctls import required_sysctls
 from ...exceptions import NftpolicyError
+from ...generated_text import CheckedText, CheckedValue, comment, device_name, fill, fill_marks, join, sysctl_path, word
 from ...netstate.formats import nft_text
 from ...netstate.nft import Table
 from ...netstate.routing import RTPROT_NFTPOLICY
@@ -33,6 +34,7 @@ _SCRIPTS = {  # path -> template in this directory
     "etc/hotplug.d/iface/30-nftpolicy": "hotplug.sh",
 }
 
+_DOTS_AND_SLASHES = str.maketrans("./", "/.")
 _HEAD = "# nftpolicy: {title}\n# Generated; change the policy, not this file.\n\n"
 
 
@@ -44,7 +46,7 @@ class UciLintError(NftpolicyError, ValueError):
 class TreeFile:
     """Text and permission of one file."""
 
-    text: str
+    text: CheckedText
     executable: bool = False
 
 
@@ -68,65 +70,72 @@ def build_tree(policy: Policy, link_guard: bool = True) -> dict[str, TreeFile]:
         ),
         PLAN_PATH: TreeFile(router_plan(policy, link_guard)),
         SECTIONS_PATH: TreeFile(
-            _HEAD.format(title="sections that etc/uci-defaults adds to /etc/config/network.")
-            + uci.render_config(network)
+            _with_head("sections that etc/uci-defaults adds to /etc/config/network.", uci.render_config(network))
         ),
         "etc/sysctl.d/50-nftpolicy.conf": TreeFile(_sysctls(policy)),
     }
     if link_guard:
         files_by_path[LINK_PATH] = _nft("guard of the link layer; the script adds the chains of the devices.", shared)
-    placeholders = {
-        "@PROTOCOL@": str(RTPROT_NFTPOLICY),
-        "@TABLE@": object_names.TABLE,
-        "@POLICY@": policy.name,
-        "@BATCH@": uci.render_batch(network),
-        "@TABLES@": "\n\t".join(_case_line(attachment) for attachment in uci.uplink_attachments(policy)),
+    marks: dict[str, CheckedValue] = {
+        "PROTOCOL": RTPROT_NFTPOLICY,
+        "TABLE": word(object_names.TABLE),
+        "POLICY": word(policy.name),
+        "BATCH": uci.render_batch(network),
+        "TABLES": join("\n\t", map(_case_line, uci.uplink_attachments(policy))),
     }
     files_by_path |= {
-        path: TreeFile(_fill_template(name, placeholders), executable=True) for path, name in _SCRIPTS.items()
+        path: TreeFile(fill_marks(_template(name), marks), executable=True) for path, name in _SCRIPTS.items()
     }
     return dict(sorted({**files_by_path, CHECKSUMS_PATH: TreeFile(checksum_list(files_by_path))}.items()))
 
 
 def snapshot_script() -> str:
     """Return the script that writes a snapshot on a machine without Python."""
-    return _fill_template("snapshot.sh", {})
+    return fill_marks(_template("snapshot.sh"), {})
 
 
-def checksum_list(files_by_path: dict[str, TreeFile]) -> str:
+def checksum_list(files_by_path: dict[str, TreeFile]) -> CheckedText:
     """Return the checksum list, for `sha256sum -c` on the router.
 
     The list also identifies files that nftpolicy generated.
     """
     digests = {path: hashlib.sha256(file.text.encode()).hexdigest() for path, file in files_by_path.items()}
-    return "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items()))
+    lines = (
+        fill("{digest}  {path}\n", digest=word(digest), path=word(path)) for path, digest in sorted(digests.items())
+    )
+    return join("", lines)
 
 
 def _nft(title: str, table: Table) -> TreeFile:
-    return TreeFile(_HEAD.format(title=title) + nft_text.replaceable_table_text(table))
+    return TreeFile(_with_head(title, nft_text.replaceable_table_text(table)))
 
 
-def _fill_template(name: str, placeholders: dict[str, str]) -> str:
-    script = (files(__package__) / name).read_text(encoding="utf-8")
-    for placeholder, value in placeholders.items():
-        script = script.replace(placeholder, value)
-    return script
+def _with_head(title: str, text: CheckedText) -> CheckedText:
+    return join("", (fill(_HEAD, title=comment(title)), text))
 
 
-def _case_line(attachment: uci.UplinkAttachment) -> str:
-    """Return a line of a `case`. The shell interprets no character of a device name."""
-    return f"{' | '.join(attachment.devices)}) echo {attachment.table} ;;"
+def _template(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")
 
 
-def _sysctls(policy: Policy) -> str:
+def _case_line(attachment: uci.UplinkAttachment) -> CheckedText:
+    """Return a line of a `case`."""
+    return fill(
+        "{devices}) echo {table} ;;", devices=join(" | ", map(device_name, attachment.devices)), table=attachment.table
+    )
+
+
+def _sysctls(policy: Policy) -> CheckedText:
     """Return the sysctls with dots, the form that OpenWrt's hotplug script looks a device up by.
 
     A dot in a device name becomes a slash.
     """
     lines = [
-        f"{sysctl.path.replace('.', chr(0)).replace('/', '.').replace(chr(0), '/')}={sysctl.value}"
+        fill(
+            "{path}={value}\n",
+            path=word(sysctl_path(sysctl.path).translate(_DOTS_AND_SLASHES)),
+            value=int(sysctl.value),
+        )
         for sysctl in required_sysctls(policy)
     ]
-    return _HEAD.format(title="for boot; the nftpolicy script writes the same values.") + "".join(
-        f"{line}\n" for line in lines
-    )
+    return _with_head("for boot; the nftpolicy script writes the same values.", join("", lines))

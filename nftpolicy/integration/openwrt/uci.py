@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from attrs import frozen
 
 from ...compiler import ip_rules
+from ...generated_text import CheckedText, fill, join, word
 from ...netstate.routing import TABLE_MAIN, IpRule, Route
 from ...policy.objects import Policy
 from .router_plan import require_expressible
@@ -24,7 +25,6 @@ PREFIX = "nftpolicy_"  # of the names of all generated sections
 LAST_METRIC = 2**31 - 1
 
 _NAME = re.compile(r"[A-Za-z0-9_]+\Z")
-_VALUE = re.compile(r"[A-Za-z0-9_./:@%+ -]*\Z")
 
 
 @frozen
@@ -84,39 +84,36 @@ def _terminal_route(route: Route) -> UciSection:
     return UciSection("network", "route6" if route.family == 6 else "route", name, options)
 
 
-def render_config(sections: Iterable[UciSection]) -> str:
+def render_config(sections: Iterable[UciSection]) -> CheckedText:
     """Return the sections in the form of a file of /etc/config."""
-    lines = []
+    blocks = []
     for section in sections:
-        lines += ["", f"config {_require_name(section.type)} '{_require_name(section.name)}'"]
+        lines = [fill("config {type} '{name}'\n", type=uci_name(section.type), name=uci_name(section.name))]
         for key, value in section.options:
-            lines += [
-                f"\t{'option' if isinstance(value, str) else 'list'} {_require_name(key)} '{item}'"
-                for item in _values(value)
-            ]
-    return "\n".join([*lines[1:], ""])
+            template = "\toption {key} '{item}'\n" if isinstance(value, str) else "\tlist {key} '{item}'\n"
+            lines += [fill(template, key=uci_name(key), item=item) for item in _values(value)]
+        blocks.append(join("", lines))
+    return join("\n", blocks)
 
 
-def render_batch(sections: Iterable[UciSection]) -> str:
+def render_batch(sections: Iterable[UciSection]) -> CheckedText:
     """Return the sections as commands for `uci batch`."""
     lines = []
     for section in sections:
-        section_path = f"{_require_name(section.config)}.{_require_name(section.name)}"
-        lines.append(f"set {section_path}={_require_name(section.type)}")
+        path = fill("{config}.{name}", config=uci_name(section.config), name=uci_name(section.name))
+        lines.append(fill("set {path}={type}", path=path, type=uci_name(section.type)))
         for key, value in section.options:
-            verb = "set" if isinstance(value, str) else "add_list"
-            lines += [f"{verb} {section_path}.{_require_name(key)}='{item}'" for item in _values(value)]
-    return "\n".join(lines)
+            template = "set {path}.{key}='{item}'" if isinstance(value, str) else "add_list {path}.{key}='{item}'"
+            lines += [fill(template, path=path, key=uci_name(key), item=item) for item in _values(value)]
+    return join("\n", lines)
 
 
-def _require_name(name: str) -> str:
+def uci_name(name: str) -> CheckedText:
+    """Return the name of a section, type or option. Raises ValueError."""
     if not _NAME.match(name):
         raise ValueError(f"{name!r} is not a valid UCI name: use letters, digits and _")
-    return name
+    return word(name)
 
 
-def _values(value: str | tuple[str, ...]) -> Iterator[str]:
-    for item in (value,) if isinstance(value, str) else value:
-        if not _VALUE.match(item):
-            raise ValueError(f"{item!r} cannot be written as a UCI value")
-        yield item
+def _values(value: str | tuple[str, ...]) -> Iterator[CheckedText]:
+    yield from map(word, (value,) if isinstance(value, str) else value)

@@ -12,19 +12,20 @@ from collections.abc import Iterable
 
 from attrs import asdict
 
+from ...generated_text import CheckedText
 from ..routing import TABLE_LOCAL, TABLE_MAIN, IpRule, Nexthop, Route
 
 _WORD = re.compile(r"[A-Za-z0-9_.:/@%+,=-]+")
 
 
-def rule_text(item: IpRule) -> str:
+def rule_text(item: IpRule) -> CheckedText:
     """Return the arguments of `ip rule add`, in ip-rule(8)'s order.
 
     Raises:
         ValueError: the rule has unsupported selectors, or a name that is not one word.
     """
     _require_writable(item)
-    return _rule_arguments(item)
+    return CheckedText(_rule_arguments(item))
 
 
 def _rule_arguments(item: IpRule) -> str:
@@ -64,14 +65,14 @@ def _port_range(ports: tuple[int, int]) -> str:
     return str(low) if low == high else f"{low}-{high}"
 
 
-def route_text(item: Route) -> str:
+def route_text(item: Route) -> CheckedText:
     """Return the arguments of `ip route add`, in ip-route(8)'s order.
 
     Raises:
         ValueError: the route has unsupported attributes, or a name that is not one word.
     """
     _require_writable(item)
-    return _route_arguments(item)
+    return CheckedText(_route_arguments(item))
 
 
 def _route_arguments(item: Route) -> str:
@@ -138,7 +139,7 @@ def display_text(item: IpRule | Route) -> str:
     return " ".join([text, *(f"[{unsupported}]" for unsupported in item.unknown)])
 
 
-def batch_text(rules: tuple[IpRule, ...], routes: tuple[Route, ...], family: int) -> str:
+def batch_text(rules: tuple[IpRule, ...], routes: tuple[Route, ...], family: int) -> CheckedText:
     """Return a file for `ip -FAMILY -batch`: routes of tables precede the rules that select them."""
     lines, keys = [], set()
     for item in _sort_by_reachability(routes):
@@ -148,7 +149,7 @@ def batch_text(rules: tuple[IpRule, ...], routes: tuple[Route, ...], family: int
             lines.append(f"route {'append' if key in keys else 'add'} {route_text(item)}")
             keys.add(key)
     lines += [f"rule add {rule_text(item)}" for item in rules if item.family == family]
-    return "".join(f"{line}\n" for line in lines)
+    return CheckedText("".join(f"{line}\n" for line in lines))
 
 
 def _sort_by_reachability(routes: tuple[Route, ...]) -> list[Route]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import attrs
 
+from ...generated_text import CheckedText
 from .. import nft
 from ..nft import Element, Expression, Statement
 from ..operations import ChainRules, NftOperation, SetElements
@@ -39,6 +40,7 @@ __all__ = [
     "hook_text",
     "identifier",
     "operation_text",
+    "quoted_name",
     "replaceable_table_text",
     "rule_text",
     "set_body_text",
@@ -57,12 +59,12 @@ _IS_ETHERNET = nft.Match(nft.Meta("iiftype"), 1)
 _ELEMENTS = re.compile(r"[A-Za-z0-9_.:/*%@, -]+\Z")
 
 
-def rule_text(item: nft.Rule) -> str:
+def rule_text(item: nft.Rule) -> CheckedText:
     """Return a rule on one line. Raises ValueError."""
     parts = _named_frame_types(item.statements)
     if item.comment:
         parts.append(f'comment "{require(_COMMENT, item.comment)}"')
-    return " ".join(parts)
+    return CheckedText(" ".join(parts))
 
 
 def _named_frame_types(statements: Sequence[Statement]) -> list[str]:
@@ -103,7 +105,7 @@ def elements_text(item: nft.Set, members: Iterable[Element]) -> str:
     rows = sorted([row % member for member in members])
     joined = ", ".join(rows)
     spaces = len(rows) * (2 * len(item.type) - 1) - 1
-    if rows and (not _ELEMENTS.match(joined) or joined.count(" ") != spaces):
+    if rows and (not _ELEMENTS.match(joined) or joined.count(" ") != spaces or joined.count(",") >= len(rows)):
         raise ValueError(f"an element of set {item.name} cannot be written in an nft ruleset")
     return f"{{ {joined} }}"
 
@@ -167,7 +169,7 @@ def _flowtable(item: nft.Flowtable) -> list[str]:
     return [*lines, "\t}"]
 
 
-def table_text(item: nft.Table) -> str:
+def table_text(item: nft.Table) -> CheckedText:
     """Return a table as a file for `nft -f`, one object per paragraph.
 
     The flags "owner" and "persist" are left out: the kernel deletes a table with an owner when the
@@ -200,16 +202,16 @@ def table_text(item: nft.Table) -> str:
             lines.append(f"\t\t{hook_text(chain.hook)}")
         lines += [f"\t\t{rule_text(item)}" for item in chain.rules]
         lines.append("\t}")
-    return "\n".join([*lines, "}", ""])
+    return CheckedText("\n".join([*lines, "}", ""]))
 
 
-def replaceable_table_text(item: nft.Table) -> str:
+def replaceable_table_text(item: nft.Table) -> CheckedText:
     """Return a file for `nft -f` that replaces the table, whether or not it exists.
 
     The file adds the table before it deletes it, since nft refuses to delete an absent table.
     """
     commands = [operation_text(NftOperation(verb, *item.key, nft.Table(*item.key))) for verb in ("add", "delete")]
-    return "\n".join([*commands, table_text(item)])
+    return CheckedText("\n".join([*commands, table_text(item)]))
 
 
 def operation_text(item: NftOperation) -> str:

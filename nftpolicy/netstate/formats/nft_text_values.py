@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from ...generated_text import CheckedText
 from .. import nft
 from ..nft import Element, Expression
 from ..nft.symbols import ETHERTYPE_NUMBERS, TCP_OPTIONS
@@ -67,9 +68,9 @@ def grammar_word(text: str) -> str:
     return require(_WORD, text)
 
 
-def quoted_name(text: str) -> str:
+def quoted_name(text: str) -> CheckedText:
     """Return a name in quotes. Raises ValueError."""
-    return f'"{require(_QUOTED_WORD, text)}"'
+    return CheckedText(f'"{require(_QUOTED_WORD, text)}"')
 
 
 def value_text(item: nft.Value, quoted: bool = False) -> str:

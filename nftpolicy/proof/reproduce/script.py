@@ -7,11 +7,20 @@ device that the state names; the second has the other ends, where the script wat
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-
 from attrs import evolve
 
+from nftpolicy.generated_text import (
+    CheckedText,
+    comment,
+    device_name,
+    document_line,
+    fill,
+    join,
+    own_text,
+    quoted,
+    sysctl_path,
+    word,
+)
 from nftpolicy.model.packet import FORWARD, Packet, address_range
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.formats import ip_text, nft_text
@@ -24,7 +33,6 @@ from .topology import NotReproducible, Topology, build_topology
 
 EXIT_LEFT, EXIT_NOT_LEFT, EXIT_INCONCLUSIVE = 0, 1, 3  # a script's exit statuses
 
-_SYSCTL = re.compile(r"net(/[A-Za-z0-9_.:@+-]+)+")  # below /proc/sys
 _OTHER_FAMILY = {4: ("ip6", "arp", "bridge"), 6: ("ip", "arp", "bridge")}
 
 _HEAD = """\
@@ -109,7 +117,7 @@ exit 3
 """
 
 
-def reproduction_script(state: NetState, packet: Packet, device: str, title: str) -> str:
+def reproduction_script(state: NetState, packet: Packet, device: str, title: str) -> CheckedText:
     """Return an sh script that shows whether `packet` leaves by `device` under `state`.
 
     Its exit status is SHOWN, REFUTED, or INCONCLUSIVE if the packet or the whole state cannot be
@@ -121,85 +129,86 @@ def reproduction_script(state: NetState, packet: Packet, device: str, title: str
     topology = build_topology(state, packet, device)
     left_out: list[str] = []
     tables, routing = _tables(state, packet, left_out), _routing(topology, left_out)
-    missing = [_line(item) for item in (*left_out, *unreproduced_parts(packet))]
+    missing = [comment(item) for item in (*left_out, *unreproduced_parts(packet))]
     remarks = [
         _without_ports(item)
         for item in state.devices
         if item.name in topology.devices and item.kind in ("bridge", "vrf")
     ]
-    head = _HEAD.format(
-        title=_line(title),
-        device=device,
-        packet=_line(describe_packet(packet, with_details=True)),
-        cautions="".join(f"# Caution: {item}.\n" for item in (*missing, *remarks)),
+    head = fill(
+        _HEAD,
+        title=comment(title),
+        device=device_name(device),
+        packet=comment(describe_packet(packet, with_details=True)),
+        cautions=join("", (fill("# Caution: {remark}.\n", remark=item) for item in (*missing, *remarks))),
     )
     try:
         sender = sender_program(packet, device, topology)
     except NotReproducible as error:
-        return head + _NOT_REPRODUCIBLE.format(reason=_quoted(f"no script can produce this packet: {error}"))
+        reason = quoted(f"no script can produce this packet: {error}")
+        return join("", (head, fill(_NOT_REPRODUCIBLE, reason=reason)))
     parts = [head, _setup(topology, packet), routing, _sysctls(state, packet.family)]
-    parts.append(_RUN.format(program=sender, tables=_tables_document(tables)))
-    parts += [f"echo {_quoted('caution: ' + item)}\n" for item in (*missing, *remarks)]
+    parts.append(fill(_RUN, program=_document(sender), tables=_document(tables)))
+    parts += [fill("echo {caution}\n", caution=quoted(f"caution: {item}")) for item in (*missing, *remarks)]
     # With parts missing, neither outcome shows the behaviour of the whole state.
     if not missing:
-        parts.append(_VERDICT.format(seen=PACKET_SEEN, not_seen=PACKET_NOT_SEEN))
-    return "".join(parts)
+        parts.append(fill(_VERDICT, seen=PACKET_SEEN, not_seen=PACKET_NOT_SEEN))
+    return join("", parts)
 
 
-def _line(message: str) -> str:
-    """Return the text on one line, so that no part of it becomes a command."""
-    return " ".join("".join(char if char.isprintable() else " " for char in message).split())
+def _document(text: str) -> CheckedText:
+    """Return lines for a here-document that END ends. Raises ValueError for a line that is END, or has controls."""
+    return join("", (fill("{line}\n", line=document_line(line, "END")) for line in text.split("\n")[:-1]))
 
 
-def _here_document(lines: Iterable[str]) -> str:
-    """Return the lines of a here-document that ends with END.
-
-    Raises:
-        ValueError: a line would end it, or has another line in it.
-    """
-    lines = list(lines)
-    for line in lines:
-        if line == "END" or not line.isprintable():
-            raise ValueError(f"{line!r} cannot be written in a script")
-    return "\n".join(lines)
-
-
-def _tables_document(text: str) -> str:
-    """Return text of nft for a here-document. Raises ValueError as `_here_document`."""
-    _here_document(line.replace("\t", " ") for line in text.splitlines())
-    return text
-
-
-def _quoted(argument: str) -> str:
-    return "'" + argument.replace("'", "'\\''") + "'"
-
-
-def _setup(topology: Topology, packet: Packet) -> str:
+def _setup(topology: Topology, packet: Packet) -> CheckedText:
     baseline = [("net/ipv4/conf/all/rp_filter", 0), ("net/ipv4/conf/default/rp_filter", 0)]
     if packet.family == 6:
-        baseline += [(f"net/ipv6/conf/{scope}/disable_ipv6", 0) for scope in ("all", "default")]
+        baseline += [("net/ipv6/conf/all/disable_ipv6", 0), ("net/ipv6/conf/default/disable_ipv6", 0)]
     if packet.origin == FORWARD:
         baseline.append(("net/ipv4/ip_forward" if packet.family == 4 else "net/ipv6/conf/all/forwarding", 1))
     links = []
     for veth in topology.devices.values():
-        links.append(f"link add {veth.name} address {veth.mac} type veth peer name {veth.name} netns $there")
-        group = f" group {veth.group}" if veth.group else ""
-        links.append(f"link set {veth.name} arp off addrgenmode none{group} {'up' if veth.up else 'down'}")
-    nodad = " nodad" if packet.family == 6 else ""
+        links.append(
+            fill(
+                "link add {name} address {mac} type veth peer name {name} netns $there",
+                name=device_name(veth.name),
+                mac=word(veth.mac),
+            )
+        )
+        group = fill(" group {group}", group=veth.group) if veth.group else own_text("")
+        links.append(
+            fill(
+                "link set {name} arp off addrgenmode none{group} {state}",
+                name=device_name(veth.name),
+                group=group,
+                state=own_text("up") if veth.up else own_text("down"),
+            )
+        )
+    nodad = own_text(" nodad") if packet.family == 6 else own_text("")
     addresses = [
-        f"addr add {address}/{length} dev {device} noprefixroute{nodad}"
+        fill(
+            "addr add {address}/{length} dev {device} noprefixroute{nodad}",
+            address=word(address),
+            length=length,
+            device=device_name(device),
+            nodad=nodad,
+        )
         for address, length, device in topology.addresses
     ]
-    return _SETUP.format(
-        baseline="\n".join(f"set_here {path} {value}" for path, value in baseline),
-        links="\n".join(links),
-        peers=" ".join(topology.devices),
+    return fill(
+        _SETUP,
+        baseline=join(
+            "\n", (fill("set_here {path} {value}", path=word(path), value=value) for path, value in baseline)
+        ),
+        links=join("\n", links),
+        peers=join(" ", map(device_name, topology.devices)),
         family=packet.family,
-        addresses=_here_document(addresses),
+        addresses=join("\n", addresses),
     )
 
 
-def _routing(topology: Topology, left_out: list[str]) -> str:
+def _routing(topology: Topology, left_out: list[str]) -> CheckedText:
     lines = []
     items: tuple[Route | IpRule, ...] = (*sorted(topology.routes, key=_route_order), *topology.rules)
     for item in items:
@@ -207,9 +216,9 @@ def _routing(topology: Topology, left_out: list[str]) -> str:
             lines.append(_add_command(item))
         except ValueError as error:
             left_out.append(f"{type(item).__name__} {item} is left out: {error}")
-    tables = "local main default" if topology.lists_own_routes else "main default"
-    no_rules = _NO_RULES.format(family=topology.family) if topology.rules else ""
-    return _ROUTING.format(tables=tables, family=topology.family, no_rules=no_rules, lines=_here_document(lines))
+    tables = own_text("local main default") if topology.lists_own_routes else own_text("main default")
+    no_rules = fill(_NO_RULES, family=topology.family) if topology.rules else own_text("")
+    return fill(_ROUTING, tables=tables, family=topology.family, no_rules=no_rules, lines=join("\n", lines))
 
 
 def _route_order(route: Route) -> tuple[bool, bool, int]:
@@ -221,9 +230,9 @@ def _route_order(route: Route) -> tuple[bool, bool, int]:
     return route.table != TABLE_LOCAL, route.kind != "local", high - low if route.table == TABLE_LOCAL else 0
 
 
-def _add_command(item: Route | IpRule) -> str:
+def _add_command(item: Route | IpRule) -> CheckedText:
     if isinstance(item, IpRule):
-        return f"rule add {ip_text.rule_text(item)}"
+        return fill("rule add {rule}", rule=ip_text.rule_text(item))
     # The route to a gateway may be added only later, so gateways are added with onlink.
     nexthops = tuple(
         evolve(nexthop, onlink=bool(nexthop.gateway and nexthop.device))
@@ -232,30 +241,27 @@ def _add_command(item: Route | IpRule) -> str:
     )
     with_onlink = evolve(item, nexthops=nexthops) if item.nexthops else evolve(item, onlink=nexthops[0].onlink)
     # The order distinguishes several routes to one destination.
-    return f"route append {ip_text.route_text(with_onlink)}"
+    return fill("route append {route}", route=ip_text.route_text(with_onlink))
 
 
-def _sysctls(state: NetState, family: int) -> str:
+def _sysctls(state: NetState, family: int) -> CheckedText:
     sysctls = [
         sysctl
         for sysctl in state.sysctls
         if sysctl.path.startswith("net/") and not (family == 4 and sysctl.path.startswith("net/ipv6/"))
     ]
-    for sysctl in sysctls:
-        if not _SYSCTL.fullmatch(sysctl.path) or ".." in sysctl.path.split("/"):
-            raise ValueError(f"{sysctl.path!r} is not the path of a sysctl")
-        if not sysctl.value.replace("\t", " ").isprintable():
-            raise ValueError(f"{sysctl.value!r} is not the value of a sysctl")
-    if not sysctls:
-        return ""
-    return "\n" + "".join(f"set_here {_quoted(sysctl.path)} {_quoted(sysctl.value)}\n" for sysctl in sysctls)
+    lines = (
+        fill("set_here {path} {value}\n", path=sysctl_path(sysctl.path), value=quoted(sysctl.value.replace("\t", " ")))
+        for sysctl in sysctls
+    )
+    return join("", (own_text("\n"), *lines)) if sysctls else own_text("")
 
 
-def _without_ports(device: Device) -> str:
-    return f"{device.name}, a {device.kind}, is here a device without ports"
+def _without_ports(device: Device) -> CheckedText:
+    return comment(f"{device.name}, a {device.kind}, is here a device without ports")
 
 
-def _tables(state: NetState, packet: Packet, left_out: list[str]) -> str:
+def _tables(state: NetState, packet: Packet, left_out: list[str]) -> CheckedText:
     """Return the tables of this family as text; adds parts that cannot be written to `left_out`."""
     written = []
     for table in state.tables:
@@ -267,7 +273,7 @@ def _tables(state: NetState, packet: Packet, left_out: list[str]) -> str:
             written.append(nft_text.table_text(_writable_table(table, name, left_out)))
         except ValueError as error:
             left_out.append(f"{name} is left out: {error}")
-    return "\n".join(written)
+    return join("\n", written)
 
 
 def _writable_table(table: nft.Table, name: str, left_out: list[str]) -> nft.Table:

@@ -22,6 +22,7 @@ from pathlib import Path
 from attrs import evolve, field, frozen
 
 from ...exceptions import NftpolicyError
+from ...generated_text import fill, word
 from ...kernel import accounts
 from ...kernel.cgroup import MarkedCgroup, unmarked_sockets
 from ...kernel.errors import Unavailable
@@ -102,12 +103,12 @@ def dnsmasq_arguments(job: ResolverJob) -> list[str]:
         "--conf-file=/dev/null",
         "--pid-file",
         "--log-facility=-",
-        f"--user={user[0]}",
-        f"--group={user[1]}",
-        f"--port={job.resolver.listen[0].port}",
+        fill("--user={name}", name=word(user[0])),
+        fill("--group={name}", name=word(user[1])),
+        fill("--port={port}", port=job.resolver.listen[0].port),
         "--bind-interfaces",
-        *(f"--listen-address={listen.address}" for listen in job.resolver.listen),
-        f"--resolv-file={job.servers_file}",
+        *(fill("--listen-address={address}", address=word(str(listen.address))) for listen in job.resolver.listen),
+        fill("--resolv-file={path}", path=word(str(job.servers_file))),
         "--no-hosts",
         "--cache-size=0",
         "--proxy-dnssec",

@@ -9,11 +9,12 @@ as they answer.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from attrs import define, field
 
+from ...generated_text import CheckedText, fill, join, scoped_address
 from ...policy.objects import Address, Server
 from ..atomic_file import write_temporary
 
@@ -38,6 +39,14 @@ def servers_file_path(state: Path, uplink: str) -> Path:
 def servers_file_in_directory(directory: Path) -> Path:
     """Return the path of the servers file in the directory of a resolver."""
     return directory / _FILE_NAME
+
+
+def servers_text(servers: Iterable[Server]) -> CheckedText:
+    """Return the servers as dnsmasq reads them, in the form of resolv.conf(5). Raises Unwritable."""
+    lines = (
+        fill("nameserver {server}\n", server=scoped_address(str(server.address), server.zone)) for server in servers
+    )
+    return join("", lines)
 
 
 @define
@@ -78,7 +87,7 @@ class ServersFile:
 
     def _write(self, all_servers: tuple[Server, ...]) -> None:
         new = self.path.with_suffix(".new")
-        write_temporary(new, "".join(f"nameserver {server}\n" for server in all_servers).encode(), _MODE)
+        write_temporary(new, servers_text(all_servers).encode(), _MODE)
         # dnsmasq reads a file again if its inode or the whole seconds of its mtime differ. A file
         # system may reuse an inode, so each file gets a later mtime.
         self._mtime = max(self._mtime + 1, int(new.stat().st_mtime))

@@ -211,6 +211,9 @@ def origin_fields(author: Origin) -> dict[str, Any]:
     return fields
 
 
+_LAST_BMP = 0xFFFF  # last character of four digits
+
+
 def format_log_line(facts: Mapping[str, Any]) -> str:
     """Return a log line of key=value; a value that is empty or has blanks or quotes is quoted."""
     return " ".join(f"{key}={_quoted(value)}" for key, value in facts.items())
@@ -225,4 +228,8 @@ def _quoted(value: Any) -> str:
     if text and not special:
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in escaped) + '"'
+    return '"' + "".join(char if char.isprintable() else _escape(ord(char)) for char in escaped) + '"'
+
+
+def _escape(code: int) -> str:
+    return f"\\u{code:04x}" if code <= _LAST_BMP else f"\\U{code:08x}"
