@@ -103,6 +103,8 @@ def _preload(unit: ServiceUnit) -> list[str]:
         *(f"Environment={name}={value}" for name, value in unit.preload.items()),
         "# For SO_MARK (CAP_NET_ADMIN before Linux 5.17). It does not disable LD_PRELOAD.",
         "AmbientCapabilities=CAP_NET_RAW",
+        "# ld.so ignores LD_PRELOAD for a program that gets privileges, so none may.",
+        "NoNewPrivileges=yes",
         "# Exit status of the library if it gets no mark; a restart would not help.",
         f"RestartPreventExitStatus={_NO_MARK_STATUS}",
     ]

@@ -27,8 +27,10 @@ from ...kernel.cgroup import MarkedCgroup, unmarked_sockets
 from ...kernel.errors import Unavailable
 from ...kernel.sd_notify import ServiceManager
 from ...kernel.seccomp import SocketCallMarker
+from ...kernel.seccomp_filter import set_no_new_privs
 from ...policy.objects import Listen, Resolver, Uplink
 from ..file_lock import LockTimeout, exclusive_lock
+from ..helper_environment import helper_environment
 from ..private_files import make_directory
 from ..rate_limiter import earliest_deadline
 from .discovery import DiscoveryTarget, ServerDiscovery
@@ -85,7 +87,13 @@ def run_resolver(job: ResolverJob) -> None:
         _refresh(job, learner, upstream)
         marking = stack.enter_context(_marking(job))
         command = [dnsmasq, *dnsmasq_arguments(job), *_option_if_supported(dnsmasq, _QUICK_RETRY)]
-        child = subprocess.Popen(command, preexec_fn=lambda: _before_exec(marking), stdin=subprocess.DEVNULL)
+        child = subprocess.Popen(
+            command,
+            preexec_fn=lambda: _before_exec(marking),
+            stdin=subprocess.DEVNULL,
+            env=helper_environment(),
+            start_new_session=True,  # without a terminal: it reads what the network sends
+        )
         stack.callback(_stop, child)
         marking.after_start()
         _supervise(job, child, learner, upstream)
@@ -124,8 +132,10 @@ _QUICK_RETRY = "--fast-dns-retry=500,5000"
 
 def _option_if_supported(dnsmasq: str, option: str) -> list[str]:
     """Return the option if this dnsmasq supports it: --fast-dns-retry came with 2.87."""
-    usage = subprocess.run([dnsmasq, "--help"], capture_output=True, text=True, check=False, errors="replace").stdout
-    return [option] if option.partition("=")[0] in usage else []
+    usage = subprocess.run(
+        [dnsmasq, "--help"], capture_output=True, text=True, check=False, errors="replace", env=helper_environment()
+    )
+    return [option] if option.partition("=")[0] in usage.stdout else []
 
 
 def _usable_addresses(job: ResolverJob) -> tuple[Listen, ...]:
@@ -181,6 +191,7 @@ def _marking(job: ResolverJob) -> Iterator[MarkedCgroup | SocketCallMarker]:
 
 def _before_exec(marking: MarkedCgroup | SocketCallMarker) -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    set_no_new_privs()
     marking.before_exec()
 
 

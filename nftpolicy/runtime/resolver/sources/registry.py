@@ -10,6 +10,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from ...helper_environment import helper_environment
 from . import dhclient, dhcpcd, lease_file, netifd, networkd, networkmanager, resolved
 
 _MAX_SIZE = 1 << 20  # bytes read from the end of a file; files of dhclient grow
@@ -184,6 +185,8 @@ def _run_program(program: tuple[str, ...]) -> tuple[str, str]:
             check=False,
             text=True,
             errors="replace",
+            env=helper_environment(),
+            start_new_session=True,
         )
     except FileNotFoundError:
         return "", f"program {name} not found"
