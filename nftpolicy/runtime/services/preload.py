@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ...kernel.errors import Unavailable
 from ...policy.mark import Mark
+from ..regular_file import read_regular
 from . import elf
 from .program_privileges import changes_identity, has_capabilities
 
@@ -129,8 +130,7 @@ def _binary_refusal(path: Path) -> str | None:
 
 def _shebang_words(path: Path) -> list[str] | None:
     """Return the words after "#!" of a script; None if the file is not a script. Raises OSError."""
-    with path.open("rb") as file:
-        head = file.read(_SHEBANG_SIZE)
+    head = read_regular(path, _SHEBANG_SIZE)
     if not head.startswith(b"#!"):
         return None
     return head[2:].partition(b"\n")[0].decode(errors="replace").split()
