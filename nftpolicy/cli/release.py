@@ -16,6 +16,7 @@ def command(file: PolicyFile = None, dry_run: DryRun = False, wait: WaitSeconds 
     policy, source = read_policy(file)
     kernel = this_kernel()
     from ..runtime.apply.transaction import ChangeOptions
+    from ..runtime.resolver.orphans import end_orphans
 
     with change_errors_as_failure(source):
         applier = create_applier(kernel, ChangeOptions(wait))
@@ -28,5 +29,7 @@ def command(file: PolicyFile = None, dry_run: DryRun = False, wait: WaitSeconds 
             with confirm_guard(applier, checked_plan):
                 report = applier.apply(checked_plan, None, "release")
     print_report(report)
+    for name in end_orphans(applier.state_dir.directory, policy.uplink):
+        print(f"ended the dnsmasq that a killed resolver of uplink {name} left")
     result = describe_result(checked_plan.planned, "released", "there was nothing to release")
     print(f"{policy.name}: {result}")
