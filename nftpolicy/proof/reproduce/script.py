@@ -33,21 +33,28 @@ _HEAD = """\
 #
 # Shows, in network namespaces of its own, whether this packet leaves by {device}:
 #     {packet}
-# Needs root, ip, nft and python3. Exit status: 0 it left, 1 it did not leave, 3 inconclusive.
+# Needs root, ip, nft, unshare and python3. Exit status: 0 it left, 1 it did not leave, 3 inconclusive.
 {cautions}"""
+
+# The names of the network namespaces end with the last process of the mount namespace.
+_OWN_MOUNTS = """\
+# In a mount namespace of its own, the network namespaces end with this script, however it ends.
+unshare --mount true || exit {inconclusive}
+exec unshare --mount --propagation private sh -s <<'{end}'
+{body}{end}
+"""
+_END_OF_SCRIPT = "SCRIPT"
 
 _SETUP = """\
 set -eu
-here=nftpolicy-$$-here there=nftpolicy-$$-there
-verdict=3
+mkdir -p /var/run/netns
+mount -t tmpfs none /var/run/netns
+here=here there=there verdict=3
 
 finish() {{
-    ip netns del "$here" 2>/dev/null || :
-    ip netns del "$there" 2>/dev/null || :
     [ "$verdict" -ne 3 ] || echo "inconclusive"
     exit "$verdict"
 }}
-[ ! -e "/var/run/netns/$here" ] || exit "$verdict"  # of another process
 trap finish EXIT
 trap 'exit' INT TERM
 ip netns add "$here"
@@ -137,13 +144,21 @@ def reproduction_script(state: NetState, packet: Packet, device: str, title: str
         sender = sender_program(packet, device, topology)
     except NotReproducible as error:
         return head + _NOT_REPRODUCIBLE.format(reason=_quoted(f"no script can produce this packet: {error}"))
-    parts = [head, _setup(topology, packet), routing, _sysctls(state, packet.family)]
+    parts = [_setup(topology, packet), routing, _sysctls(state, packet.family)]
     parts.append(_RUN.format(program=sender, tables=_tables_document(tables)))
     parts += [f"echo {_quoted('caution: ' + item)}\n" for item in (*missing, *remarks)]
     # With parts missing, neither outcome shows the behaviour of the whole state.
     if not missing:
         parts.append(_VERDICT.format(seen=PACKET_SEEN, not_seen=PACKET_NOT_SEEN))
-    return "".join(parts)
+    body = "".join(parts)
+    _refuse_line(_END_OF_SCRIPT, body.splitlines())
+    return head + _OWN_MOUNTS.format(inconclusive=EXIT_INCONCLUSIVE, end=_END_OF_SCRIPT, body=body)
+
+
+def _refuse_line(end: str, lines: Iterable[str]) -> None:
+    """Raise ValueError if a line would end a here-document."""
+    if end in lines:
+        raise ValueError(f"{end!r} cannot be written in a script")
 
 
 def _line(message: str) -> str:
