@@ -9,6 +9,7 @@ program itself, and the mark is set before a packet can be sent.
 from __future__ import annotations
 
 import array
+import ctypes
 import errno
 import fcntl
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from . import libc
 from .architecture import Architecture, require_architecture
-from .bpf.classic import JUMP_IF_EQUAL, LOAD_WORD, RETURN, ClassicFilter
+from .bpf.classic import JUMP_IF_EQUAL, JUMP_IF_NOT_LESS, LOAD_WORD, RETURN, ClassicFilter
 from .seccomp_filter import (
     DATA_ARCH,
     DATA_NR,
@@ -29,6 +30,7 @@ from .seccomp_filter import (
     RET_ALLOW,
     RET_ERRNO,
     RET_USER_NOTIF,
+    X32_BIT,
     install_filter,
     set_no_new_privs,
 )
@@ -42,13 +44,18 @@ _POLL_TIMEOUT = 200  # milliseconds between two looks at the stop flag
 
 
 def _system_call_filter(architecture: Architecture) -> ClassicFilter:
-    """Return a filter that notifies of socket(2), and denies io_uring and the calls of other architectures."""
+    """Return a filter that notifies of socket(2), and denies io_uring and the calls of other architectures.
+
+    The x32 ABI has the architecture of x86_64, and numbers of its own.
+    """
     return ClassicFilter(
         (
             (LOAD_WORD, 0, 0, DATA_ARCH),
             (JUMP_IF_EQUAL, 1, 0, architecture.audit),
             (RETURN, 0, 0, RET_ERRNO | errno.EPERM),
             (LOAD_WORD, 0, 0, DATA_NR),
+            (JUMP_IF_NOT_LESS, 0, 1, X32_BIT),
+            (RETURN, 0, 0, RET_ERRNO | errno.EPERM),
             (JUMP_IF_EQUAL, 0, 1, architecture.socket),
             (RETURN, 0, 0, RET_USER_NOTIF),
             (JUMP_IF_EQUAL, 0, 1, architecture.io_uring_setup),
@@ -109,7 +116,9 @@ class SocketCallMarker:
         """Receive one notification and answer it."""
         notification = array.array("B", bytes(_NOTIFICATION.size))
         fcntl.ioctl(listener, _IOCTL_RECV, notification)
-        number, pid, _, _, _, _, family, kind, protocol, *_ = _NOTIFICATION.unpack(notification)
+        number, pid, _, _, _, _, *arguments = _NOTIFICATION.unpack(notification)
+        # The kernel reads the low 32 bits of each, as a signed number.
+        family, kind, protocol = (ctypes.c_int(argument).value for argument in arguments[:3])
         if family not in (socket.AF_INET, socket.AF_INET6):
             fcntl.ioctl(listener, _IOCTL_SEND, _RESPONSE.pack(number, 0, 0, _USER_NOTIF_FLAG_CONTINUE))
             return

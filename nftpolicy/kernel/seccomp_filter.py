@@ -11,6 +11,7 @@ from .bpf.classic import ClassicFilter
 DATA_NR, DATA_ARCH, DATA_ARGUMENT_2 = 0, 4, 24
 RET_ALLOW, RET_ERRNO, RET_USER_NOTIF = 0x7FFF0000, 0x00050000, 0x7FC00000
 FLAG_SPEC_ALLOW, FLAG_NEW_LISTENER = 4, 8  # the first keeps the speed of the program (before Linux 5.16)
+X32_BIT = 0x40000000  # of the number of a call by the x32 ABI
 _SET_MODE_FILTER = 1
 _PR_SET_NO_NEW_PRIVS = 38
 

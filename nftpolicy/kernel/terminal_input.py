@@ -21,11 +21,11 @@ from .seccomp_filter import (
     FLAG_SPEC_ALLOW,
     RET_ALLOW,
     RET_ERRNO,
+    X32_BIT,
     install_filter,
 )
 
 _REFUSED = (termios.TIOCSTI, termios.TIOCLINUX)
-_X32_BIT = 0x40000000  # of a system call's number, x86
 _ALLOW: Instruction = (RETURN, 0, 0, RET_ALLOW)
 _REFUSE: Instruction = (RETURN, 0, 0, RET_ERRNO | errno.EPERM)
 
@@ -40,7 +40,7 @@ def input_filter(architecture: Architecture) -> ClassicFilter:
     request = ((LOAD_WORD, 0, 0, DATA_ARGUMENT_2), *is_refused, _ALLOW, _REFUSE)
     native = (
         (LOAD_WORD, 0, 0, DATA_NR),
-        (AND, 0, 0, ~_X32_BIT & 0xFFFFFFFF),
+        (AND, 0, 0, ~X32_BIT & 0xFFFFFFFF),
         *_any_of(architecture.ioctl),
         _ALLOW,
         *request,
