@@ -33,7 +33,7 @@ from nftpolicy.policy.errors import PolicyError
 from nftpolicy.policy.load import load
 from nftpolicy.proof.verdict import PROPERTIES
 from nftpolicy.runtime.apply import state_dir
-from nftpolicy.runtime.services import socket_classifier
+from nftpolicy.runtime.services import isolation, socket_classifier
 from nftpolicy.runtime.services.run import NOT_EXECUTABLE, NOT_FOUND
 
 ROOT = Path(__file__).parents[1]
@@ -509,6 +509,12 @@ def test_every_property_is_in_the_page() -> None:
 def test_every_marking_method_is_in_the_page() -> None:
     documented = rows(section(page_of("run").read_text(), "MARKING METHODS", "Sh"), "Cm")
     assert {*documented} == {*vocabulary.MARKS_VALUES}
+
+
+def test_every_variable_that_run_passes_is_in_the_page() -> None:
+    source = section(page_of("run").read_text(), "UNTRUSTED PROGRAMS", "Sh")
+    documented = re.findall(r"^\.It Va (?:group No or Va user|group) Ta (.*)$", source, re.MULTILINE)
+    assert documented == [", ".join(isolation.PASSED_VARIABLES), ", ".join(isolation.ACCOUNT_VARIABLES)]
 
 
 def test_every_event_of_watch_is_in_the_page() -> None:

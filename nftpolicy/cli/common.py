@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ POLICY_DIRECTORY, INSTALLED_NAME = (
     "/etc/nftpolicy",
     "policy.toml",
 )  # `install` writes the policy by that name
+_LARGEST_INPUT = 256 << 20  # bytes of a file; one may be a device without an end
 _MOST_DIFFERENCES = 20  # lines of a message
 
 
@@ -98,9 +99,13 @@ def read_input(file: Path) -> tuple[bytes, str]:
     is_stdin = str(file) == "-"
     name = "standard input" if is_stdin else plain_line(str(file))
     try:
-        return sys.stdin.buffer.read() if is_stdin else file.read_bytes(), name
+        with nullcontext(sys.stdin.buffer) if is_stdin else file.open("rb") as opened:
+            content = opened.read(_LARGEST_INPUT + 1)
     except OSError as error:
         raise Failure(f"{name}: cannot be read: {error.strerror}", EXIT_BAD_INPUT) from None
+    if len(content) > _LARGEST_INPUT:
+        raise Failure(f"{name}: cannot be read: larger than {_LARGEST_INPUT >> 20} MiB", EXIT_BAD_INPUT)
+    return content, name
 
 
 def parse_policy(data: bytes, name: str) -> tuple[Policy, PolicyText]:

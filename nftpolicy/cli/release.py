@@ -20,6 +20,7 @@ def command(file: UnreadPolicyFile = None, dry_run: DryRun = False, wait: WaitSe
     """
     kernel = this_kernel()
     from ..runtime.apply.transaction import ChangeOptions
+    from ..runtime.resolver.orphans import end_orphans
 
     name, source = _policy_in_force()
     with change_errors_as_failure(source):
@@ -33,6 +34,8 @@ def command(file: UnreadPolicyFile = None, dry_run: DryRun = False, wait: WaitSe
             with confirm_guard(applier, checked_plan):
                 report = applier.apply(checked_plan, None, "release")
     print_report(report)
+    for name in end_orphans(applier.state_dir.directory, policy.uplink):
+        print(f"ended the dnsmasq that a killed resolver of uplink {name} left")
     result = describe_result(checked_plan.planned, "released", "there was nothing to release")
     print(f"{name}: {result}")
 

@@ -170,22 +170,24 @@ def _apply_target(
 def _run_confirm_worker() -> None:
     """Wait for the deadline of 'apply --confirm', and roll back unless the policy is confirmed."""
     # `step_order` is imported now, so that the import cannot fail at the deadline.
-    from ..runtime.apply import confirm_timer, step_order  # noqa: F401
+    from ..runtime.apply import confirm_process, confirm_timer, step_order  # noqa: F401
     from ..runtime.apply.state_dir import Locked
     from ..runtime.apply.transaction import ChangeOptions
 
     gc.enable()
     try:
-        order = confirm_timer.read_config()
+        order = confirm_process.read_config()
     except (ValueError, TypeError, KeyError):
         raise Failure("--at-deadline is internal: only 'apply --confirm' starts it", EXIT_BAD_INPUT) from None
     kernel = this_kernel()
     applier = create_applier(kernel, ChangeOptions())
     # Parsed now: at the deadline its users and groups may have other names, or none.
-    policy, source = _parse_target(order.target) if order.target else (None, None)
+    with confirm_timer.failure_recorded(applier.state_dir, order):
+        policy, source = _parse_target(order.target) if order.target else (None, None)
     wanted = _wanted_policy(policy, order.target)
-    with change_errors_as_failure(source):
-        applier.check(wanted)  # shows that it can be planned
+    if not order.resumes:
+        with change_errors_as_failure(source):
+            applier.check(wanted)  # shows that it can be planned
     goal = f"back to {order.target.number or order.target.file}" if order.target else "release"
 
     def roll_back(around: ConfirmContext) -> None:

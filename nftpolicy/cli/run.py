@@ -43,6 +43,14 @@ def command(
         bool,
         typer.Option("--check", help="Test mark, routes and DNS from inside first; exit with 1 on a fault."),
     ] = False,
+    env: Annotated[
+        list[str] | None,
+        typer.Option(help="Variable of this environment that the program gets too; may be repeated."),
+    ] = None,
+    fd: Annotated[
+        list[int] | None,
+        typer.Option(help="Open file descriptor that the program gets too; may be repeated."),
+    ] = None,
     detach: Annotated[
         bool,
         typer.Option("--detach", help="Detach the BPF programs from the cgroup; start nothing."),
@@ -54,8 +62,10 @@ def command(
     """
     from ..kernel.errors import Unavailable
     from ..runtime.services import run
+    from ..runtime.services.isolation import close_inherited, passed_environment
 
-    descriptors = run.open_descriptors()
+    descriptors = close_inherited(fd or ())
+    _check_named(env or [], fd or [], descriptors)
     _check_options(program, check, detach)
     kernel = this_kernel()
     from ..runtime.apply.state_dir import current_state_dir
@@ -72,7 +82,7 @@ def command(
         if file is not None and (refusal := run.MARKING_METHODS[job.service.marks].refusal_reason(file)):
             raise Failure(f"service {service}: {refusal}")
         _require_in_force(kernel, chosen, state_dir, policy)
-        environment = {**os.environ, **run.enter_service(job, warn)}
+        environment = run.enter_service(job, file, passed_environment(os.environ, env or ()), warn)
         if check:
             _run_self_test(job)
         if file is not None and program:
@@ -82,6 +92,16 @@ def command(
         raise Failure(str(error), error.status) from None
     except Unavailable as error:
         raise Failure(str(error), EXIT_UNAVAILABLE) from None
+
+
+def _check_named(variables: list[str], descriptors: list[int], open_descriptors: set[int]) -> None:
+    """Raise Failure unless the variables are set, and the descriptors open."""
+    for name in variables:
+        if name not in os.environ:
+            raise Failure(f"--env: the environment has no variable {name!r}", EXIT_BAD_INPUT)
+    for number in descriptors:
+        if number not in open_descriptors:
+            raise Failure(f"--fd: descriptor {number} is not open", EXIT_BAD_INPUT)
 
 
 def _check_options(program: list[str] | None, check: bool, detach: bool) -> None:

@@ -108,6 +108,8 @@ def _preload(unit: ServiceUnit) -> list[CheckedText]:
         ),
         own_text("# For SO_MARK (CAP_NET_ADMIN before Linux 5.17). It does not disable LD_PRELOAD."),
         own_text("AmbientCapabilities=CAP_NET_RAW"),
+        own_text("# ld.so ignores LD_PRELOAD for a program that gets privileges, so none may."),
+        own_text("NoNewPrivileges=yes"),
         own_text("# Exit status of the library if it gets no mark; a restart would not help."),
         fill("RestartPreventExitStatus={status}", status=_NO_MARK_STATUS),
     ]

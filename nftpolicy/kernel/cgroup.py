@@ -202,23 +202,10 @@ class MarkedCgroup:
             os.close(root)
         remove_empty(self._parent)
         with suppress(FileNotFoundError):  # left by a process that was killed
-            self._kill_members()
+            kill_members(self._parent, self.name)
             os.rmdir(self.name, dir_fd=self._parent)
         os.mkdir(self.name, dir_fd=self._parent)
         self._directory = os.open(self.name, DIRECTORY_FLAGS, dir_fd=self._parent)
-
-    def _kill_members(self) -> None:
-        """Kill the processes that an earlier owner of the name left running."""
-        for _ in range(_KILL_ROUNDS):
-            descriptor = os.open(f"{self.name}/cgroup.procs", os.O_RDONLY, dir_fd=self._parent)
-            with os.fdopen(descriptor) as members:
-                pids = [int(line) for line in members]
-            if not pids:
-                return
-            for pid in filter(None, pids):  # 0 stands for a process of another PID namespace
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(_KILL_PAUSE)
 
     def __exit__(self, *_: object) -> None:
         if self._directory >= 0:
@@ -248,6 +235,37 @@ class MarkedCgroup:
             return bool(run_in_child(has_mark))
         except ChildFailed:
             return False
+
+
+def end_marked_cgroup(name: str) -> int:
+    """Kill the processes that an ended owner of a marked cgroup left, and remove it.
+
+    Return their number. Raises OSError, or Unavailable.
+    """
+    with open_cgroup(_PARENT) as parent:
+        try:
+            count = kill_members(parent, name)
+            os.rmdir(name, dir_fd=parent)
+        except FileNotFoundError:
+            return 0
+        return count
+
+
+def kill_members(parent: int, name: str) -> int:
+    """Kill the processes in the cgroup `name` below another one; return their number. Raises OSError."""
+    killed: set[int] = set()
+    for _ in range(_KILL_ROUNDS):
+        descriptor = os.open(f"{name}/cgroup.procs", os.O_RDONLY, dir_fd=parent)
+        with os.fdopen(descriptor) as members:
+            pids = [int(line) for line in members]
+        if not pids:
+            break
+        for pid in filter(None, pids):  # 0 stands for a process of another PID namespace
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        killed.update(pids)
+        time.sleep(_KILL_PAUSE)
+    return len(killed)
 
 
 # --- marks of sockets ---------------------------------------------------------------

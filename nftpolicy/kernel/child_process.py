@@ -14,6 +14,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from .errors import ChildFailed
+from .parent_death import end_with_parent
 
 _RETURNED, _RAISED = 0, 1  # exit status: the pipe holds the result, or the text of an exception
 _READ_SIZE = 1 << 16  # bytes
@@ -35,8 +36,10 @@ class ChildProcess:
         self._seconds = seconds
         self._parts: list[bytes] = []
         self._reaped = False
+        parent = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
+            end_with_parent(parent)
             os.close(self.descriptor)  # or a write would wait for this process itself once the parent is gone
             _run_child(work, writer, seconds, nice)
         os.close(writer)

@@ -3,6 +3,7 @@
 
 NftpolicyError
   StepRefused        the kernel refused one step of a plan
+    SysctlMissing      the sysctl to set does not exist
   Unavailable        the kernel, a right or a library is missing
     RulesetChanging    the ruleset changed during each read
     RulesetUnreadable  libnftables cannot list the ruleset
@@ -37,6 +38,10 @@ class StepRefused(NftpolicyError):
     def __init__(self, step: Step, reason: str, item: object = None) -> None:
         self.step, self.reason, self.object = step, reason, item
         super().__init__(reason)
+
+
+class SysctlMissing(StepRefused):
+    """The sysctl to set does not exist: its device is gone, at least for the moment."""
 
 
 class Unavailable(NftpolicyError):

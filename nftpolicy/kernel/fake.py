@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..netstate.nft import Chain, NamedCounter, Table
-from ..netstate.operations import NftTransaction, RouteChange, RouteReplacement, Step
+from ..netstate.operations import NftTransaction, RouteChange, RouteReplacement, Step, SysctlChange
 from ..netstate.routing import Sysctl
 from ..netstate.state import CounterValue, CounterValues, NetState
 from ..netstate.transition import ENOENT_TEXT, StepRejected, state_after
-from .errors import StepRefused
+from .errors import StepRefused, SysctlMissing
 
 INJECTED_REASON = "Operation not permitted"
 
@@ -105,7 +105,8 @@ class FakeKernel:
             self._refuse_absent(step)
             state = state_after(self.state, step)
         except StepRejected as error:
-            raise StepRefused(step, error.reason, error.item) from None
+            is_gone = isinstance(step, SysctlChange) and error.reason == ENOENT_TEXT
+            raise (SysctlMissing if is_gone else StepRefused)(step, error.reason, error.item) from None
         self.tables = {table.key: table for table in state.tables}
         self.rules, self.routes = list(state.rules), list(state.routes)
         self.sysctls = {sysctl.path: sysctl.value for sysctl in state.sysctls}

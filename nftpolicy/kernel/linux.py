@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..netstate.routing import Sysctl
 from ..netstate.state import CounterValues, NetState
 from . import nft_list
 from .bypass import take_looks
-from .errors import StepRefused, Unavailable, error_reason
+from .errors import StepRefused, SysctlMissing, Unavailable, error_reason
 from .libnft import Nft, parse_error
 from .netlink import nft_ruleset
 from .netlink.nft_generation import read_consistent
@@ -115,7 +116,8 @@ class Linux:
                 case SysctlChange(_, new):
                     (PROC_SYS / new.path).write_text(new.value)
         except OSError as error:
-            raise StepRefused(step, error_reason(error)) from None
+            is_gone = isinstance(step, SysctlChange) and error.errno in (errno.ENOENT, errno.ENODEV)
+            raise (SysctlMissing if is_gone else StepRefused)(step, error_reason(error)) from None
 
     def _load(self, step: NftTransaction) -> None:
         commands = [nft_text.operation_text(operation) for operation in step.operations]

@@ -9,10 +9,10 @@ program itself, and the mark is set before a packet can be sent.
 from __future__ import annotations
 
 import array
+import ctypes
 import errno
 import fcntl
 import os
-import platform
 import select
 import socket
 import struct
@@ -20,32 +20,21 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from attrs import frozen
-
 from . import libc
-from .bpf.classic import JUMP_IF_EQUAL, LOAD_WORD, RETURN, ClassicFilter
-from .errors import Unavailable
+from .architecture import Architecture, require_architecture
+from .bpf.classic import JUMP_IF_EQUAL, JUMP_IF_NOT_LESS, LOAD_WORD, RETURN, ClassicFilter
+from .seccomp_filter import (
+    DATA_ARCH,
+    DATA_NR,
+    FLAG_NEW_LISTENER,
+    RET_ALLOW,
+    RET_ERRNO,
+    RET_USER_NOTIF,
+    X32_BIT,
+    install_filter,
+    set_no_new_privs,
+)
 
-
-@frozen
-class _Architecture:
-    """AUDIT_ARCH_* and the numbers of seccomp(2), socket(2) and io_uring_setup(2)."""
-
-    audit: int
-    seccomp: int
-    socket: int
-    io_uring_setup: int
-
-
-_ARCHITECTURES = {
-    "x86_64": _Architecture(0xC000003E, 317, 41, 425),
-    "aarch64": _Architecture(0xC00000B7, 277, 198, 425),
-    "riscv64": _Architecture(0xC00000F3, 277, 198, 425),
-}
-_SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 8
-_PR_SET_NO_NEW_PRIVS = 38
-_SECCOMP_RET_ALLOW, _SECCOMP_RET_ERRNO, _SECCOMP_RET_USER_NOTIF = 0x7FFF0000, 0x00050000, 0x7FC00000
-_DATA_NR, _DATA_ARCH = 0, 4  # offsets in struct seccomp_data
 # include/uapi/linux/seccomp.h: struct seccomp_notif, seccomp_notif_resp, seccomp_notif_addfd, and
 # their ioctls
 _NOTIFICATION, _RESPONSE, _ADD_FD = struct.Struct("=QIIiIQ6Q"), struct.Struct("=QqiI"), struct.Struct("=QIIII")
@@ -54,19 +43,24 @@ _USER_NOTIF_FLAG_CONTINUE, _ADDFD_FLAG_SEND = 1, 2
 _POLL_TIMEOUT = 200  # milliseconds between two looks at the stop flag
 
 
-def _system_call_filter(architecture: _Architecture) -> ClassicFilter:
-    """Return a filter that notifies of socket(2), and denies io_uring and the calls of other architectures."""
+def _system_call_filter(architecture: Architecture) -> ClassicFilter:
+    """Return a filter that notifies of socket(2), and denies io_uring and the calls of other architectures.
+
+    The x32 ABI has the architecture of x86_64, and numbers of its own.
+    """
     return ClassicFilter(
         (
-            (LOAD_WORD, 0, 0, _DATA_ARCH),
+            (LOAD_WORD, 0, 0, DATA_ARCH),
             (JUMP_IF_EQUAL, 1, 0, architecture.audit),
-            (RETURN, 0, 0, _SECCOMP_RET_ERRNO | errno.EPERM),
-            (LOAD_WORD, 0, 0, _DATA_NR),
+            (RETURN, 0, 0, RET_ERRNO | errno.EPERM),
+            (LOAD_WORD, 0, 0, DATA_NR),
+            (JUMP_IF_NOT_LESS, 0, 1, X32_BIT),
+            (RETURN, 0, 0, RET_ERRNO | errno.EPERM),
             (JUMP_IF_EQUAL, 0, 1, architecture.socket),
-            (RETURN, 0, 0, _SECCOMP_RET_USER_NOTIF),
+            (RETURN, 0, 0, RET_USER_NOTIF),
             (JUMP_IF_EQUAL, 0, 1, architecture.io_uring_setup),
-            (RETURN, 0, 0, _SECCOMP_RET_ERRNO | errno.ENOSYS),
-            (RETURN, 0, 0, _SECCOMP_RET_ALLOW),
+            (RETURN, 0, 0, RET_ERRNO | errno.ENOSYS),
+            (RETURN, 0, 0, RET_ALLOW),
         )
     )
 
@@ -81,8 +75,7 @@ class SocketCallMarker:
         self.value, self.mask = value, mask
 
     def __enter__(self) -> SocketCallMarker:
-        if platform.machine() not in _ARCHITECTURES:
-            raise Unavailable(f"marking by seccomp is not supported on {platform.machine()}")
+        self._architecture = require_architecture("marking")
         self._parent_end, self._child_end = socket.socketpair()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -97,12 +90,8 @@ class SocketCallMarker:
 
     def before_exec(self) -> None:
         """Install the filter and send its listener to the parent. Raises OSError."""
-        architecture = _ARCHITECTURES[platform.machine()]
-        code = _system_call_filter(architecture)
-        libc.call("prctl", _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-        listener = libc.system_call(
-            architecture.seccomp, _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_NEW_LISTENER, code.program
-        )
+        set_no_new_privs()
+        listener = install_filter(self._architecture, _system_call_filter(self._architecture), FLAG_NEW_LISTENER)
         socket.send_fds(self._child_end, [b"!"], [listener])
 
     def after_start(self) -> None:
@@ -127,7 +116,9 @@ class SocketCallMarker:
         """Receive one notification and answer it."""
         notification = array.array("B", bytes(_NOTIFICATION.size))
         fcntl.ioctl(listener, _IOCTL_RECV, notification)
-        number, pid, _, _, _, _, family, kind, protocol, *_ = _NOTIFICATION.unpack(notification)
+        number, pid, _, _, _, _, *arguments = _NOTIFICATION.unpack(notification)
+        # The kernel reads the low 32 bits of each, as a signed number.
+        family, kind, protocol = (ctypes.c_int(argument).value for argument in arguments[:3])
         if family not in (socket.AF_INET, socket.AF_INET6):
             fcntl.ioctl(listener, _IOCTL_SEND, _RESPONSE.pack(number, 0, 0, _USER_NOTIF_FLAG_CONTINUE))
             return

@@ -22,6 +22,7 @@ from ..proof.assumptions import add_assumed_environment
 from ..proof.policy_spec import build_spec as promised
 from ..proof.prover import Progress, prove
 from ..proof.verdict import Proof
+from .regular_file import read_regular
 from .verify import GivenUplink, Verification, spec_of_uplinks
 
 # The files of /etc/config that configure uplinks. Only the first is required.
@@ -138,13 +139,14 @@ def read_router_config(root: Path) -> RouterConfig:
 def _content(file: Path) -> bytes | None:
     """Return the content of a file, or None without one. Raises RouterConfigError."""
     try:
-        if file.stat().st_size > _LARGEST_FILE:
-            raise RouterConfigError(f"{file}: not a configuration of a router: larger than {_LARGEST_FILE >> 20} MiB")
-        return file.read_bytes()
+        content = read_regular(file, _LARGEST_FILE + 1)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise RouterConfigError(f"{file}: cannot be read: {error.strerror}") from None
+    if len(content) > _LARGEST_FILE:
+        raise RouterConfigError(f"{file}: not a configuration of a router: larger than {_LARGEST_FILE >> 20} MiB")
+    return content
 
 
 def _fields(file: Path, separator: str | None) -> Iterator[list[str]]:

@@ -78,6 +78,40 @@ def test_marker_failing_socket_call_keeps_errno() -> None:
         assert run(marking, text) == ["EPROTONOSUPPORT"]
 
 
+# Opens sockets by system calls with arguments that the kernel cuts to 32 bits, and by the x32 ABI.
+RAW = textwrap.dedent(
+    """
+    import ctypes, errno, os, platform, socket, sys
+    call = ctypes.CDLL(None, use_errno=True).syscall
+    call.argtypes = [ctypes.c_long] * 4
+    number = 41 if platform.machine() == "x86_64" else 198
+    high = 1 << 32
+    for start, family, kind, protocol in (
+        (0, socket.AF_INET | high, socket.SOCK_DGRAM, 0),
+        (0, socket.AF_INET6, socket.SOCK_DGRAM | high, high),
+        (0, socket.AF_INET - high, socket.SOCK_STREAM | socket.SOCK_CLOEXEC, socket.IPPROTO_TCP | high),
+        (0x40000000, socket.AF_INET, socket.SOCK_DGRAM, 0),
+    ):
+        opened = call(number | start, family, kind, protocol)
+        if opened < 0:
+            print(errno.errorcode[ctypes.get_errno()])
+        else:
+            opened = socket.socket(fileno=opened)
+            print(opened.family.name, opened.type.name, opened.getsockopt(socket.SOL_SOCKET, 36))
+    """
+)
+
+
+def test_seccomp_marker_reads_arguments_as_the_kernel() -> None:
+    control = subprocess.run(
+        [sys.executable, "-c", RAW], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    kinds = ["AF_INET SOCK_DGRAM", "AF_INET6 SOCK_DGRAM", "AF_INET SOCK_STREAM"]
+    assert control[:3] == [f"{kind} 0" for kind in kinds], "the control: the kernel opens these"
+    with SocketCallMarker(VALUE, MASK) as marking:
+        assert run(marking, RAW) == [*(f"{kind} {VALUE}" for kind in kinds), "EPERM"]
+
+
 def test_marked_cgroup_verify_removes_cgroup() -> None:
     try:
         with by_cgroup() as group:

@@ -1,5 +1,6 @@
 """`apply --confirm` rolls back by itself, even if the applying process or its terminal ends."""
 
+import json
 import os
 import pty
 import signal
@@ -127,11 +128,43 @@ def test_confirm_after_hangup_rolls_back_at_timeout(made: Guarded) -> None:
 def test_confirm_killed_timer_is_reported(made: Guarded) -> None:
     made.nftpolicy("apply", "--confirm", "60", OTHER)
     (note,) = pending(made)
-    import json
-
     pid = json.loads(note.read_text())["deadman"]["pid"]  # type: ignore[attr-defined]
     made.lab.node.call(os.kill, pid, signal.SIGKILL)
     wait_until(lambda: "has ended" in made.nftpolicy("status", check=False).stderr, 5, "a word of it")
     made.nftpolicy("rollback")
     assert in_force(made) == POLICY
     assert not pending(made)
+
+
+def timer(made: Guarded) -> int:
+    """Return the process id of the confirm timer, inside the node."""
+    (note,) = pending(made)
+    return int(json.loads(note.read_text())["deadman"]["pid"])  # type: ignore[attr-defined]
+
+
+def test_watch_restarts_killed_timer(made: Guarded) -> None:
+    """Killed twice, the second time in the place of the first: the policy on trial is taken back in the end."""
+    watch = made.lab.node.popen([PROGRAM, "watch"], env=ENVIRONMENT, stderr=subprocess.PIPE)
+    try:
+        made.nftpolicy("apply", "--confirm", "60", OTHER)
+        for _ in range(2):
+            killed = timer(made)
+            made.lab.node.call(os.kill, killed, signal.SIGKILL)
+            wait_until(lambda killed=killed: timer(made) != killed, 10, "the next timer")  # type: ignore[misc]
+            assert "has ended" not in made.nftpolicy("status", check=False).stderr
+        made.lab.node.call(os.kill, timer(made), signal.SIGTERM)  # as at the deadline
+        wait_until(lambda: not pending(made), 20, "the way back")
+        assert in_force(made) == POLICY
+    finally:
+        watch.terminate()
+        _, log = watch.communicate(timeout=limit(20))
+    assert log.count(b"confirm timer") == 2
+    assert b"started again" in log
+
+
+def test_control_without_watch_killed_timer_stays_away(made: Guarded) -> None:
+    made.nftpolicy("apply", "--confirm", "3", OTHER)
+    made.lab.node.call(os.kill, timer(made), signal.SIGKILL)
+    time.sleep(5)
+    assert pending(made)
+    made.nftpolicy("rollback")

@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -254,6 +255,49 @@ def test_resolver_restarts_after_kill(lab: Guarded) -> None:
         lab.stop_resolver()
         lab.lab.wan_up()
     assert leftovers(lab) == []
+
+
+def killed_resolver(lab: Guarded) -> None:
+    assert lab._resolver is not None
+    lab._resolver.send_signal(signal.SIGKILL)
+    lab._resolver.wait(limit(5))
+
+
+def test_resolver_killed_leaves_no_process(lab: Guarded) -> None:
+    """dnsmasq changes its user, and the kernel no longer kills it with its parent."""
+    lab.start_resolver()
+    lab.lab.resolve(at.WHO, 4, "127.0.0.1", gid=SERVICE_GID)
+    (child,) = lab.lab.node.call(dnsmasqs)
+    assert lab.lab.node.call(os.getpgid, child) == child, "a group of its own"
+    killed_resolver(lab)
+    wait_until(lambda: lab.lab.node.call(dnsmasqs) == [], 5, "the end of dnsmasq")
+    lab.stop_resolver()
+
+
+def test_release_ends_dnsmasq_of_killed_resolver(lab: Guarded) -> None:
+    """Both the resolver and the process that would end its dnsmasq were killed."""
+    lab.start_resolver()
+    lab.lab.node.call(kill_siblings_of_dnsmasq)
+    killed_resolver(lab)
+    try:
+        time.sleep(0.2)
+        assert lab.lab.node.call(dnsmasqs), "the control: dnsmasq is an orphan"
+        assert "left" in lab.release()
+        assert leftovers(lab) == []
+    finally:
+        lab.apply()
+        lab.stop_resolver()
+
+
+def kill_siblings_of_dnsmasq() -> None:
+    """Kill the processes that watch over dnsmasq. Runs inside the node."""
+    (dnsmasq,) = dnsmasqs()
+    parents = {int(path.parent.name): path.read_text() for path in Path("/proc").glob("[0-9]*/status")}
+    parents = {pid: int(re.findall(r"^PPid:\t(\d+)$", text, re.MULTILINE)[0]) for pid, text in parents.items()}
+    siblings = [pid for pid, parent in parents.items() if parent == parents[dnsmasq] and pid != dnsmasq]
+    assert siblings
+    for pid in siblings:
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_resolver_reports_end_of_dnsmasq(lab: Guarded) -> None:

@@ -323,22 +323,119 @@ def test_run_returns_exit_status_of_program(made: Guarded, words: str, status: i
     assert (done.returncode, done.stdout, done.stderr) == (status, "", "")
 
 
-def test_run_passes_input_arguments_and_environment(made: Guarded) -> None:
-    argv = [PROGRAM, "run", "fastd", "--", "sh", "-c", 'cat; echo "$0/$1/$2/$WORD"', "--check", "a b", "--", "-x"]
-    done = made.lab.node.run(argv, input="given\n", env={**ENVIRONMENT, "WORD": "é"})
+def test_run_passes_input_and_arguments(made: Guarded) -> None:
+    argv = [PROGRAM, "run", "fastd", "--", "sh", "-c", 'cat; echo "$0/$1/$2/"é', "--check", "a b", "--", "-x"]
+    done = made.lab.node.run(argv, input="given\n", env=ENVIRONMENT)
     assert done.stdout == "given\n--check/a b/--/é\n"
 
 
-def test_run_keeps_descriptors_and_signals(made: Guarded) -> None:
+# --- what a hostile program does not get ----------------------------------------------------
+
+OF_ROOT = {"SECRET": "s3cret", "LD_LIBRARY_PATH": "/tmp", "SSH_AUTH_SOCK": "/run/agent", "LC_TIME": "C", "HOME": "/"}
+
+
+@pytest.mark.parametrize("service", ["fastd", "mail"])
+def test_run_environment_has_listed_variables_only(made: Guarded, service: str) -> None:
+    def names(*options: str) -> set[str]:
+        argv = [PROGRAM, "run", service, *options, "--", "/usr/bin/env", "-0"]
+        shown = made.lab.node.run(argv, env={**ENVIRONMENT, **OF_ROOT}).stdout
+        return {variable.partition("=")[0] for variable in shown.split("\0")[:-1]}
+
+    usual = names()
+    assert {"LC_TIME", "PATH"} < usual
+    assert usual.isdisjoint({"SECRET", "LD_LIBRARY_PATH", "SSH_AUTH_SOCK", *ENVIRONMENT})
+    assert ("HOME" in usual) == (service == "fastd"), "that of root, for the user of root"
+    assert names("--env", "SECRET", "--env", "SSH_AUTH_SOCK") == usual | {"SECRET", "SSH_AUTH_SOCK"}
+    assert refused(made, service, "--env", "UNSET_HERE", "--", "true")[0] == 2
+
+
+def test_run_closes_descriptors_unless_named(made: Guarded) -> None:
+    program = ["sh", "-c", "ls /proc/self/fd"]
+    handing_on = ["sh", "-c", 'exec 7</etc/shadow 8</dev/null; exec "$@"', "sh"]
+
+    def shown(*words: str) -> list[str]:
+        return made.lab.node.run([*handing_on, *words, *program], env=ENVIRONMENT).stdout.split()
+
+    assert shown() == ["0", "1", "2", "3", "7", "8"], "the control; 3 is the directory's own"
+    assert shown(PROGRAM, "run", "fastd", "--") == ["0", "1", "2", "3"]
+    assert shown(PROGRAM, "run", "fastd", "--fd", "8", "--") == ["0", "1", "2", "3", "8"]
+    assert refused(made, "fastd", "--fd", "99", "--", "true")[0] == 2
+
+
+def test_run_keeps_signals_and_sets_no_new_privs(made: Guarded) -> None:
     """A program in Python would ignore signals of its own."""
-    program = ["sh", "-c", "ls /proc/self/fd; cat /proc/self/status"]
-    handing_on = ["sh", "-c", 'exec 7</dev/null; exec "$@"', "sh"]
-    plain = made.lab.node.run([*handing_on, *program]).stdout
-    done = made.lab.node.run([*handing_on, PROGRAM, "run", "fastd", "--", *program], env=ENVIRONMENT).stdout
-    assert done.splitlines()[:5] == plain.splitlines()[:5] == ["0", "1", "2", "3", "7"], "3 is the directory's own"
-    for line in ("SigIgn", "SigBlk", "NoNewPrivs"):
-        (mine,), (usual,) = (re.findall(rf"^{line}:.*$", one, re.MULTILINE) for one in (done, plain))
-        assert mine == usual
+
+    def lines(*words: str) -> dict[str, str]:
+        text = made.lab.node.run([*words, "cat", "/proc/self/status"], env=ENVIRONMENT).stdout
+        return dict(re.findall(r"^(SigIgn|SigBlk|NoNewPrivs|CapEff):\t(.*)$", text, re.MULTILINE))
+
+    plain = lines()
+    assert lines(PROGRAM, "run", "fastd", "--") == plain, "a service with the user of root"
+    assert lines(PROGRAM, "run", "mail", "--") == {**plain, "NoNewPrivs": "1", "CapEff": "0" * 16}
+
+
+def test_run_setuid_program_has_privileges_only_if_named(made: Guarded) -> None:
+    setuid = made.lab.node.outside("/run/lab/id-of-root")
+    setuid.write_bytes(Path("/usr/bin/id").read_bytes())
+    setuid.chmod(0o755 | stat.S_ISUID)
+    assert run(made, "/run/lab/id-of-root", "-u", service="mail").stdout == "0\n"
+    assert run(made, "sh", "-c", "/run/lab/id-of-root -u", service="mail").stdout == "8025\n"
+
+
+# Runs its arguments and a program that types into the terminal; prints the words of the output.
+TYPING = """
+import os, pty, sys
+text = (
+    "import fcntl, os, termios\\n"
+    "try: print('typed', fcntl.ioctl(0, termios.TIOCSTI, b'!'), os.getuid())\\n"
+    "except OSError as error: print('errno', error.errno, os.getuid(), os.ttyname(0) == os.ttyname(1))\\n"
+)
+pid, terminal = pty.fork()
+if not pid:
+    os.execvp(sys.argv[1], [*sys.argv[1:], "/usr/bin/python3", "-c", text])
+output = b""
+try:
+    while part := os.read(terminal, 1000):
+        output += part
+except OSError:  # EIO: the program has ended
+    pass
+os.waitpid(pid, 0)
+print(*output.decode().split())
+"""
+
+
+@pytest.mark.parametrize(("service", "uid"), [("fastd", "0"), ("mail", "8025")])
+def test_run_cannot_type_into_terminal(made: Guarded, service: str, uid: str) -> None:
+    """TIOCSTI: root's shell executes what a program has typed."""
+
+    def said(*words: str) -> str:
+        return made.lab.node.run(["python3", "-c", TYPING, *words], env=ENVIRONMENT).stdout
+
+    assert f"typed b'!' {uid}" in said("setpriv", f"--reuid={uid}", "--clear-groups"), "the control"
+    assert f"errno 1 {uid} True" in said(PROGRAM, "run", service, "--")
+
+
+KEYRING = """
+import ctypes, platform, subprocess, sys
+number = {"x86_64": 250}.get(platform.machine(), 219)
+call = ctypes.CDLL(None).syscall
+if sys.argv[1:]:
+    call(number, 1, None)  # KEYCTL_JOIN_SESSION_KEYRING: one that is not the kernel's default
+print(call(number, 0, -3, 0), flush=True)  # KEYCTL_GET_KEYRING_ID, KEY_SPEC_SESSION_KEYRING
+for service in ("fastd", "mail") if sys.argv[1:] else ():
+    subprocess.run([sys.argv[1], "run", service, "--", "/usr/bin/python3", "/run/lab/keyring.py"])
+"""
+
+
+def test_run_leaves_session_keyring_of_root(made: Guarded) -> None:
+    made.lab.node.outside("/run/lab/keyring.py").write_text(KEYRING)
+    root, same_user, other_user = made.lab.node.run(
+        ["python3", "/run/lab/keyring.py", PROGRAM], env=ENVIRONMENT
+    ).stdout.split()
+    if root == "-1":
+        pytest.skip("this kernel has no keyrings")
+    assert same_user == root, "the control: the user of root keeps it"
+    assert other_user != root
 
 
 def test_run_reports_inherited_socket(made: Guarded) -> None:
@@ -346,7 +443,7 @@ def test_run_reports_inherited_socket(made: Guarded) -> None:
         "import os, socket\n"
         "one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n"
         "one.bind(('127.0.0.1', 4321)); one.set_inheritable(True)\n"
-        f"os.execv({PROGRAM!r}, [{PROGRAM!r}, 'run', 'fastd', '--', 'true'])\n"
+        f"os.execv({PROGRAM!r}, [{PROGRAM!r}, 'run', 'fastd', '--fd', str(one.fileno()), '--', 'true'])\n"
     )
     done = made.lab.node.run(["python3", "-c", text], env=ENVIRONMENT)
     assert "SOCK_DGRAM socket, port 4321, was opened before" in done.stderr

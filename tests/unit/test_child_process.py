@@ -11,6 +11,8 @@ import pytest
 
 from nftpolicy.kernel.child_process import ChildProcess, run_in_child
 from nftpolicy.kernel.errors import ChildFailed
+from tests.lab.limits import limit
+from tests.lab.netns import wait_until
 
 
 def test_run_in_child_returns_the_whole_result() -> None:
@@ -94,3 +96,20 @@ def test_child_has_default_signal_handlers() -> None:
         return str([signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]).encode()
 
     assert run_in_child(work).count(b"SIG_DFL") == 2
+
+
+def test_child_is_killed_with_its_parent() -> None:
+    parent = os.fork()
+    if parent == 0:
+        child = ChildProcess(lambda: time.sleep(limit(60)) or b"")  # type: ignore[func-returns-value]
+        Path(f"/proc/{child._pid}/comm").read_text()
+        os.write(_PIPE[1], f"{child._pid}\n".encode())
+        time.sleep(limit(60))
+        os._exit(0)
+    child_pid = int(os.read(_PIPE[0], 100))
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    wait_until(lambda: not Path(f"/proc/{child_pid}").exists(), 5, "the end of the child")
+
+
+_PIPE = os.pipe()

@@ -41,21 +41,28 @@ _HEAD = """\
 #
 # Shows, in network namespaces of its own, whether this packet leaves by {device}:
 #     {packet}
-# Needs root, ip, nft and python3. Exit status: 0 it left, 1 it did not leave, 3 inconclusive.
+# Needs root, ip, nft, unshare and python3. Exit status: 0 it left, 1 it did not leave, 3 inconclusive.
 {cautions}"""
+
+# The names of the network namespaces end with the last process of the mount namespace.
+_OWN_MOUNTS = """\
+# In a mount namespace of its own, the network namespaces end with this script, however it ends.
+unshare --mount true || exit {inconclusive}
+exec unshare --mount --propagation private sh -s <<'{end}'
+{body}{end}
+"""
+_END_OF_SCRIPT = "SCRIPT"
 
 _SETUP = """\
 set -eu
-here=nftpolicy-$$-here there=nftpolicy-$$-there
-verdict=3
+mkdir -p /var/run/netns
+mount -t tmpfs none /var/run/netns
+here=here there=there verdict=3
 
 finish() {{
-    ip netns del "$here" 2>/dev/null || :
-    ip netns del "$there" 2>/dev/null || :
     [ "$verdict" -ne 3 ] || echo "inconclusive"
     exit "$verdict"
 }}
-[ ! -e "/var/run/netns/$here" ] || exit "$verdict"  # of another process
 trap finish EXIT
 trap 'exit' INT TERM
 ip netns add "$here"
@@ -147,18 +154,20 @@ def reproduction_script(state: NetState, packet: Packet, device: str, title: str
     except NotReproducible as error:
         reason = quoted(f"no script can produce this packet: {error}")
         return join("", (head, fill(_NOT_REPRODUCIBLE, reason=reason)))
-    parts = [head, _setup(topology, packet), routing, _sysctls(state, packet.family)]
+    parts = [_setup(topology, packet), routing, _sysctls(state, packet.family)]
     parts.append(fill(_RUN, program=_document(sender), tables=_document(tables)))
     parts += [fill("echo {caution}\n", caution=quoted(f"caution: {item}")) for item in (*missing, *remarks)]
     # With parts missing, neither outcome shows the behaviour of the whole state.
     if not missing:
         parts.append(fill(_VERDICT, seen=PACKET_SEEN, not_seen=PACKET_NOT_SEEN))
-    return join("", parts)
+    body = _document(join("", parts), _END_OF_SCRIPT)
+    own_mounts = fill(_OWN_MOUNTS, inconclusive=EXIT_INCONCLUSIVE, end=own_text(_END_OF_SCRIPT), body=body)
+    return join("", (head, own_mounts))
 
 
-def _document(text: str) -> CheckedText:
-    """Return lines for a here-document that END ends. Raises ValueError for a line that is END, or has controls."""
-    return join("", (fill("{line}\n", line=document_line(line, "END")) for line in text.split("\n")[:-1]))
+def _document(text: str, end: str = "END") -> CheckedText:
+    """Return lines for a here-document. Raises ValueError for a line that is `end`, or has controls."""
+    return join("", (fill("{line}\n", line=document_line(line, end)) for line in text.split("\n")[:-1]))
 
 
 def _setup(topology: Topology, packet: Packet) -> CheckedText:

@@ -8,28 +8,26 @@ the end of its terminal stops it. (Compare `commit confirmed` of Junos, and `net
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from datetime import datetime
 from functools import partial
-from pathlib import Path
 from types import FrameType
+from typing import Any
 from uuid import uuid4
 
-from attrs import asdict, frozen
-
+from ...exceptions import NftpolicyError
 from ...kernel.interface import Kernel
 from ..atomic_file import write_file
 from ..file_lock import LockTimeout, exclusive_lock, is_locked
 from ..private_files import open_private, read_private
 from . import pending_confirm
+from .confirm_process import TimerConfig, start_timer_process
 from .executor import read_own_state
 from .history import History
 from .journal import InconsistentState
@@ -41,7 +39,6 @@ from .pending_confirm import (
     ConfirmError,
     NotExpired,
     PendingConfirm,
-    ProcessRef,
     RollbackTarget,
     process_ref,
 )
@@ -57,30 +54,11 @@ _LONGEST_MESSAGE = 2000  # characters of a line in the log
 _LOCK, _LOG = "deadman.lock", "deadman.log"
 _READY = b"ready\n"
 _PIPE_READ_SIZE = 4096  # bytes
-# Import this package from its directory, and nothing else from there.
-_START = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); import nftpolicy; del sys.path[0]; "
-    "from nftpolicy.cli.main import main; main()"
-)
-_PATH_VARIABLES = ("NFTPOLICY_STATE", "NFTPOLICY_LIB")
 _NOT_READY = "nothing was changed, since the process that would roll back is not ready"
 
 # A context that is entered while the lock of the state directory is held.
 ConfirmContext = Callable[[], AbstractContextManager[None]]
 RollBack = Callable[[ConfirmContext], None]
-
-
-@frozen
-class TimerConfig:
-    """Configuration of the timer's process, which it reads from standard input.
-
-    `target` is the rollback target, None for a release; `applier` the process that applies.
-    """
-
-    token: str
-    seconds: float
-    target: RollbackTarget | None
-    applier: ProcessRef
 
 
 # --- the process that applies --------------------------------------------------------------
@@ -151,24 +129,13 @@ def _start(state_dir: StateDir, seconds: float, target: RollbackTarget | None) -
     Raises ConfirmError.
     """
     order = TimerConfig(uuid4().hex, seconds, target, process_ref(os.getpid()))
-    package = str(Path(__file__).parents[3])
-    present = [name for name in _PATH_VARIABLES if name in os.environ]
-    absolute = {name: str(Path(os.environ[name]).absolute()) for name in present}
     try:
-        worker = subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, package, "rollback", "--at-deadline"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            cwd="/",
-            env={**os.environ, **absolute},
-        )
+        worker = start_timer_process(order, subprocess.PIPE)
     except OSError as error:
         raise ConfirmError(f"{_NOT_READY}: it cannot be started: {error.strerror}") from None
     with worker:
         try:
-            output = _send_config(worker, _encode(order))
+            output = _read_until_ready(worker)
             if not output.endswith(_READY):
                 message = output.decode(errors="replace").strip().removeprefix("nftpolicy: ")
                 raise ConfirmError(f"{_NOT_READY}: {message or 'exited without output'}")
@@ -180,23 +147,9 @@ def _start(state_dir: StateDir, seconds: float, target: RollbackTarget | None) -
     return order.token
 
 
-def _encode(order: TimerConfig) -> bytes:
-    """Return the configuration as JSON, for `read_config`."""
-    config = {
-        "token": order.token,
-        "seconds": order.seconds,
-        "target": None if order.target is None else asdict(order.target),
-        "applier": asdict(order.applier),
-    }
-    return json.dumps(config).encode()
-
-
-def _send_config(worker: subprocess.Popen[bytes], config: bytes) -> bytes:
-    """Write the configuration; return the output, up to "ready" or up to its end."""
-    assert worker.stdin is not None and worker.stdout is not None
-    with suppress(BrokenPipeError):
-        worker.stdin.write(config)
-        worker.stdin.close()
+def _read_until_ready(worker: subprocess.Popen[bytes]) -> bytes:
+    """Return the output of the process, up to "ready" or up to its end."""
+    assert worker.stdout is not None
     output, deadline = b"", time.monotonic() + _START_TIMEOUT
     while not output.endswith(_READY):
         left = max(0.0, deadline - time.monotonic())
@@ -210,19 +163,6 @@ def _send_config(worker: subprocess.Popen[bytes], config: bytes) -> bytes:
 
 
 # --- the timer's process -------------------------------------------------------------------
-
-
-def read_config() -> TimerConfig:
-    """Read the configuration from standard input, and continue in an orphaned child process.
-
-    Raises ValueError.
-    """
-    config = json.loads(sys.stdin.buffer.read())
-    target = None if config["target"] is None else RollbackTarget(**config["target"])
-    order = TimerConfig(config["token"], config["seconds"], target, ProcessRef(**config["applier"]))
-    if os.fork():
-        os._exit(0)
-    return order
 
 
 class _StopFlag:
@@ -254,27 +194,52 @@ def run_timer(state_dir: StateDir, config: TimerConfig, roll_back: RollBack, rea
             stack.enter_context(exclusive_lock(state_dir.directory / _LOCK, wait=0))
         except LockTimeout:
             raise ConfirmError("another process waits for a confirmation") from None
-        new = PendingConfirm(
-            config.token,
-            APPLYING,
-            config.seconds,
-            back=config.target,
-            applier=config.applier,
-            deadman=process_ref(os.getpid()),
-            **pending_confirm.deadline_fields(config.seconds),
-        )
-        pending_confirm.create_pending(state_dir, new)
+        new = _take_over(state_dir, config) if config.resumes else _create(state_dir, config)
+        if new is None:
+            return  # confirmed or rolled back meanwhile
         try:
             ready()
         except OSError:
             pending_confirm.remove_pending(state_dir, config.token)  # the applying process ended before its first step
             return
-        _log(state_dir, f"started: rolls back to {new.target_text} unless confirmed within {config.seconds:g} s")
+        verb = "started again" if config.resumes else "started"
+        _log(state_dir, f"{verb}: rolls back to {new.target_text} unless confirmed within {config.seconds:g} s")
         try:
             _wait_and_roll_back(state_dir, config.token, roll_back, stop)
         except Exception as error:
             _log(state_dir, f"ended by {type(error).__name__}: {error}")
             raise
+
+
+def _create(state_dir: StateDir, config: TimerConfig) -> PendingConfirm:
+    """Create the pending confirmation. Raises ConfirmError if there is another one."""
+    new = PendingConfirm(
+        config.token,
+        APPLYING,
+        config.seconds,
+        back=config.target,
+        applier=config.applier,
+        deadman=process_ref(os.getpid()),
+        **pending_confirm.deadline_fields(config.seconds),
+    )
+    pending_confirm.create_pending(state_dir, new)
+    return new
+
+
+@contextmanager
+def failure_recorded(state_dir: StateDir, config: TimerConfig) -> Iterator[None]:
+    """Record a failure in the pending confirmation that this process would take over, so that no other tries."""
+    try:
+        yield
+    except NftpolicyError as error:
+        if config.resumes:
+            pending_confirm.update_pending(state_dir, config.token, state=FAILED, reason=" ".join(str(error).split()))
+        raise
+
+
+def _take_over(state_dir: StateDir, config: TimerConfig) -> PendingConfirm | None:
+    """Write this process into the pending confirmation, with its old deadline; None if that has ended."""
+    return pending_confirm.update_pending(state_dir, config.token, deadman=process_ref(os.getpid()))
 
 
 def report_ready() -> None:
@@ -361,6 +326,24 @@ def _log(state_dir: StateDir, message: str) -> None:
 def is_running(state_dir: StateDir) -> bool:
     """Return True if a timer's process runs in this network namespace: it holds a lock."""
     return is_locked(state_dir.directory / _LOCK)
+
+
+def restart_if_ended(state_dir: StateDir, log_event: Callable[[str, dict[str, Any]], None]) -> None:
+    """Start the timer's process again if it was killed before its deadline was handled. Never waits.
+
+    `log_event` gets an event about it. At worst the new process finds that it is not needed, and ends.
+    """
+    try:
+        current = pending_confirm.read_pending(state_dir)
+        if current is None or current.state == FAILED or is_running(state_dir):
+            return
+        config = TimerConfig(current.token, current.seconds, current.back, current.applier, resumes=True)
+        start_timer_process(config, subprocess.DEVNULL)
+    except (ConfirmError, OSError) as error:
+        log_event("failed", {"what": "confirm timer", "why": str(error)})
+    else:
+        fields = {"what": "confirm timer", "why": "its process has ended", "then": "started again"}
+        log_event("failed", fields)
 
 
 def describe_problem(state_dir: StateDir) -> str | None:

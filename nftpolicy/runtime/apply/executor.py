@@ -16,7 +16,7 @@ from ...compiler import object_names
 from ...compiler.compile import HostFacts, compile_policy
 from ...compiler.sysctls import required_sysctls
 from ...exceptions import NftpolicyError
-from ...kernel.errors import StepRefused
+from ...kernel.errors import StepRefused, SysctlMissing
 from ...kernel.interface import Kernel
 from ...netstate.operations import Step, SysctlChange
 from ...netstate.routing import RTPROT_NFTPOLICY, Sysctl
@@ -51,6 +51,7 @@ class RollbackFailed(InconsistentState):
 
 OnStep = Callable[[], None]
 _RESTORE_ATTEMPTS = 3
+_SYSCTL_ATTEMPTS = 2
 
 
 @frozen
@@ -115,11 +116,18 @@ def apply_change(kernel: Kernel, planned: PlannedChange, state_dir: StateDir, on
     set_sysctls = [step for step in planned.plan.steps if isinstance(step, SysctlChange)]
     state_dir.save_sysctls({step.new.path: step.old for step in set_sysctls})
     run_plan(kernel, planned.plan, on_step, planned.observed)
-    read_back = read_own_state(kernel, [sysctl.path for sysctl in planned.desired.sysctls])
-    missing = plan(read_back, planned.desired)
+    missing = _remaining_steps(kernel, planned.desired)
+    if missing.steps and all(isinstance(step, SysctlChange) for step in missing.steps):
+        # A device came again after its sysctls were set, or when they could not be.
+        _run_ignoring_refusals(kernel, missing.steps)
+        missing = _remaining_steps(kernel, planned.desired)
     if missing.steps:
         roll_back(kernel, list(planned.plan.steps), planned.observed)
         raise ReadBackMismatch(missing)
+
+
+def _remaining_steps(kernel: Kernel, desired: NetState) -> Plan:
+    return plan(read_own_state(kernel, [sysctl.path for sysctl in desired.sysctls]), desired)
 
 
 def plan_release(kernel: Kernel, state_dir: StateDir) -> PlannedChange:
@@ -147,7 +155,8 @@ def run_plan(
     completed: list[Step] = []
     for step in planned.steps:
         try:
-            kernel.apply_step(step)
+            if not _apply_unless_gone(kernel, step):
+                continue
         except StepRefused:
             roll_back(kernel, completed, observed)
             raise
@@ -157,6 +166,18 @@ def run_plan(
             raise
         completed.append(step)
         on_step()
+
+
+def _apply_unless_gone(kernel: Kernel, step: Step) -> bool:
+    """Apply a step; return False if it sets a sysctl of a device that has gone. Raises StepRefused.
+
+    A sysctl that does not exist is tried once more: the device may have come again.
+    """
+    for _ in range(_SYSCTL_ATTEMPTS):
+        with suppress(SysctlMissing):
+            kernel.apply_step(step)
+            return True
+    return False
 
 
 def roll_back(kernel: Kernel, completed: Sequence[Step], observed: NetState | None = None) -> None:

@@ -7,7 +7,6 @@ without a server it refuses queries. Its cgroup sets the mark, which is verified
 
 from __future__ import annotations
 
-import ctypes
 import os
 import select
 import shutil
@@ -26,14 +25,17 @@ from ...generated_text import fill, word
 from ...kernel import accounts
 from ...kernel.cgroup import MarkedCgroup, unmarked_sockets
 from ...kernel.errors import Unavailable
+from ...kernel.parent_death import end_with_parent, killed_with_this_process
 from ...kernel.sd_notify import ServiceManager
 from ...kernel.seccomp import SocketCallMarker
+from ...kernel.seccomp_filter import set_no_new_privs
 from ...policy.objects import Listen, Resolver, Uplink
 from ..file_lock import LockTimeout, exclusive_lock
+from ..helper_environment import helper_environment
 from ..private_files import make_directory
 from ..rate_limiter import earliest_deadline
 from .discovery import DiscoveryTarget, ServerDiscovery
-from .servers_file import ServersFile, servers_file_in_directory
+from .servers_file import ServersFile, lock_path, servers_file_in_directory
 
 # Seconds.
 _CHECK_INTERVAL = 1.0  # between two checks of the sockets' marks
@@ -41,10 +43,8 @@ _STARTUP_INTERVAL = 0.05  # the same until dnsmasq listens
 _REFRESH_PAUSE = 0.1  # least time between two changes of the servers
 _STOP_TIMEOUT = 3.0
 
-_PR_SET_PDEATHSIG = 1
 _PUBLIC = 0o755  # mode of the directories that the user of dnsmasq enters
 _TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_libc = ctypes.CDLL(None)
 
 
 class ResolverError(NftpolicyError):
@@ -86,7 +86,16 @@ def run_resolver(job: ResolverJob) -> None:
         _refresh(job, learner, upstream)
         marking = stack.enter_context(_marking(job))
         command = [dnsmasq, *dnsmasq_arguments(job), *_option_if_supported(dnsmasq, _QUICK_RETRY)]
-        child = subprocess.Popen(command, preexec_fn=lambda: _before_exec(marking), stdin=subprocess.DEVNULL)
+        parent = os.getpid()
+        child = subprocess.Popen(
+            command,
+            preexec_fn=lambda: _before_exec(marking, parent),
+            stdin=subprocess.DEVNULL,
+            env=helper_environment(),
+            start_new_session=True,  # without a terminal: it reads what the network sends
+        )
+        stack.callback(_stop, child)  # if the next line fails
+        stack.enter_context(killed_with_this_process(child.pid))
         stack.callback(_stop, child)
         marking.after_start()
         _supervise(job, child, learner, upstream)
@@ -125,8 +134,10 @@ _QUICK_RETRY = "--fast-dns-retry=500,5000"
 
 def _option_if_supported(dnsmasq: str, option: str) -> list[str]:
     """Return the option if this dnsmasq supports it: --fast-dns-retry came with 2.87."""
-    usage = subprocess.run([dnsmasq, "--help"], capture_output=True, text=True, check=False, errors="replace").stdout
-    return [option] if option.partition("=")[0] in usage else []
+    usage = subprocess.run(
+        [dnsmasq, "--help"], capture_output=True, text=True, check=False, errors="replace", env=helper_environment()
+    )
+    return [option] if option.partition("=")[0] in usage.stdout else []
 
 
 def _usable_addresses(job: ResolverJob) -> tuple[Listen, ...]:
@@ -152,7 +163,7 @@ def _lock(job: ResolverJob, stack: ExitStack) -> None:
     """Lock this resolver until the end, so that files of an earlier run are certainly left over."""
     make_directory(job.directory.parent, _PUBLIC)
     try:
-        stack.enter_context(exclusive_lock(job.directory.with_name(f"{job.directory.name}.lock"), wait=0))
+        stack.enter_context(exclusive_lock(lock_path(job.directory), wait=0))
     except LockTimeout:
         raise ResolverError(f"the resolver of uplink {job.name} runs already") from None
 
@@ -180,8 +191,9 @@ def _marking(job: ResolverJob) -> Iterator[MarkedCgroup | SocketCallMarker]:
         yield group
 
 
-def _before_exec(marking: MarkedCgroup | SocketCallMarker) -> None:
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _before_exec(marking: MarkedCgroup | SocketCallMarker, parent: int) -> None:
+    end_with_parent(parent)
+    set_no_new_privs()
     marking.before_exec()
 
 

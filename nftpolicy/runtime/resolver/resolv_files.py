@@ -14,6 +14,7 @@ from attrs import define, field
 
 from ...policy.lint import SYSTEM_RESOLV_FILES
 from ...policy.objects import Address, Policy, lease_file
+from ..regular_file import read_regular
 from .resolv_leaks import ResolverLeak, UplinkDns, find_leaks, is_dnsmasq_config
 from .sources import registry
 from .sources.filter import HostAddresses, usable_servers
@@ -96,8 +97,7 @@ def _path_in_root(file: Path, root: Path) -> str:
 def _text(file: Path) -> str:
     """Return the contents of a file; "" if it is not readable, as for an ordinary user."""
     try:
-        with file.open("rb") as opened:
-            return opened.read(_MAX_SIZE).decode(errors="replace")
+        return read_regular(file, _MAX_SIZE).decode(errors="replace")
     except (OSError, ValueError):
         return ""
 

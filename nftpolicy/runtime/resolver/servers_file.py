@@ -31,6 +31,11 @@ def resolver_directory(state: Path, uplink: str) -> Path:
     return state.parent.with_name(f"{state.parent.name}-resolver") / f"{state.name}-{uplink}"
 
 
+def lock_path(directory: Path) -> Path:
+    """Return the path of the file that a running resolver locks, beside its directory."""
+    return directory.with_name(f"{directory.name}.lock")
+
+
 def servers_file_path(state: Path, uplink: str) -> Path:
     """Return the path of the servers file of an uplink's resolver."""
     return resolver_directory(state, uplink) / _FILE_NAME

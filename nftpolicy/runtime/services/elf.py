@@ -9,6 +9,8 @@ from pathlib import Path
 
 from attrs import frozen
 
+from ..regular_file import open_regular
+
 _MAGIC = b"\x7fELF"
 _EI_CLASS, _EI_DATA, _E_MACHINE, _E_ENTRY = 4, 5, 18, 24  # offsets
 _PT_INTERP, _PT_NOTE = 3, 4
@@ -37,7 +39,7 @@ class ElfHeader:
 
 def read_elf(path: Path) -> ElfHeader | None:
     """Return the ELF facts about a file; None if it is not ELF, or is damaged. Raises OSError."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         if file.read(len(_MAGIC)) != _MAGIC:
             return None
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:

@@ -13,7 +13,6 @@ by mark.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 import stat
@@ -22,7 +21,9 @@ from pathlib import Path
 
 from ...kernel.errors import Unavailable
 from ...policy.mark import Mark
+from ..regular_file import read_regular
 from . import elf
+from .program_privileges import changes_identity, has_capabilities
 
 LIBRARY = Path(__file__).parents[2] / "preload" / "libpacketmark.so"
 # ld.so(8) separates the names in LD_PRELOAD by either of them, and has no escape character.
@@ -108,13 +109,11 @@ def _with_path(program: Path, file: Path, reason: str | None) -> str | None:
 
 
 def _binary_refusal(path: Path) -> str | None:
-    status = path.stat()
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(path.stat().st_mode):
         return "is not a regular file"
-    setgid = stat.S_ISGID | stat.S_IXGRP
-    if status.st_mode & stat.S_ISUID or status.st_mode & setgid == setgid:
+    if changes_identity(path):
         return "changes its user or group when it starts (setuid, setgid), so ld.so ignores LD_PRELOAD"
-    if _has_capabilities(path):
+    if has_capabilities(path):
         return "has file capabilities (getcap), so ld.so ignores LD_PRELOAD"
     header = elf.read_elf(path)
     if header is None:
@@ -129,19 +128,9 @@ def _binary_refusal(path: Path) -> str | None:
     return None
 
 
-def _has_capabilities(path: Path) -> bool:
-    try:
-        return bool(os.getxattr(path, "security.capability"))
-    except OSError as error:
-        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-            return False
-        raise
-
-
 def _shebang_words(path: Path) -> list[str] | None:
     """Return the words after "#!" of a script; None if the file is not a script. Raises OSError."""
-    with path.open("rb") as file:
-        head = file.read(_SHEBANG_SIZE)
+    head = read_regular(path, _SHEBANG_SIZE)
     if not head.startswith(b"#!"):
         return None
     return head[2:].partition(b"\n")[0].decode(errors="replace").split()

@@ -25,6 +25,7 @@ from ...kernel.netlink.rtnetlink import Rtnetlink
 from ...kernel.netlink.sock_diag import TCP, UDP, InetSocket
 from ...netstate.routing import Route
 from ...policy.objects import Account, Listen, Policy, Service, Uplink
+from ..regular_file import read_regular
 from ..resolver.servers_file import servers_file_path
 from .version_query import VERSION_QUERY, is_version_reply
 
@@ -32,6 +33,7 @@ POLL_SECONDS = 0.2  # seconds between two checks, where the kernel sends no noti
 _SETTLE = 0.05  # seconds after a notification, so that a burst of them is one check
 _REPLY_TIMEOUT = 0.5  # seconds for the resolver's reply
 _MAX_REPLY = 512  # bytes
+_MAX_SERVERS_SIZE = 1 << 16  # bytes
 
 OwnerAccount = tuple[str, Account]  # ("group" or "user", account): owner of a socket
 
@@ -210,7 +212,7 @@ def _sockets_of(
 def _has_no_servers(file: Path) -> bool:
     """Return True if a running resolver has an empty list of servers."""
     try:
-        return not file.read_text().strip()
+        return not read_regular(file, _MAX_SERVERS_SIZE).strip()
     except OSError:
         return False  # a resolver that nftpolicy does not run: its servers are unknown
 

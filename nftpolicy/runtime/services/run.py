@@ -2,8 +2,8 @@
 """Start of a program as a service: cgroup, group, user and exec, all in this process.
 
 Signals, terminal, standard input and exit status need no forwarding, since no process stands
-between the program and its parent. The cgroup remains when the program ends, until another process
-removes it (kernel/cgroup.py).
+between the program and its parent; isolation.py keeps from the program what it must not get. The
+cgroup remains when the program ends, until another process removes it (kernel/cgroup.py).
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from ...kernel.cgroup import enter, unmarked_sockets
 from ...kernel.errors import Unavailable
 from ...policy.objects import Policy, Service, Uplink, service_cgroup
 from . import preload, self_test
+from .isolation import ACCOUNT_VARIABLES, isolate_process, open_descriptors
+from .program_privileges import gains_privileges
 from .self_test import SelfTestResult
 
 NOT_EXECUTABLE, NOT_FOUND = (
@@ -86,7 +88,7 @@ class MarkingMethod:
     """Method of marking a service's sockets, by a value of the policy key `marks`.
 
     `prepare` runs as root before any other change of this process; it raises ServiceStartError or
-    Unavailable. `environment` returns variables for the program's environment. `refusal_reason`
+    Unavailable. `environment` returns variables to add to the program's environment. `refusal_reason`
     returns the reason why a program cannot be marked by this method, or None. `kept_capability`
     returns the capability that a service with another user than root keeps. `marked_by` names what
     marks the sockets later. `marks_at_once`: from `prepare` on every new socket of this process has
@@ -94,7 +96,7 @@ class MarkingMethod:
     """
 
     prepare: Callable[[ServiceJob], None] = lambda job: None
-    environment: Callable[[ServiceJob], Mapping[str, str]] = lambda job: {}
+    environment: Callable[[ServiceJob, Mapping[str, str]], Mapping[str, str]] = lambda job, present: {}
     refusal_reason: Callable[[Path], str | None] = lambda program: None
     marks_at_once: bool = False
     kept_capability: Callable[[], int] | None = None
@@ -106,8 +108,8 @@ def _join_cgroup(job: ServiceJob) -> None:
     enter(job.cgroup, *job.mark, devices)
 
 
-def _preload_variables(job: ServiceJob) -> Mapping[str, str]:
-    return preload.preload_environment(job.uplink.mark, user=job.service.user.number if job.service.user else 0)
+def _preload_variables(job: ServiceJob, present: Mapping[str, str]) -> Mapping[str, str]:
+    return preload.preload_environment(job.uplink.mark, present, job.service.user.number if job.service.user else 0)
 
 
 MARKING_METHODS: dict[str, MarkingMethod] = {
@@ -165,13 +167,6 @@ def drop_privileges(job: ServiceJob) -> dict[str, str]:
     return {}
 
 
-def open_descriptors() -> set[int]:
-    """Return the file descriptors of this process; when it starts, those that it inherited."""
-    numbers = [int(name) for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
-    # The descriptor of the directory itself is closed by now.
-    return {number for number in numbers if Path(f"/proc/self/fd/{number}").is_symlink()}
-
-
 def execute(file: Path, arguments: Sequence[str], environment: Mapping[str, str], keep: set[int]) -> None:
     """Execute the program in this process, with the descriptors `keep`.
 
@@ -194,10 +189,13 @@ def execute(file: Path, arguments: Sequence[str], environment: Mapping[str, str]
 # --- the steps ----------------------------------------------------------------------------
 
 
-def enter_service(job: ServiceJob, warn: Callable[[str], None]) -> dict[str, str]:
-    """Make this process one of the service; return the environment variables for its program.
+def enter_service(
+    job: ServiceJob, program: Path | None, environment: Mapping[str, str], warn: Callable[[str], None]
+) -> dict[str, str]:
+    """Make this process one of the service; return the environment of its program.
 
-    Warnings go to `warn`. Afterwards the process has the service's group or user for good.
+    `environment` is what the program may have of the caller's. Warnings go to `warn`. Afterwards the
+    process has the service's group or user for good.
 
     Raises:
         ServiceStartError: a new socket lacks the mark, or is not confined.
@@ -209,12 +207,21 @@ def enter_service(job: ServiceJob, warn: Callable[[str], None]) -> dict[str, str
         for inherited in unmarked_sockets(os.getpid(), job.mark):
             mark = job.uplink.mark
             warn(f"{inherited}, was opened before this process: it lacks the mark {mark}")
-    variables = {**method.environment(job), **drop_privileges(job)}
+    variables = {**environment, **method.environment(job, environment)}
+    other_user = job.service.user is not None
+    try:
+        # A program that root names has the privileges of its file; others find none on their way.
+        isolate_process(other_user and not (program and gains_privileges(program)), other_user)
+    except OSError as error:
+        raise Unavailable(f"cannot separate the program from this terminal: {error.strerror}") from None
+    account = drop_privileges(job)
+    if other_user:
+        variables = {name: value for name, value in variables.items() if name not in ACCOUNT_VARIABLES}
     for result in _socket_findings(job):
         if result.passed is False:
             hint = "look for BPF programs of other software: bpftool cgroup tree"
             raise ServiceStartError(f"service {job.name}: {result.text}; {hint}")
-    return variables
+    return {**variables, **account}
 
 
 def run_self_test(job: ServiceJob) -> Iterator[SelfTestResult]:

@@ -23,6 +23,7 @@ from ...netstate.operations import IpRuleChange, NftTransaction
 from ...policy.errors import PolicyError
 from ...policy.objects import Policy
 from ...proof.verdict import PROVED
+from ..apply.confirm_timer import restart_if_ended
 from ..apply.errors import NoSafeOrder, PolicyNotProved
 from ..apply.executor import PlannedChange, ReadBackMismatch, RollbackFailed, apply_change, plan_change
 from ..apply.journal import PolicySource
@@ -142,6 +143,7 @@ class Watch:
             self._reconcile()
         if self.desired and now >= self._compare_at:
             self._compare_at = now + _COMPARE_SYSCTLS
+            restart_if_ended(self.state_dir, self.environment.log_event)
             self._fast_repair(
                 self.desired.repair_for(ChangeSet(), self.environment.events.sysctl_values()), UNKNOWN_ORIGIN, now
             )

@@ -10,6 +10,8 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from ...helper_environment import helper_environment
+from ...regular_file import open_regular
 from . import dhclient, dhcpcd, lease_file, netifd, networkd, networkmanager, resolved
 
 _MAX_SIZE = 1 << 20  # bytes read from the end of a file; files of dhclient grow
@@ -166,7 +168,7 @@ def _matching_files(root: Path, pattern: str, device: str, index: int | None) ->
 
 
 def _load(file: Path, now: float) -> FileSnapshot:
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         status = os.fstat(opened.fileno())
         opened.seek(max(0, status.st_size - _MAX_SIZE))
         return FileSnapshot(opened.read(_MAX_SIZE), status.st_mtime, now)
@@ -184,6 +186,8 @@ def _run_program(program: tuple[str, ...]) -> tuple[str, str]:
             check=False,
             text=True,
             errors="replace",
+            env=helper_environment(),
+            start_new_session=True,
         )
     except FileNotFoundError:
         return "", f"program {name} not found"
