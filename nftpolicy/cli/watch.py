@@ -50,6 +50,7 @@ def command(
     from ..kernel.netlink.route_mover import RouteMover
     from ..kernel.sd_notify import ServiceManager
     from ..netstate.routing import RTPROT_NFTPOLICY
+    from ..runtime.apply.state_dir import Locked
     from ..runtime.apply.transaction import ChangeOptions, TargetPolicy
     from ..runtime.resolver.resolv_files import LeakWatcher
     from ..runtime.watch.environment import Environment
@@ -57,13 +58,6 @@ def command(
 
     applier = create_applier(kernel, ChangeOptions(wait))
     with monitor.Monitor(object_names.TABLE, object_names.BLOCK_TABLE, RTPROT_NFTPOLICY) as events:
-        if named is not None:
-            policy, source = named
-            wanted = TargetPolicy(policy, (source.name, source.text.encode()))
-            with change_errors_as_failure(source), applier.locked():
-                checked_plan = applier.check(wanted)
-                announce(checked_plan)
-                print_report(applier.apply(checked_plan, wanted, why="watch"))
         log, nft = EventLog(as_json), Nft()
         nft.load(f"add table inet {object_names.BLOCK_TABLE}\n", check=True)  # binds its netlink socket to an address
         # A table with an owner (kernel 5.12) is removed with the socket that made it.
@@ -74,7 +68,26 @@ def command(
             monitor.own_netlink_ports, ServiceManager(), block_unknown, supports_owner,
             None if leave_routes else RouteMover(), resolver_leaks=LeakWatcher().changes,
         )  # fmt: skip
-        Watch(environment).run()
+        watch = Watch(environment)
+        if named is not None:
+            policy, source = named
+            wanted = TargetPolicy(policy, (source.name, source.text.encode()))
+
+            def apply() -> None:
+                checked_plan = applier.check(wanted)
+                announce(checked_plan)
+                print_report(applier.apply(checked_plan, wanted, why="watch"))
+
+            watch.prepare(policy)
+            with change_errors_as_failure(source):
+                try:
+                    with applier.locked():
+                        apply()
+                except Locked as error:
+                    # To end here would remove the shadow guard.
+                    log.write("failed", {"what": source.name, "why": str(error), "then": "applied later"})
+                    watch.first_change = apply
+        watch.run()
 
 
 class EventLog:

@@ -1,5 +1,6 @@
 """Decisions of `watch`, on the kernel in memory and on netlink messages."""
 
+import operator
 import os
 import select
 import socket
@@ -581,29 +582,28 @@ def test_block_present_at_the_start_is_lifted_when_proved(watch_run: WatchRun) -
 
 
 def test_unchanged_state_is_not_proved_again(enforcing: WatchRun) -> None:
-    before = enforcing.watch._proved_state
+    before = enforcing.watch._proof.state
     enforcing.hear(foreign_changes=1)
     enforcing.pass_time(3)
     assert enforcing.events() == []
-    assert enforcing.watch._proved_state == before
+    assert enforcing.watch._proof.state == before
 
 
 def test_shadow_guard_follows_the_policy(tmp_path: Path) -> None:
     watch_run = WatchRun(tmp_path / "memory", owns=True)
     watch_run.apply()
     watch_run.watch.start()
-    assert [watching.owned_table_text(table) in watch_run.owned[0] for table in shadow_guard_tables(STATE)] == [
-        True,
-        True,
-    ]
-    assert "delete table" not in watch_run.owned[0], "nothing of it was there"
+    tables = shadow_guard_tables(STATE)
+    assert watch_run.owned[:2] == list(map(watching.owned_table_text, tables)), "nothing of it was there"
     other = TOML.replace(b"800", b"801")
     watch_run.apply(other, "other.toml")
+    watch_run.owned.clear()
     watch_run.hear(files=True)
     wanted = shadow_guard_tables(compile_policy(load(other)[0]))
-    assert watch_run.owned[1] == "".join(
-        [*map(watching.delete_table_text, shadow_guard_tables(STATE)), *map(watching.owned_table_text, wanted)]
-    )
+    assert watch_run.owned == [
+        watching.delete_table_text(old) + watching.owned_table_text(new)
+        for old, new in zip(tables, wanted, strict=True)
+    ]
     released = []
     watch_run.watch._tables._environment = evolve(
         watch_run.watch.environment, load_nft=lambda told, check: released.append(told)
@@ -611,7 +611,51 @@ def test_shadow_guard_follows_the_policy(tmp_path: Path) -> None:
     watch_run.kernel.tables.clear()
     watch_run.memory.clear()
     watch_run.hear(files=True)
-    assert released == ["".join(map(watching.delete_table_text, wanted))]
+    assert released == list(map(watching.delete_table_text, wanted))
+
+
+def test_shadow_guard_comes_first_and_needs_no_lock(tmp_path: Path) -> None:
+    watch_run = WatchRun(tmp_path / "memory", owns=True)
+    watch_run.memory.save_policy("small.toml", TOML)
+    with watch_run.memory.lock():
+        watch_run.watch.start()
+        assert watch_run.owned == list(map(watching.owned_table_text, shadow_guard_tables(STATE)))
+        assert watch_run.events() == []
+    watch_run.pass_time()
+    assert watch_run.right
+
+
+@pytest.mark.parametrize(
+    "part", ["ears.read", "watch._keeper.process", "watch._sockets.process", "watch._start_check_if_due"]
+)
+def test_exception_in_one_part_ends_no_other_part(enforcing: WatchRun, part: str) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such part")
+
+    owner, _, name = part.rpartition(".")
+    setattr(operator.attrgetter(owner)(enforcing), name, fail)
+    enforcing.kernel.sysctls[STATE.sysctls[0].path] = "9"
+    enforcing.pass_time(10)
+    assert enforcing.right, "the comparison of sysctls goes on"
+    failures = [fields for event, fields in enforcing.said if event == "failed"]
+    assert failures
+    assert len(failures) < 10, "what fails again and again is not logged each time"
+
+
+def test_table_that_the_kernel_refuses_keeps_no_other_away(tmp_path: Path) -> None:
+    watch_run = WatchRun(tmp_path / "memory", owns=True)
+    watch_run.apply()
+    load_text = watch_run.load
+    refused = "No such file or directory"
+    watch_run.watch._tables._environment = watch_run.watch.environment = evolve(
+        watch_run.watch.environment,
+        load_nft=lambda text, check: refused if "netdev" in text and not check else load_text(text, check),
+    )
+    watch_run.watch.start()
+    assert watch_run.owned[0] == watching.owned_table_text(shadow_guard_tables(STATE)[0])
+    del watch_run.kernel.tables["inet", "nftpolicy"]
+    watch_run.hear(deleted_families={"inet", "netdev"})
+    assert ("inet", "nftpolicy") in watch_run.kernel.tables
 
 
 def test_kernel_without_table_owner_has_no_shadow_guard(enforcing: WatchRun) -> None:
