@@ -47,6 +47,7 @@ def command(
     from ..kernel.libnft import Nft
     from ..kernel.linux import Linux
     from ..kernel.netlink import monitor
+    from ..kernel.netlink.port_block import PortBlock
     from ..kernel.netlink.route_mover import RouteMover
     from ..kernel.sd_notify import ServiceManager
     from ..netstate.routing import RTPROT_NFTPOLICY
@@ -64,9 +65,10 @@ def command(
         shadow_table = f"table inet {object_names.SHADOW_TABLE} {{\n\tflags owner\n}}\n"
         supports_owner = nft.load(shadow_table, check=True) is None
         environment = Environment(
-            applier, Linux, events, nft.load, log.write, monitor.tx_packets, monitor.counter_packets,
+            applier, Linux, events, nft.load, log.write, monitor.tx_packets,
             monitor.own_netlink_ports, ServiceManager(), block_unknown, supports_owner,
             None if leave_routes else RouteMover(), resolver_leaks=LeakWatcher().changes,
+            port_block=PortBlock(object_names.PORT_BLOCK_TABLE, object_names.BLOCK_PRIORITY),
         )  # fmt: skip
         watch = Watch(environment)
         if named is not None:

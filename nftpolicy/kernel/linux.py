@@ -27,7 +27,7 @@ from . import nft_list
 from .bypass import take_looks
 from .errors import StepRefused, Unavailable, error_reason
 from .libnft import Nft, parse_error
-from .netlink import nft_ruleset
+from .netlink import nft_counters, nft_ruleset
 from .netlink.nft_generation import read_consistent
 from .netlink.rtnetlink import Rtnetlink
 
@@ -81,9 +81,7 @@ class Linux:
         return next((table for table in listing if table.name == name), None)
 
     def table_names(self) -> set[tuple[str, str]]:
-        # In text, because nft 1.0.6 cannot write the flags of a table as JSON.
-        lines = (line.split() for line in (self._nft.list_text("list tables") or "").splitlines())
-        return {(family, name) for _, family, name in lines}
+        return nft_counters.read_table_names()
 
     def read_all(self) -> NetState:
         tables = nft_ruleset.read_tables()
@@ -97,9 +95,7 @@ class Linux:
         return NetState(tables, rules, routes, tuple(_read_sysctls(paths)), devices, take_looks(routes, links))
 
     def counters(self, table: str) -> CounterValues:
-        listing = self._nft.list_json("list counters")
-        counters = nft_json_decode.decode_counters(listing) if listing else {}
-        return {key: counts for key, counts in counters.items() if key[1] == table}
+        return nft_counters.read_counters(table)
 
     def apply_step(self, step: Step) -> None:
         try:
@@ -178,6 +174,6 @@ def open_kernel() -> Linux:
 
 def _has_net_admin() -> bool:
     """Return True if this process has the effective capability CAP_NET_ADMIN (proc_pid_status(5))."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(errors="replace").splitlines()
     effective = next((line.split()[1] for line in lines if line.startswith("CapEff")), "0")
     return bool(int(effective, 16) >> _CAP_NET_ADMIN & 1)

@@ -21,7 +21,7 @@ from nftpolicy.kernel.sd_notify import ServiceManager
 from nftpolicy.netstate.formats import nft_text
 from nftpolicy.netstate.operations import IpRuleChange, RouteChange, SysctlChange
 from nftpolicy.netstate.routing import IpRule
-from nftpolicy.netstate.state import NetState
+from nftpolicy.netstate.state import CounterValue, NetState
 from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove_guard
@@ -174,10 +174,9 @@ def test_log_value_is_quoted(value: object, shown: str) -> None:
 def test_exposure_log_has_only_known_fields() -> None:
     assert Exposure(0.00123, passed_packets=4).log_fields() == {"ms": 1.2, "passed": 4}
     assert Exposure(1, stopped_packets=2).log_fields() == {"ms": 1000.0, "stopped": 2}
-    assert (
-        watching.sum_drop_counters({"wan.dropped": 1, "unnamed-device": 2, "wan.exempt.arp": 4, "wan.answer.ssh": 8})
-        == 3
-    )
+    counters = {"wan.dropped": 1, "unnamed-device": 2, "wan.exempt.arp": 4, "wan.answer.ssh": 8}
+    values = {("inet", "nftpolicy", name): CounterValue(packets, 0) for name, packets in counters.items()}
+    assert watching.sum_drop_counters(values) == 3
 
 
 @pytest.mark.parametrize(
@@ -348,7 +347,6 @@ class WatchRun:
             self.load,
             lambda event, facts: self.said.append((event, facts)),
             lambda devices: 0,
-            lambda table: {"wan.dropped": 0},
             service_manager=ServiceManager({}),
             now=lambda: self.clock,
             block_unknown=block_unknown,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -23,13 +22,10 @@ from ..poll_group import PollGroup
 from . import constants as nl
 from . import rtnl_decode as messages
 from .attributes import (
-    attribute,
     attributes,
     decode_text,
     encode_text,
     native_integer,
-    nested_attributes,
-    netfilter_header,
     network_integer,
 )
 from .constants import (
@@ -56,7 +52,7 @@ from .constants import (
     RTMSG_TYPE_OFFSET,
     RTN_UNICAST,
 )
-from .socket import NetlinkSocket, pending_notifications, subscribe
+from .socket import pending_notifications, subscribe
 
 _SO_RCVBUFFORCE = 33
 _ROUTING_GROUPS = (
@@ -366,20 +362,3 @@ def tx_packets(devices: Collection[str]) -> int:
             if colon and name.strip().decode("utf-8", "surrogateescape") in devices:
                 total += int(numbers.split()[9])
     return total
-
-
-def counter_packets(table: str) -> dict[str, int]:
-    """Return the packets of each named counter in the tables of that name, summed over all families.
-
-    Raises OSError with the kernel's errno.
-    """
-    packets: dict[str, int] = {}
-    body = netfilter_header() + attribute(nl.NFTA_OBJ_TABLE, encode_text(table))
-    body += attribute(nl.NFTA_OBJ_TYPE, struct.pack("!I", nl.NFT_OBJECT_COUNTER))
-    with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
-        for raw, start, end in netlink.dump(nl.NFT_MSG_GETOBJ, body):
-            values = dict(attributes(raw, start + nl.NFGENMSG.size, end))
-            name = decode_text(values.get(nl.NFTA_OBJ_NAME), "replace")
-            data = nested_attributes(values.get(nl.NFTA_OBJ_DATA))
-            packets[name] = packets.get(name, 0) + network_integer(data.get(nl.NFTA_COUNTER_PACKETS))
-    return packets

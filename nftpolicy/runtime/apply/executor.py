@@ -18,6 +18,7 @@ from ...compiler.sysctls import required_sysctls
 from ...exceptions import NftpolicyError
 from ...kernel.errors import StepRefused
 from ...kernel.interface import Kernel
+from ...netstate.formats.nft_text_values import can_hook
 from ...netstate.operations import Step, SysctlChange
 from ...netstate.routing import RTPROT_NFTPOLICY, Sysctl
 from ...netstate.state import NetState
@@ -84,12 +85,30 @@ def plan_change(kernel: Kernel, policy: Policy, state_dir: StateDir) -> PlannedC
 
 
 def read_host_facts(kernel: Kernel, policy: Policy, observed: NetState = NetState()) -> HostFacts:
-    """Return the facts about the host for a policy. `observed`: nftpolicy's own objects, as far as known."""
+    """Return the facts about the host for a policy. `observed`: nftpolicy's own objects, as far as known.
+
+    Ports whose names nft text cannot carry are left out: see `unwritable_ports`.
+    """
     devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
     has_table = observed.table("netdev", object_names.TABLE) is not None
     link_guard = has_table or kernel.supports_egress_hook("lo")
     unhooked = _unhooked(kernel, observed, devices) if link_guard else frozenset(devices)
-    return HostFacts(kernel.bridge_ports(devices), link_guard, unhooked)
+    return HostFacts(_writable(kernel.bridge_ports(devices)), link_guard, unhooked)
+
+
+def _writable(ports: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    return {device: tuple(filter(can_hook, names)) for device, names in ports.items()}
+
+
+def unwritable_ports(kernel: Kernel, policy: Policy) -> frozenset[str]:
+    """Return the ports of uplink devices that no guard can be hooked at, since nft text cannot carry their names."""
+    devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
+    return frozenset(port for names in kernel.bridge_ports(devices).values() for port in names if not can_hook(port))
+
+
+def unwritable_port_message(port: str) -> str:
+    """Return a warning of a port as of `unwritable_ports`."""
+    return f"port {port}: no link guard against AF_PACKET sockets, since nft text cannot carry its name: rename it"
 
 
 def _unhooked(kernel: Kernel, observed: NetState, devices: list[str]) -> frozenset[str]:

@@ -72,6 +72,14 @@ class RouteAccess(Protocol):
         ...
 
 
+class DeviceBlock(Protocol):
+    """Block of all frames of single devices. `PortBlock` implements it."""
+
+    def set_devices(self, devices: Collection[str]) -> dict[str, int]:
+        """Block these devices and no others; return the errno of each one that the kernel refused."""
+        ...
+
+
 @frozen
 class Environment:
     """Collaborators of the watch daemon, which it uses but does not own.
@@ -80,10 +88,10 @@ class Environment:
     `load_nft(text, check_only)` runs one nft transaction and returns an error message or None.
     `netlink_ports` returns the port IDs of the netlink sockets of this process.
     `supports_owner_flag`: the kernel supports tables with an owner, and `load_nft` always uses the
-    same socket. `tx_packets` returns the number of packets that devices have sent,
-    `counter_packets` the packets of the named counters of the tables of a name. `resolver_leaks`
+    same socket. `tx_packets` returns the number of packets that devices have sent. `resolver_leaks`
     yields changes of leaks of uplink DNS servers into the host's resolver. `routes`: access to
-    routes; None: routes stay in the tables where they are.
+    routes; None: routes stay in the tables where they are. `port_block` blocks ports that cannot have
+    a link guard; None: they stay as they are.
     """
 
     applier: PolicyApplier
@@ -92,11 +100,11 @@ class Environment:
     load_nft: Callable[[str, bool], str | None]
     log_event: LogEvent
     tx_packets: Callable[[Collection[str]], int]
-    counter_packets: Callable[[str], dict[str, int]]
     netlink_ports: Callable[[], frozenset[int]] = frozenset
     service_manager: ServiceManager = field(factory=ServiceManager)
     block_unknown: bool = False
     supports_owner_flag: bool = False
     routes: RouteAccess | None = None
+    port_block: DeviceBlock | None = None
     now: Callable[[], float] = time.monotonic
     resolver_leaks: Callable[[Policy | None], Iterable[dict[str, Any]]] = lambda _: ()

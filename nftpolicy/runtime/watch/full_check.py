@@ -14,7 +14,7 @@ from ...policy.objects import Policy
 from ...proof.policy_spec import build_spec
 from ...proof.prover import prove
 from ...proof.verdict import PROVED
-from ..apply.executor import plan_change
+from ..apply.executor import plan_change, unwritable_ports
 from ..apply.transaction import PolicyApplier
 
 _MAX_FAILURES = 6  # reported findings
@@ -29,15 +29,15 @@ def run_full_check(
     `known_hash` is not proved again; its verdict is "". Returns a JSON object.
     """
     planned = plan_change(kernel, policy, changer.state_dir)
+    ports = sorted(unwritable_ports(kernel, policy))
     if planned.plan.steps or not proves:
-        return {"differs": bool(planned.plan.steps)}
+        return {"differs": bool(planned.plan.steps), "unwritable_ports": ports}
     state = kernel.read_all()
-    state = evolve(
-        state, tables=tuple(table for table in state.tables if table.name not in object_names.AUXILIARY_TABLES)
-    )
+    tables = tuple(table for table in state.tables if table.name not in object_names.AUXILIARY_TABLES)
+    state = evolve(state, tables=tables)
     state_hash = hash(_relevant_parts(state))
     if state_hash == known_hash:
-        return {"differs": False, "state": state_hash, "verdict": "", "failures": []}
+        return {"differs": False, "unwritable_ports": ports, "state": state_hash, "verdict": "", "failures": []}
     spec = evolve(
         build_spec(policy, planned.bridge_ports),
         frames=not planned.devices_without_link_guard,
@@ -57,6 +57,7 @@ def run_full_check(
             failures.append(" ".join(filter(None, (*parts, *finding.unsupported[:1]))))
     return {
         "differs": False,
+        "unwritable_ports": ports,
         "state": state_hash,
         "verdict": proof.verdict,
         "failures": failures[:_MAX_FAILURES],

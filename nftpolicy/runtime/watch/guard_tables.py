@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 
 from ...compiler import object_names
@@ -13,6 +14,7 @@ from ...kernel.errors import StepRefused
 from ...netstate.nft import Table
 from ...netstate.operations import IpRuleChange
 from ...policy.objects import Policy
+from ..apply.executor import unwritable_port_message
 from . import repair_plan
 from .environment import Environment
 from .repair_plan import DesiredState, Repair
@@ -27,6 +29,7 @@ class GuardTables:
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
         self.is_blocked = False
+        self._blocked_ports: frozenset[str] = frozenset()  # those that were blocked last, or refused
         self._shadow: tuple[Table, ...] = ()  # the loaded shadow guard
 
     def load_shadow(self, tables: tuple[Table, ...]) -> None:
@@ -46,6 +49,24 @@ class GuardTables:
                 if family in loaded:
                     wanted[family] = loaded[family]
         self._shadow = tuple(wanted.values())
+
+    def block_ports(self, ports: Collection[str]) -> bool:
+        """Block these ports, where no link guard can be hooked, and no others. Return True after a change."""
+        wanted, block = frozenset(ports), self._environment.port_block
+        if block is None or not (wanted or self._blocked_ports):
+            return False
+        refused = block.set_devices(wanted)
+        if wanted == self._blocked_ports:
+            return False
+        new_ports, old_ports = wanted - self._blocked_ports - refused.keys(), self._blocked_ports - wanted
+        self._blocked_ports = wanted
+        for port in sorted(new_ports):
+            self._environment.log_event("port-blocked", {"port": port, "why": unwritable_port_message(port)})
+        for port, code in refused.items():
+            self._environment.log_event("failed", {"what": f"block of port {port}", "why": os.strerror(code)})
+        for port in sorted(old_ports):
+            self._environment.log_event("port-unblocked", {"port": port})
+        return True
 
     def load_repair(self, repair: Repair) -> bool:
         """Load the nft text of a repair; return False if the kernel refused a part of it.

@@ -22,7 +22,7 @@ from ...kernel.netlink.monitor import UNKNOWN_ORIGIN, ChangeSet, Origin
 from ...netstate.operations import NftTransaction
 from ...policy.errors import PolicyError
 from ...policy.objects import Policy
-from ..apply.executor import PlannedChange, apply_change, plan_change, read_host_facts
+from ..apply.executor import PlannedChange, apply_change, plan_change, read_host_facts, unwritable_ports
 from ..apply.journal import PolicySource
 from ..apply.recover import recover
 from ..apply.state_dir import Locked
@@ -115,8 +115,9 @@ class Watch:
         source = self.state_dir.policy()
         policy = self.environment.applier.load(source) if source else named
         if policy is not None:
-            state = compile_policy(policy, read_host_facts(self.kernel, policy))
-            self._tables.load_shadow(shadow_guard_tables(state))
+            facts = read_host_facts(self.kernel, policy)
+            self._tables.load_shadow(shadow_guard_tables(compile_policy(policy, facts)))
+            self._tables.block_ports(unwritable_ports(self.kernel, policy))
 
     def start(self) -> None:
         """Load the shadow guard, then the policy that was applied last, and reconcile the kernel with it."""
@@ -286,6 +287,7 @@ class Watch:
             self.desired = DesiredState(planned.desired)
         self.environment.events.watch_sysctls(self.desired.sysctls)
         self._tables.load_shadow(shadow_guard_tables(self.desired.state))
+        self._tables.block_ports(unwritable_ports(self.kernel, policy))
         self._keeper.set_policy(policy)
         self._repairs.preload()
         self._tables.preload(self.desired)
@@ -348,6 +350,8 @@ class Watch:
             return
         if result is None:
             return
+        if self._tables.block_ports(result["unwritable_ports"]):
+            self.environment.events.ignore_ports(self.environment.netlink_ports())
         if result["differs"]:
             self._reconcile()
         elif self._repairs.count == self._repairs_at_check:

@@ -91,5 +91,5 @@ class RepairLog:
 
     def _dropped_packets(self) -> int:
         with suppress(OSError):
-            return sum_drop_counters(self._environment.counter_packets(object_names.TABLE))
+            return sum_drop_counters(self._environment.applier.kernel.counters(object_names.TABLE))
         return 0

@@ -18,7 +18,7 @@ from ...kernel.netlink.monitor import ChangeSet, Origin
 from ...netstate import nft
 from ...netstate.formats import nft_text
 from ...netstate.operations import ChainRules, IpRuleChange, NftOperation, RouteChange, SysctlChange
-from ...netstate.state import NetState
+from ...netstate.state import CounterValues, NetState
 from ...policy.objects import Policy
 from ...proof.verdict import PROVED, REFUTED
 
@@ -205,12 +205,14 @@ def requires_block(verdict: str, also_unknown: bool) -> bool:
     return verdict == REFUTED or (also_unknown and verdict not in (PROVED, ""))
 
 
-def sum_drop_counters(counters: Mapping[str, int]) -> int:
+def sum_drop_counters(counters: CounterValues) -> int:
     """Return the packets of all drop counters of the guard.
 
     Counters of accepted packets do not count.
     """
-    return sum(packets for name, packets in counters.items() if not _ACCEPT_COUNTERS.intersection(name.split(".")))
+    return sum(
+        value.packets for (_, _, name), value in counters.items() if not _ACCEPT_COUNTERS.intersection(name.split("."))
+    )
 
 
 _ACCEPT_COUNTERS = frozenset({"exempt", "answer"})
