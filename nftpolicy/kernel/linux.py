@@ -94,6 +94,9 @@ class Linux:
         paths = (*_GLOBAL_SYSCTLS, *(path for name in names for path in _device_sysctls(name)))
         return NetState(tables, rules, routes, tuple(_read_sysctls(paths)), devices, take_looks(routes, links))
 
+    def has_more_routes(self, number: int) -> bool:
+        return any(self._rtnetlink.has_more_routes(version, number) for version in self.ip_families())
+
     def counters(self, table: str) -> CounterValues:
         return nft_counters.read_counters(table)
 

@@ -30,6 +30,7 @@ from nftpolicy.runtime.apply.state_dir import StateDir
 from nftpolicy.runtime.apply.transaction import PolicyApplier
 from nftpolicy.runtime.rate_limiter import RateLimiter
 from nftpolicy.runtime.status import Status, read_status
+from nftpolicy.runtime.watch import full_check
 from nftpolicy.runtime.watch import repair_plan as watching
 from nftpolicy.runtime.watch.environment import Environment
 from nftpolicy.runtime.watch.loop import Watch
@@ -311,6 +312,7 @@ class FakeListener:
     def __init__(self, kernel: FakeKernel) -> None:
         self.kernel, self.next, self.paths = kernel, ChangeSet(), ()
         self.descriptors: tuple[int, ...] = ()
+        self.news_descriptor = -1
 
     def read(self) -> ChangeSet:
         changes, self.next = self.next, ChangeSet()
@@ -538,6 +540,37 @@ def test_foreign_ip_rule_does_not_block(enforcing: WatchRun) -> None:
     enforcing.pass_time()
     assert (enforcing.events(), enforcing.watch.verdict) == (["proof"], "unknown")
     assert not any(name == object_names.BLOCK_TABLE for _, name in enforcing.kernel.tables)
+
+
+def test_flood_of_routes_makes_the_verdict_unknown(enforcing: WatchRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full_check, "MAX_ROUTES", 0)
+    for _ in range(3):
+        enforcing.hear(foreign_changes=1)
+        enforcing.pass_time(3)
+    assert (enforcing.events(), enforcing.watch.verdict) == (["proof"], "unknown")
+    monkeypatch.undo()
+    enforcing.hear(foreign_changes=1)
+    enforcing.pass_time(3)
+    assert enforcing.watch.verdict == "proved"
+
+
+def test_exposure_counts_from_the_last_whole_guard(enforcing: WatchRun) -> None:
+    """A part that takes 10 seconds is between the kernel's event and the read of its message."""
+    sent = [100]
+    enforcing.watch._repairs._environment = evolve(enforcing.watch.environment, tx_packets=lambda _: sent[0])
+    enforcing.watch.process()
+
+    def take_long(_: object) -> None:
+        enforcing.clock += 10
+        sent[0] += 7
+
+    enforcing.watch._keeper.process = take_long  # type: ignore[method-assign]
+    enforcing.watch.process()
+    enforcing.watch._keeper.process = lambda _: None  # type: ignore[method-assign]
+    del enforcing.kernel.tables["inet", "nftpolicy"]
+    enforcing.hear(ours_changed=True, deleted_families={"inet"})
+    fields = next(fields for event, fields in enforcing.said if event == "restored")
+    assert (fields["ms"], fields["passed"]) == (10_000, 7)
 
 
 def test_status_is_not_as_expected_while_blocked(enforcing: WatchRun) -> None:

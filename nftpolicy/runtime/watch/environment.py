@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from ...kernel.interface import Kernel
 from ...kernel.netlink.monitor import ChangeSet
-from ...kernel.netlink.route_mover import KernelRoute
+from ...kernel.netlink.route_mover import KernelRoute, RouteListing
 from ...kernel.sd_notify import ServiceManager
 from ...policy.objects import Policy
 from ..apply.transaction import PolicyApplier
@@ -26,6 +26,11 @@ class EventSource(Protocol):
     @property
     def descriptors(self) -> tuple[int, ...]:
         """File descriptors that become readable when an event arrives."""
+        ...
+
+    @property
+    def news_descriptor(self) -> int:
+        """Return the descriptor for new routes and addresses, which any neighbour can cause; -1: none."""
         ...
 
     def read(self) -> ChangeSet:
@@ -55,7 +60,7 @@ class RouteAccess(Protocol):
     `RouteMover` implements it.
     """
 
-    def list_routes(self, devices: Collection[str]) -> list[KernelRoute]:
+    def list_routes(self, devices: Collection[str]) -> RouteListing:
         """Return the routes over these devices, of all tables."""
         ...
 

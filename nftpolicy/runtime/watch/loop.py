@@ -9,7 +9,6 @@ first way never waits for it. Pure decisions are in `repair_plan`.
 from __future__ import annotations
 
 import os
-import select
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -30,6 +29,7 @@ from ..apply.step_text import summarize
 from ..rate_limiter import earliest_deadline
 from .check_runner import CheckRunner
 from .environment import Environment
+from .event_poll import EventPoll
 from .fault_barrier import FaultBarrier
 from .guard_tables import GuardTables
 from .proof_log import ProofLog
@@ -67,9 +67,9 @@ class Watch:
         self._repairs_at_check = 0  # number of repairs when the running check started
         self._reconcile_at: float | None = None
         self._compare_at = 0.0
-        self._poll = select.poll()
-        self._checks = CheckRunner(environment, self._poll)
-        self._sockets = SocketAudit(self.kernel, environment, self._poll)
+        self._poll = EventPoll(environment.events, environment.now)
+        self._checks = CheckRunner(environment, self._poll.poll)
+        self._sockets = SocketAudit(self.kernel, environment, self._poll.poll)
 
     @property
     def is_blocked(self) -> bool:
@@ -87,10 +87,8 @@ class Watch:
         """Watch until SIGTERM or SIGINT."""
         with termination_signals() as terminated:
             self.environment.log_event("start", {"pid": os.getpid()})
-            self._poll.register(terminated, select.POLLIN)
+            self._poll.register_events(terminated)
             self.start()
-            for descriptor in self.environment.events.descriptors:
-                self._poll.register(descriptor, select.POLLIN)
             self.environment.service_manager.notify(READY=1, STATUS=self._status())
             try:
                 while not self._wait(terminated):
@@ -98,6 +96,7 @@ class Watch:
             finally:
                 self._checks.cancel()
                 self._sockets.cancel()
+                self._poll.close()
                 self.environment.service_manager.notify(STOPPING=1)
         fields: dict[str, Any] = {"policy": self.policy.name} if self.policy else {}
         if self.is_blocked:
@@ -139,14 +138,13 @@ class Watch:
             self._repairs.due(),
         ]
         deadlines += [self._keeper.due(), self._sockets.due(self.policy)]
-        if self.desired:
-            deadlines.append(self._compare_at)
-        until = earliest_deadline(deadlines)
-        wait_ms = None if until is None else max(0.0, until - self.environment.now()) * 1000 + 0.5
-        return any(descriptor == terminated for descriptor, _ in self._poll.poll(wait_ms))
+        deadlines += [self._poll.due(), self._compare_at if self.desired else None]
+        return terminated in self._poll.wait(earliest_deadline(deadlines))
 
     def process(self) -> None:
         """Process all events, and do all that is due. Never waits."""
+        if self._poll.event_time is not None:  # nothing was missing before that
+            self._repairs.mark_whole(self._poll.event_time)
         now = self.environment.now()
         changes = ChangeSet(overflowed=True)  # a read that fails has lost events
 
@@ -155,6 +153,10 @@ class Watch:
             changes = self.environment.events.read()
 
         self._barrier.run("events", read)
+        if not (changes.affects_ours or changes.links):
+            self._repairs.mark_whole(now)
+        if changes.route_added or changes.addresses:
+            self._poll.mute_news()
         if not self._barrier.run("repair", lambda: self._react(changes, now)):
             self._reconcile_at = self._reconcile_at or now + _RETRY_FAILURE
         self._process_check()
