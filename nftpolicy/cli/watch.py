@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -55,11 +56,12 @@ def command(
     from ..runtime.apply.transaction import ChangeOptions, TargetPolicy
     from ..runtime.resolver.resolv_files import LeakWatcher
     from ..runtime.watch.environment import Environment
+    from ..runtime.watch.log_limiter import LogLimiter
     from ..runtime.watch.loop import Watch
 
     applier = create_applier(kernel, ChangeOptions(wait))
     with monitor.Monitor(object_names.TABLE, object_names.BLOCK_TABLE, RTPROT_NFTPOLICY) as events:
-        log, nft = EventLog(as_json), Nft()
+        log, nft = LogLimiter(EventLog(as_json).write, time.monotonic), Nft()
         nft.load(f"add table inet {object_names.BLOCK_TABLE}\n", check=True)  # binds its netlink socket to an address
         # A table with an owner (kernel 5.12) is removed with the socket that made it.
         shadow_table = f"table inet {object_names.SHADOW_TABLE} {{\n\tflags owner\n}}\n"

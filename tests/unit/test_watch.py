@@ -33,6 +33,7 @@ from nftpolicy.runtime.status import Status, read_status
 from nftpolicy.runtime.watch import full_check
 from nftpolicy.runtime.watch import repair_plan as watching
 from nftpolicy.runtime.watch.environment import Environment
+from nftpolicy.runtime.watch.log_limiter import LogLimiter
 from nftpolicy.runtime.watch.loop import Watch
 from nftpolicy.runtime.watch.repair_plan import ConflictDetector, DesiredState, Exposure
 from nftpolicy.runtime.watch.worker import WorkerProcess
@@ -100,6 +101,21 @@ def test_only_own_rules_routes_and_sysctls_are_restored() -> None:
         IpRuleChange("add", ours),
     )
     assert repair.repaired_objects == (f"sysctl:{path}", "routes:1", "rules:1")
+
+
+# The log
+
+
+def test_log_limiter_counts_omitted_lines() -> None:
+    clock, lines = [0.0], []
+    log = LogLimiter(lambda event, fields: lines.append((event, fields)), lambda: clock[0])
+    for _ in range(10_000):
+        log.write("failed", {"what": "x"})
+    log.write("start", {})
+    assert len(lines) == 51
+    clock[0] = 1
+    log.write("failed", {"what": "x"})
+    assert lines[-1] == ("failed", {"what": "x", "left_out": 9_950})
 
 
 # The rate limiter, and conflicts
