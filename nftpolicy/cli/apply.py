@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report
+from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report, warn_of_unwritable_ports
 from .common import change_errors_as_failure, describe_result, read_policy, this_kernel, warn
 from .options import DryRun, PolicyFile, WaitSeconds
 
@@ -62,5 +62,6 @@ def command(
             "(kernel too old, or the device does not exist yet): "
             "frames of AF_PACKET sockets are not guarded there"
         )
+    warn_of_unwritable_ports(kernel, policy)
     print_report(report)
     print(f"{policy.name}: {describe_result(checked_plan.planned, 'applied', _UNCHANGED)}")

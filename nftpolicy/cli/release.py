@@ -34,8 +34,8 @@ def command(file: UnreadPolicyFile = None, dry_run: DryRun = False, wait: WaitSe
             with confirm_guard(applier, checked_plan):
                 report = applier.apply(checked_plan, None, "release")
     print_report(report)
-    for name in end_orphans(applier.state_dir.directory, policy.uplink):
-        print(f"ended the dnsmasq that a killed resolver of uplink {name} left")
+    for uplink in end_orphans(applier.state_dir.directory):
+        print(f"ended the dnsmasq that a killed resolver of uplink {uplink} left")
     result = describe_result(checked_plan.planned, "released", "there was nothing to release")
     print(f"{name}: {result}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -47,34 +48,50 @@ def command(
     from ..kernel.libnft import Nft
     from ..kernel.linux import Linux
     from ..kernel.netlink import monitor
+    from ..kernel.netlink.port_block import PortBlock
     from ..kernel.netlink.route_mover import RouteMover
     from ..kernel.sd_notify import ServiceManager
     from ..netstate.routing import RTPROT_NFTPOLICY
+    from ..runtime.apply.state_dir import Locked
     from ..runtime.apply.transaction import ChangeOptions, TargetPolicy
     from ..runtime.resolver.resolv_files import LeakWatcher
     from ..runtime.watch.environment import Environment
+    from ..runtime.watch.log_limiter import LogLimiter
     from ..runtime.watch.loop import Watch
 
     applier = create_applier(kernel, ChangeOptions(wait))
     with monitor.Monitor(object_names.TABLE, object_names.BLOCK_TABLE, RTPROT_NFTPOLICY) as events:
-        if named is not None:
-            policy, source = named
-            wanted = TargetPolicy(policy, (source.name, source.text.encode()))
-            with change_errors_as_failure(source), applier.locked():
-                checked_plan = applier.check(wanted)
-                announce(checked_plan)
-                print_report(applier.apply(checked_plan, wanted, why="watch"))
-        log, nft = EventLog(as_json), Nft()
+        log, nft = LogLimiter(EventLog(as_json).write, time.monotonic), Nft()
         nft.load(f"add table inet {object_names.BLOCK_TABLE}\n", check=True)  # binds its netlink socket to an address
         # A table with an owner (kernel 5.12) is removed with the socket that made it.
         shadow_table = f"table inet {object_names.SHADOW_TABLE} {{\n\tflags owner\n}}\n"
         supports_owner = nft.load(shadow_table, check=True) is None
         environment = Environment(
-            applier, Linux, events, nft.load, log.write, monitor.tx_packets, monitor.counter_packets,
+            applier, Linux, events, nft.load, log.write, monitor.tx_packets,
             monitor.own_netlink_ports, ServiceManager(), block_unknown, supports_owner,
             None if leave_routes else RouteMover(), resolver_leaks=LeakWatcher().changes,
+            port_block=PortBlock(object_names.PORT_BLOCK_TABLE, object_names.BLOCK_PRIORITY),
         )  # fmt: skip
-        Watch(environment).run()
+        watch = Watch(environment)
+        if named is not None:
+            policy, source = named
+            wanted = TargetPolicy(policy, (source.name, source.text.encode()))
+
+            def apply() -> None:
+                checked_plan = applier.check(wanted)
+                announce(checked_plan)
+                print_report(applier.apply(checked_plan, wanted, why="watch"))
+
+            watch.prepare(policy)
+            with change_errors_as_failure(source):
+                try:
+                    with applier.locked():
+                        apply()
+                except Locked as error:
+                    # To end here would remove the shadow guard.
+                    log.write("failed", {"what": source.name, "why": str(error), "then": "applied later"})
+                    watch.first_change = apply
+        watch.run()
 
 
 class EventLog:

@@ -161,4 +161,4 @@ def _link_chains(uplinks: Sequence[_NamedUplink], host: HostFacts) -> Iterator[C
         if device not in host.unhookable_devices:
             first = (bridged,) if device in bridge_ports else ()
             hook = Hook("filter", "egress", object_names.BLOCK_PRIORITY, "drop", device)
-            yield Chain("device-" + device.replace("@", "/"), (*first, *rules, drop), hook)
+            yield Chain(object_names.device_chain(device), (*first, *rules, drop), hook)

@@ -156,6 +156,5 @@ def _link(name: str, uplink: Uplink, ports: Mapping[str, Sequence[str]]) -> list
 
 
 def _base(device: str, rules: tuple[Rule, ...], origin: tuple[str, ...]) -> Chain:
-    # "@" can be in a device name but not in an nft name; "/" can be in an nft name only.
-    name = "device-" + device.replace("@", "/")
-    return Chain(name, rules, Hook("filter", "egress", object_names.GUARD_PRIORITY, "drop", device), origin=origin)
+    hook = Hook("filter", "egress", object_names.GUARD_PRIORITY, "drop", device)
+    return Chain(object_names.device_chain(device), rules, hook, origin=origin)

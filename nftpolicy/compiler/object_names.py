@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import string
+
 TABLE = "nftpolicy"
 FAMILIES = ("inet", "netdev")  # the guard at the IP layer, and at the link layer
 BLOCK_TABLE = "nftpolicy-block"  # drops an uplink's packets; separate, so the guard stays unchanged
 SHADOW_TABLE = "nftpolicy-second"  # shadow guard: a copy of the guard, writable by its owner only
-AUXILIARY_TABLES = (BLOCK_TABLE, SHADOW_TABLE)  # temporary; proofs of the guard do not rely on them
+PORT_BLOCK_TABLE = "nftpolicy-ports"  # drops all frames at ports whose names nft text cannot carry
+AUXILIARY_TABLES = (BLOCK_TABLE, SHADOW_TABLE, PORT_BLOCK_TABLE)  # temporary; proofs of the guard do not rely on them
 UNNAMED_DEVICE = "unnamed-device"  # counter of packets to devices that the policy does not name
 
 # Hook priorities. Connection tracking is at -200, destination NAT at -100, source NAT at 100
@@ -33,7 +36,18 @@ FIRST_GATEWAY_METRIC = 1024  # of an uplink's gateways; the kernel's default for
 # The highest metric that both families accept; 0xffffffff is IPv6's own null route.
 UNREACHABLE_METRIC = 0xFFFFFFFE
 
+_NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits + "._-")
+
 
 def object_name(uplink: str, *parts: str) -> str:
     """Return the name of a chain, set or counter of an uplink: "wan.exempt.arp"."""
     return ".".join((uplink, *parts))
+
+
+def device_chain(device: str) -> str:
+    """Return the name of the link guard's chain at a device: "device-eth0".
+
+    A byte that an nft name cannot carry is "/" and two hexadecimal digits; "/" is in no device name.
+    """
+    raw = device.encode("utf-8", "surrogateescape")
+    return "device-" + "".join(chr(byte) if chr(byte) in _NAME_CHARACTERS else f"/{byte:02x}" for byte in raw)

@@ -53,7 +53,7 @@ _NO_HIERARCHY = dict.fromkeys(
 def _mount_point() -> str | None:
     """Return an existing mount point of the root of cgroup v2 (proc_pid_mountinfo(5)), or None."""
     with suppress(OSError):
-        for line in _MOUNTS.read_text().splitlines():
+        for line in _MOUNTS.read_text(errors="surrogateescape").splitlines():
             before, _, after = line.partition(" - ")
             device, root, mount_point = before.split()[2:5]
             if after.split()[:1] == ["cgroup2"] and root == "/" and _is_visible(mount_point, device):

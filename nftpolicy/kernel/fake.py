@@ -74,6 +74,9 @@ class FakeKernel:
     def read_all(self) -> NetState:
         return self.state
 
+    def has_more_routes(self, number: int) -> bool:
+        return len(self.state.routes) > number
+
     def counters(self, table: str) -> CounterValues:
         return {
             (family, table, counter.name): self.counts.get((family, table, counter.name), CounterValue(0, 0))

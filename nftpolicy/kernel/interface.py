@@ -36,6 +36,9 @@ class Kernel(Protocol):
     def read_all(self) -> NetState:
         """Return all tables, ip rules, routes, devices, and the sysctls that affect packets."""
 
+    def has_more_routes(self, number: int) -> bool:
+        """Return True if an address family has more than this number of routes. Reads no more than that."""
+
     def counters(self, table: str) -> CounterValues:
         """Return the named counters of the tables named `table`, of all families."""
 

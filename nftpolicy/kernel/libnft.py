@@ -41,11 +41,13 @@ class Nft:
         self._context.set_json_output(False)
         self._context.set_dry_run(check)
         # From a file, because only then an error names its line. The file is in memory.
-        with os.fdopen(os.memfd_create("nftpolicy"), "w") as file:
-            file.write(text)
+        with os.fdopen(os.memfd_create("nftpolicy"), "wb") as file:
+            file.write(text.encode("utf-8", "surrogateescape"))
             file.flush()
             try:
                 status, _, error = self._context.cmd_from_file(f"/proc/self/fd/{file.fileno()}")
+            except UnicodeDecodeError:  # by the bindings, from the message of an error
+                return "refused, with a message that is not text"
             finally:
                 self._context.set_dry_run(False)
         return None if status == 0 else (error or "refused without a reason")

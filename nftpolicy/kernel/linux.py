@@ -28,7 +28,7 @@ from . import nft_list
 from .bypass import take_looks
 from .errors import StepRefused, SysctlMissing, Unavailable, error_reason
 from .libnft import Nft, parse_error
-from .netlink import nft_ruleset
+from .netlink import nft_counters, nft_ruleset
 from .netlink.nft_generation import read_consistent
 from .netlink.rtnetlink import Rtnetlink
 
@@ -82,9 +82,7 @@ class Linux:
         return next((table for table in listing if table.name == name), None)
 
     def table_names(self) -> set[tuple[str, str]]:
-        # In text, because nft 1.0.6 cannot write the flags of a table as JSON.
-        lines = (line.split() for line in (self._nft.list_text("list tables") or "").splitlines())
-        return {(family, name) for _, family, name in lines}
+        return nft_counters.read_table_names()
 
     def read_all(self) -> NetState:
         tables = nft_ruleset.read_tables()
@@ -97,10 +95,11 @@ class Linux:
         paths = (*_GLOBAL_SYSCTLS, *(path for name in names for path in _device_sysctls(name)))
         return NetState(tables, rules, routes, tuple(_read_sysctls(paths)), devices, take_looks(routes, links))
 
+    def has_more_routes(self, number: int) -> bool:
+        return any(self._rtnetlink.has_more_routes(version, number) for version in self.ip_families())
+
     def counters(self, table: str) -> CounterValues:
-        listing = self._nft.list_json("list counters")
-        counters = nft_json_decode.decode_counters(listing) if listing else {}
-        return {key: counts for key, counts in counters.items() if key[1] == table}
+        return nft_counters.read_counters(table)
 
     def apply_step(self, step: Step) -> None:
         try:
@@ -180,6 +179,6 @@ def open_kernel() -> Linux:
 
 def _has_net_admin() -> bool:
     """Return True if this process has the effective capability CAP_NET_ADMIN (proc_pid_status(5))."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(errors="replace").splitlines()
     effective = next((line.split()[1] for line in lines if line.startswith("CapEff")), "0")
     return bool(int(effective, 16) >> _CAP_NET_ADMIN & 1)

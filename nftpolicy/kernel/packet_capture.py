@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import os
 import socket
 import struct
 from collections.abc import Iterator
@@ -143,7 +144,7 @@ def link_info(device: str) -> LinkInfo | None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
 
         def request(number: int) -> bytes:
-            return fcntl.ioctl(datagrams, number, _IFREQ.pack(device.encode()))[_IFREQ_UNION:]
+            return fcntl.ioctl(datagrams, number, _IFREQ.pack(os.fsencode(device)))[_IFREQ_UNION:]
 
         try:
             flags = struct.unpack_from("=H", request(_SIOCGIFFLAGS))[0]

@@ -212,7 +212,7 @@ def _device_index(probe_packet: ProbePacket) -> int:
 
 
 def _bind_device(sender: socket.socket, probe_packet: ProbePacket) -> None:
-    sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, (probe_packet.device or "").encode())
+    sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, os.fsencode(probe_packet.device or ""))
 
 
 def _bind_source(sender: socket.socket, probe_packet: ProbePacket) -> None:

@@ -16,11 +16,23 @@ class ServiceManager:
         address = environment.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._watchdog_period = _watchdog_period(environment)
+        self._last_ping = 0.0
 
     @property
     def watchdog_period(self) -> float | None:
         """Return the seconds between two WATCHDOG=1, half of WATCHDOG_USEC; None if none are expected."""
         return self._watchdog_period
+
+    def watchdog_due(self) -> float | None:
+        """Return the time of the next WATCHDOG=1; None if none is expected."""
+        return None if self._watchdog_period is None else self._last_ping + self._watchdog_period
+
+    def ping_watchdog(self, now: float) -> None:
+        """Send WATCHDOG=1 if it is due."""
+        due = self.watchdog_due()
+        if due is not None and now >= due:
+            self._last_ping = now
+            self.notify(WATCHDOG=1)
 
     def notify(self, **fields: str | int) -> None:
         """Send lines such as READY=1 or STATUS=... Ignore a manager that has gone."""

@@ -155,6 +155,6 @@ class SocketCallMarker:
 
 def _filesystem_ids(pid: int) -> tuple[int, int]:
     """Return file system user and group of a process (proc_pid_status(5))."""
-    lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    lines = (line.split() for line in Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines())
     ids = {words[0]: int(words[4]) for words in lines if words and words[0] in ("Uid:", "Gid:")}
     return ids["Uid:"], ids["Gid:"]

@@ -245,6 +245,7 @@ def test_monitor_lists_links_again_after_overflow(
     sock = Monitor.__new__(Monitor)
     sock._files, sock._links, sock._touched, sock._outdated = Watch(), {7: ("old", 0, 0)}, False, False  # type: ignore[assignment]
     sock._nft, sock._rtnetlink = Datagrams(), Datagrams(OSError(errno.ENOBUFS, "overflow"))  # type: ignore[assignment]
+    sock._news = Datagrams()  # type: ignore[assignment]
     first = sock.read()
     assert (first.overflowed, first.links, sock._links) == (True, True, {7: ("old", 0, 0)})
     second = sock.read()

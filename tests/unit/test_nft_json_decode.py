@@ -56,7 +56,6 @@ from nftpolicy.netstate.nft import (
 from nftpolicy.netstate.nft import (
     Counter as Count,
 )
-from nftpolicy.netstate.state import CounterValue
 from tests.text_only_details import add_text_only_details
 
 FORMS = json.loads((Path(__file__).parents[1] / "fixtures/forms.json").read_text())  # as nft 1.0.6 lists them
@@ -242,13 +241,6 @@ def test_set_with_unknown_elements_is_kept_as_unknown():
     (table,) = nft_json_decode.decode_ruleset({"nftables": [listed]})
     assert table.sets == ()
     assert json.loads(table.unknown[0]) == listed
-
-
-def test_counter_values_are_decoded():
-    listed = {
-        "nftables": [{"counter": {"family": "ip", "table": "t", "name": "c", "packets": 2, "bytes": 9, "handle": 1}}]
-    }
-    assert nft_json_decode.decode_counters(listed) == {("ip", "t", "c"): CounterValue(2, 9)}
 
 
 def test_dnat_is_decoded():

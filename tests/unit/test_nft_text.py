@@ -143,7 +143,6 @@ def test_bad_name_is_refused(place, bad):
         lambda bad: nft_text.statement_text(VerdictMap(MARK, frozenset({(bad, ACCEPT)}))),
         lambda bad: nft_text.statement_text(Dnat(bad, "::1", 1)),
         lambda bad: nft_text.statement_text(Dnat("ip6", bad, 1)),
-        lambda bad: nft_text.hook_text(Hook("filter", "egress", 0, "drop", bad or "\n")),
         lambda bad: nft_text.operation_text(
             NftOperation("add", "inet", "t", SetElements(Set("s", ("ifname",)), frozenset({bad})))
         ),
@@ -152,6 +151,12 @@ def test_bad_name_is_refused(place, bad):
 def test_bad_value_is_refused(place, bad):
     with pytest.raises(ValueError, match="cannot be written"):
         place(bad)
+
+
+@pytest.mark.parametrize("bad", ['x"', '"; flush ruleset; "', "x\ny", "x y", "x\x00"])
+def test_hooked_device_cannot_end_its_quotes(bad):
+    with pytest.raises(ValueError, match="cannot be written"):
+        nft_text.hook_text(Hook("filter", "egress", 0, "drop", bad))
 
 
 @pytest.mark.parametrize("bad", [one for one in INJECTIONS if one not in ("", "x,y")])

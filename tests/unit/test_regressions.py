@@ -55,7 +55,6 @@ def test_device_is_added_to_inside_set():
         lambda: nft_json_decode.decode_ruleset(
             _rule({"vmap": {"key": {"meta": {"key": "mark"}}, "data": {"set": [[]]}}})
         ),
-        lambda: nft_json_decode.decode_counters({"nftables": [{"counter": {}}]}),
     ],
 )
 def test_malformed_listing_raises_only_value_error(read):

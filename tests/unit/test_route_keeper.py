@@ -10,7 +10,7 @@ from attrs import evolve
 from nftpolicy.kernel.netlink import rtnl_decode as messages
 from nftpolicy.kernel.netlink.attributes import attribute
 from nftpolicy.kernel.netlink.monitor import ChangeSet
-from nftpolicy.kernel.netlink.route_mover import KernelRoute
+from nftpolicy.kernel.netlink.route_mover import KernelRoute, RouteListing
 from nftpolicy.netstate.routing import Route
 from nftpolicy.runtime.watch.route_keeper import SETTLE_SECONDS, RouteKeeper, misplaced_routes
 from tests.unit.test_watch import POLICY
@@ -29,6 +29,7 @@ class RouteMemory:
         self.refuse: dict[str, int] = {}
         self.known = {"br-wan": ("192.0.2.2/24",)}
         self.routes, self.now = self, lambda: self.at
+        self.too_many: tuple[tuple[str, int], ...] = ()
 
     def log_event(self, event, facts):
         self.log.append((event, facts))
@@ -36,7 +37,8 @@ class RouteMemory:
     def list_routes(self, devices):
         if "by" in self.refuse:
             raise OSError(self.refuse["by"], "refused")
-        return [KernelRoute(one, b"") for one in self.held if one.device in devices]
+        routes = [KernelRoute(one, b"") for one in self.held if one.device in devices]
+        return RouteListing(routes, self.too_many)
 
     def addresses(self, devices):
         return self.known
@@ -225,3 +227,26 @@ def test_request_with_nexthops_has_no_state_flags() -> None:
 def test_request_with_nexthop_object_names_only_the_object() -> None:
     raw = kernel_route(socket.AF_INET6, OIF, GATEWAY, (30, struct.pack("=I", 7))).request(1)
     assert dict(parts(raw)).keys() == {30, 15}
+
+
+def test_routes_beyond_the_limit_stay_with_one_log_line() -> None:
+    memory = RouteMemory(DEFAULT)
+    memory.too_many = (("br-wan", 6),)
+    keeper = started_keeper(memory)
+    assert memory.done == [("put", DEFAULT, 1), ("take", DEFAULT)], "the other family is placed"
+    for _ in range(5):
+        memory.at += 2
+        keeper.process(ChangeSet(route_added=True))
+    assert [facts["what"] for facts in memory.events("routes-left")] == ["IPv6 routes over br-wan"]
+
+
+def test_moves_of_one_turn_are_limited() -> None:
+    routes = [evolve(DEFAULT, destination=f"198.51.100.{number}/32", gateway="192.0.2.1") for number in range(150)]
+    memory = RouteMemory(*routes)
+    keeper = started_keeper(memory)
+    first = len(memory.done)
+    assert 0 < first <= 2 * 64
+    for _ in range(20):
+        memory.at += 2
+        keeper.process(ChangeSet())
+    assert all(route.table == 1 for route in memory.held)

@@ -3,6 +3,7 @@
 import errno
 import socket
 import struct
+from collections.abc import Iterator
 
 import pytest
 
@@ -37,6 +38,12 @@ class FakeNetlink:
         names = {GET_LINK: "links", GET_ADDRESS: "addresses", GET_ROUTE: "routes", GET_RULE: "rules"}
         self.requests.append((kind, body))
         return [(raw, 0, len(raw)) for raw in self.answers.get(names.get(kind, ""), [])]
+
+    def stream(self, kind: int, body: bytes) -> Iterator[tuple[bytes, int, int]]:
+        yield from self.dump(kind, body)
+
+    def enable_strict_checks(self) -> None:
+        pass
 
     def query(self, kind: int, body: bytes) -> tuple[bytes, int, int]:
         self.requests.append((kind, body))
@@ -140,7 +147,13 @@ def test_routes_of_one_protocol_without_cloned_ones(netlink: FakeNetlink) -> Non
     own, foreign = Route(4, 100, device="wan"), Route(4, 100, device="wan", protocol=3)
     assert rtnetlink.Rtnetlink().routes(4) == [own, foreign]
     assert rtnetlink.Rtnetlink().routes(4, 78) == [own]
-    assert netlink.requests[-1] == (GET_ROUTE, b"\x02" + bytes(11))
+    assert netlink.requests[-1] == (GET_ROUTE, b"\x02\0\0\0\0\x4e" + bytes(6)), "the kernel leaves out other protocols"
+
+
+def test_many_routes_are_counted_up_to_a_limit(netlink: FakeNetlink) -> None:
+    netlink.answers["routes"] = [b"route"] * 5
+    assert rtnetlink.Rtnetlink().has_more_routes(4, 4)
+    assert not rtnetlink.Rtnetlink().has_more_routes(6, 5)
 
 
 # Writing

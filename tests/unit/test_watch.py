@@ -1,5 +1,6 @@
 """Decisions of `watch`, on the kernel in memory and on netlink messages."""
 
+import operator
 import os
 import select
 import socket
@@ -20,7 +21,7 @@ from nftpolicy.kernel.sd_notify import ServiceManager
 from nftpolicy.netstate.formats import nft_text
 from nftpolicy.netstate.operations import IpRuleChange, RouteChange, SysctlChange
 from nftpolicy.netstate.routing import IpRule
-from nftpolicy.netstate.state import NetState
+from nftpolicy.netstate.state import CounterValue, NetState
 from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove_guard
@@ -29,8 +30,10 @@ from nftpolicy.runtime.apply.state_dir import StateDir
 from nftpolicy.runtime.apply.transaction import PolicyApplier
 from nftpolicy.runtime.rate_limiter import RateLimiter
 from nftpolicy.runtime.status import Status, read_status
+from nftpolicy.runtime.watch import full_check
 from nftpolicy.runtime.watch import repair_plan as watching
 from nftpolicy.runtime.watch.environment import Environment
+from nftpolicy.runtime.watch.log_limiter import LogLimiter
 from nftpolicy.runtime.watch.loop import Watch
 from nftpolicy.runtime.watch.repair_plan import ConflictDetector, DesiredState, Exposure
 from nftpolicy.runtime.watch.worker import WorkerProcess
@@ -98,6 +101,21 @@ def test_only_own_rules_routes_and_sysctls_are_restored() -> None:
         IpRuleChange("add", ours),
     )
     assert repair.repaired_objects == (f"sysctl:{path}", "routes:1", "rules:1")
+
+
+# The log
+
+
+def test_log_limiter_counts_omitted_lines() -> None:
+    clock, lines = [0.0], []
+    log = LogLimiter(lambda event, fields: lines.append((event, fields)), lambda: clock[0])
+    for _ in range(10_000):
+        log.write("failed", {"what": "x"})
+    log.write("start", {})
+    assert len(lines) == 51
+    clock[0] = 1
+    log.write("failed", {"what": "x"})
+    assert lines[-1] == ("failed", {"what": "x", "left_out": 9_950})
 
 
 # The rate limiter, and conflicts
@@ -173,10 +191,9 @@ def test_log_value_is_quoted(value: object, shown: str) -> None:
 def test_exposure_log_has_only_known_fields() -> None:
     assert Exposure(0.00123, passed_packets=4).log_fields() == {"ms": 1.2, "passed": 4}
     assert Exposure(1, stopped_packets=2).log_fields() == {"ms": 1000.0, "stopped": 2}
-    assert (
-        watching.sum_drop_counters({"wan.dropped": 1, "unnamed-device": 2, "wan.exempt.arp": 4, "wan.answer.ssh": 8})
-        == 3
-    )
+    counters = {"wan.dropped": 1, "unnamed-device": 2, "wan.exempt.arp": 4, "wan.answer.ssh": 8}
+    values = {("inet", "nftpolicy", name): CounterValue(packets, 0) for name, packets in counters.items()}
+    assert watching.sum_drop_counters(values) == 3
 
 
 @pytest.mark.parametrize(
@@ -311,6 +328,7 @@ class FakeListener:
     def __init__(self, kernel: FakeKernel) -> None:
         self.kernel, self.next, self.paths = kernel, ChangeSet(), ()
         self.descriptors: tuple[int, ...] = ()
+        self.news_descriptor = -1
 
     def read(self) -> ChangeSet:
         changes, self.next = self.next, ChangeSet()
@@ -347,7 +365,6 @@ class WatchRun:
             self.load,
             lambda event, facts: self.said.append((event, facts)),
             lambda devices: 0,
-            lambda table: {"wan.dropped": 0},
             service_manager=ServiceManager({}),
             now=lambda: self.clock,
             block_unknown=block_unknown,
@@ -541,6 +558,37 @@ def test_foreign_ip_rule_does_not_block(enforcing: WatchRun) -> None:
     assert not any(name == object_names.BLOCK_TABLE for _, name in enforcing.kernel.tables)
 
 
+def test_flood_of_routes_makes_the_verdict_unknown(enforcing: WatchRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(full_check, "MAX_ROUTES", 0)
+    for _ in range(3):
+        enforcing.hear(foreign_changes=1)
+        enforcing.pass_time(3)
+    assert (enforcing.events(), enforcing.watch.verdict) == (["proof"], "unknown")
+    monkeypatch.undo()
+    enforcing.hear(foreign_changes=1)
+    enforcing.pass_time(3)
+    assert enforcing.watch.verdict == "proved"
+
+
+def test_exposure_counts_from_the_last_whole_guard(enforcing: WatchRun) -> None:
+    """A part that takes 10 seconds is between the kernel's event and the read of its message."""
+    sent = [100]
+    enforcing.watch._repairs._environment = evolve(enforcing.watch.environment, tx_packets=lambda _: sent[0])
+    enforcing.watch.process()
+
+    def take_long(_: object) -> None:
+        enforcing.clock += 10
+        sent[0] += 7
+
+    enforcing.watch._keeper.process = take_long  # type: ignore[method-assign]
+    enforcing.watch.process()
+    enforcing.watch._keeper.process = lambda _: None  # type: ignore[method-assign]
+    del enforcing.kernel.tables["inet", "nftpolicy"]
+    enforcing.hear(ours_changed=True, deleted_families={"inet"})
+    fields = next(fields for event, fields in enforcing.said if event == "restored")
+    assert (fields["ms"], fields["passed"]) == (10_000, 7)
+
+
 def test_status_is_not_as_expected_while_blocked(enforcing: WatchRun) -> None:
     def status() -> Status:
         planned = plan_change(enforcing.kernel, enforcing.watch.policy, enforcing.memory)
@@ -581,29 +629,28 @@ def test_block_present_at_the_start_is_lifted_when_proved(watch_run: WatchRun) -
 
 
 def test_unchanged_state_is_not_proved_again(enforcing: WatchRun) -> None:
-    before = enforcing.watch._proved_state
+    before = enforcing.watch._proof.state
     enforcing.hear(foreign_changes=1)
     enforcing.pass_time(3)
     assert enforcing.events() == []
-    assert enforcing.watch._proved_state == before
+    assert enforcing.watch._proof.state == before
 
 
 def test_shadow_guard_follows_the_policy(tmp_path: Path) -> None:
     watch_run = WatchRun(tmp_path / "memory", owns=True)
     watch_run.apply()
     watch_run.watch.start()
-    assert [watching.owned_table_text(table) in watch_run.owned[0] for table in shadow_guard_tables(STATE)] == [
-        True,
-        True,
-    ]
-    assert "delete table" not in watch_run.owned[0], "nothing of it was there"
+    tables = shadow_guard_tables(STATE)
+    assert watch_run.owned[:2] == list(map(watching.owned_table_text, tables)), "nothing of it was there"
     other = TOML.replace(b"800", b"801")
     watch_run.apply(other, "other.toml")
+    watch_run.owned.clear()
     watch_run.hear(files=True)
     wanted = shadow_guard_tables(compile_policy(load(other)[0]))
-    assert watch_run.owned[1] == "".join(
-        [*map(watching.delete_table_text, shadow_guard_tables(STATE)), *map(watching.owned_table_text, wanted)]
-    )
+    assert watch_run.owned == [
+        watching.delete_table_text(old) + watching.owned_table_text(new)
+        for old, new in zip(tables, wanted, strict=True)
+    ]
     released = []
     watch_run.watch._tables._environment = evolve(
         watch_run.watch.environment, load_nft=lambda told, check: released.append(told)
@@ -611,7 +658,51 @@ def test_shadow_guard_follows_the_policy(tmp_path: Path) -> None:
     watch_run.kernel.tables.clear()
     watch_run.memory.clear()
     watch_run.hear(files=True)
-    assert released == ["".join(map(watching.delete_table_text, wanted))]
+    assert released == list(map(watching.delete_table_text, wanted))
+
+
+def test_shadow_guard_comes_first_and_needs_no_lock(tmp_path: Path) -> None:
+    watch_run = WatchRun(tmp_path / "memory", owns=True)
+    watch_run.memory.save_policy("small.toml", TOML)
+    with watch_run.memory.lock():
+        watch_run.watch.start()
+        assert watch_run.owned == list(map(watching.owned_table_text, shadow_guard_tables(STATE)))
+        assert watch_run.events() == []
+    watch_run.pass_time()
+    assert watch_run.right
+
+
+@pytest.mark.parametrize(
+    "part", ["ears.read", "watch._keeper.process", "watch._sockets.process", "watch._start_check_if_due"]
+)
+def test_exception_in_one_part_ends_no_other_part(enforcing: WatchRun, part: str) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("no such part")
+
+    owner, _, name = part.rpartition(".")
+    setattr(operator.attrgetter(owner)(enforcing), name, fail)
+    enforcing.kernel.sysctls[STATE.sysctls[0].path] = "9"
+    enforcing.pass_time(10)
+    assert enforcing.right, "the comparison of sysctls goes on"
+    failures = [fields for event, fields in enforcing.said if event == "failed"]
+    assert failures
+    assert len(failures) < 10, "what fails again and again is not logged each time"
+
+
+def test_table_that_the_kernel_refuses_keeps_no_other_away(tmp_path: Path) -> None:
+    watch_run = WatchRun(tmp_path / "memory", owns=True)
+    watch_run.apply()
+    load_text = watch_run.load
+    refused = "No such file or directory"
+    watch_run.watch._tables._environment = watch_run.watch.environment = evolve(
+        watch_run.watch.environment,
+        load_nft=lambda text, check: refused if "netdev" in text and not check else load_text(text, check),
+    )
+    watch_run.watch.start()
+    assert watch_run.owned[0] == watching.owned_table_text(shadow_guard_tables(STATE)[0])
+    del watch_run.kernel.tables["inet", "nftpolicy"]
+    watch_run.hear(deleted_families={"inet", "netdev"})
+    assert ("inet", "nftpolicy") in watch_run.kernel.tables
 
 
 def test_kernel_without_table_owner_has_no_shadow_guard(enforcing: WatchRun) -> None:

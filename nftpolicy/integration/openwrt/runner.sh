@@ -169,7 +169,7 @@ bridge_ports() { ip -o link show master "$1" 2>/dev/null | sed 's/^[0-9]*: \([^:
 egress_chain() {
 	case $1 in
 	*[!A-Za-z0-9_.@-]*) log "device $1 is not valid in a ruleset, so it has no link guard" ;;
-	*) printf '\tchain device-%s {\n\t\ttype filter hook egress device "%s" %s\n\t}\n' "$(echo "$1" | tr @ /)" "$1" "$2" ;;
+	*) printf '\tchain device-%s {\n\t\ttype filter hook egress device "%s" %s\n\t}\n' "$(echo "$1" | sed 's|@|/40|g')" "$1" "$2" ;;
 	esac
 }
 

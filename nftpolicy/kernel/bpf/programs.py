@@ -9,6 +9,7 @@ meaning of optlen is in kernel/bpf/cgroup.c, __cgroup_bpf_run_filter_setsockopt(
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -138,7 +139,7 @@ def _load_option(size: int) -> list[Op]:
 
 def _allow_name(device: str, otherwise: str) -> list[Op | str]:
     """Allow the option if the name in r1 and r2 is `device`, up to its NUL; else go to `otherwise`."""
-    name = (device.encode() + b"\0")[:_IFNAMSIZ]
+    name = (os.fsencode(device) + b"\0")[:_IFNAMSIZ]
     parts: list[Op | str] = []
     for register, start in ((1, 0), (2, 8)):
         piece = name[start : start + 8]

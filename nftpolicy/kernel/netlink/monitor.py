@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import socket
-import struct
 from collections.abc import Collection, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -23,13 +22,10 @@ from ..poll_group import PollGroup
 from . import constants as nl
 from . import rtnl_decode as messages
 from .attributes import (
-    attribute,
     attributes,
     decode_text,
     encode_text,
     native_integer,
-    nested_attributes,
-    netfilter_header,
     network_integer,
 )
 from .constants import (
@@ -56,22 +52,24 @@ from .constants import (
     RTMSG_TYPE_OFFSET,
     RTN_UNICAST,
 )
-from .socket import NetlinkSocket, pending_notifications, subscribe
+from .route_filter import attach_damage_filter, attach_news_filter
+from .socket import pending_notifications, subscribe
 
 _SO_RCVBUFFORCE = 33
-_ROUTING_GROUPS = (
+_ROUTES = (nl.RTNLGRP_IPV4_ROUTE, nl.RTNLGRP_IPV6_ROUTE)
+_DAMAGE_GROUPS = (
+    *_ROUTES,
     nl.RTNLGRP_LINK,
-    nl.RTNLGRP_IPV4_IFADDR,
-    nl.RTNLGRP_IPV4_ROUTE,
     nl.RTNLGRP_IPV4_RULE,
-    nl.RTNLGRP_IPV6_IFADDR,
-    nl.RTNLGRP_IPV6_ROUTE,
     nl.RTNLGRP_IPV6_RULE,
     nl.RTNLGRP_IPV4_NETCONF,
     nl.RTNLGRP_IPV6_NETCONF,
 )
+_NEWS_GROUPS = (*_ROUTES, nl.RTNLGRP_IPV4_IFADDR, nl.RTNLGRP_IPV6_IFADDR)
+_NETLINK_NO_ENOBUFS = 5
 _RECEIVE_BUFFER = 8 << 20  # bytes that the kernel keeps for each of the two sockets
 _MAX_DATAGRAMS = 4096  # that one read takes from a socket, so that a storm cannot starve the caller
+_MAX_NEWS = 256
 
 _BODY = NLMSGHDR.size
 _NFT_BODY = NLMSGHDR.size + nl.NFGENMSG.size
@@ -173,23 +171,36 @@ class Monitor(PollGroup):
         self._files = SysctlWatch()
         super().__init__(self._files)
         try:
-            self._nft = self._subscribe(nl.NETLINK_NETFILTER, (nl.NFNLGRP_NFTABLES,))
-            self._rtnetlink = self._subscribe(nl.NETLINK_ROUTE, _ROUTING_GROUPS)
+            self._nft = self._open(socket.AF_NETLINK, nl.NETLINK_NETFILTER)
+            self._subscribe(self._nft, (nl.NFNLGRP_NFTABLES,))
+            self._rtnetlink = self._open(socket.AF_NETLINK, nl.NETLINK_ROUTE)
+            attach_damage_filter(self._rtnetlink, protocol)
+            self._subscribe(self._rtnetlink, _DAMAGE_GROUPS)
+            self._news = self._open(socket.AF_NETLINK, nl.NETLINK_ROUTE)
+            self._news.setsockopt(nl.SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
+            attach_news_filter(self._news, ())
+            subscribe(self._news, _NEWS_GROUPS)
             self._list_links()
         except BaseException:
             self.close()
             raise
 
-    def _subscribe(self, protocol: int, groups: Iterable[int]) -> socket.socket:
-        notifications = self._open(socket.AF_NETLINK, protocol)
+    @staticmethod
+    def _subscribe(notifications: socket.socket, groups: Iterable[int]) -> None:
         with suppress(OSError):  # needs CAP_NET_ADMIN in the initial user namespace; else the default size stays
             notifications.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         subscribe(notifications, groups)
-        return notifications
 
     def ignore_ports(self, ports: Collection[int]) -> None:
         """Ignore changes made through these netlink ports: those of this process."""
-        self._own_ports = frozenset(ports)
+        if self._own_ports != frozenset(ports):
+            self._own_ports = frozenset(ports)
+            attach_news_filter(self._news, self._own_ports)
+
+    @property
+    def news_descriptor(self) -> int:
+        """Return the descriptor that announces new routes and addresses: any neighbour can cause these."""
+        return self._news.fileno()
 
     def watch_sysctls(self, paths: Iterable[str]) -> None:
         """Report writes to these sysctls from now on instead of the ones before.
@@ -218,6 +229,10 @@ class Monitor(PollGroup):
             if raw is None:
                 changes.overflowed = True
             else:
+                self._read_rtnetlink(raw, changes)
+        # One message says as much as thousands: what is lost of these is not missed.
+        for raw in pending_notifications(self._news, _MAX_NEWS):
+            if raw is not None:
                 self._read_rtnetlink(raw, changes)
         files = self._files.read()
         changes.files, changes.sysctls = files.directory, changes.sysctls or files.sysctls
@@ -366,20 +381,3 @@ def tx_packets(devices: Collection[str]) -> int:
             if colon and name.strip().decode("utf-8", "surrogateescape") in devices:
                 total += int(numbers.split()[9])
     return total
-
-
-def counter_packets(table: str) -> dict[str, int]:
-    """Return the packets of each named counter in the tables of that name, summed over all families.
-
-    Raises OSError with the kernel's errno.
-    """
-    packets: dict[str, int] = {}
-    body = netfilter_header() + attribute(nl.NFTA_OBJ_TABLE, encode_text(table))
-    body += attribute(nl.NFTA_OBJ_TYPE, struct.pack("!I", nl.NFT_OBJECT_COUNTER))
-    with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
-        for raw, start, end in netlink.dump(nl.NFT_MSG_GETOBJ, body):
-            values = dict(attributes(raw, start + nl.NFGENMSG.size, end))
-            name = decode_text(values.get(nl.NFTA_OBJ_NAME), "replace")
-            data = nested_attributes(values.get(nl.NFTA_OBJ_DATA))
-            packets[name] = packets.get(name, 0) + network_integer(data.get(nl.NFTA_COUNTER_PACKETS))
-    return packets

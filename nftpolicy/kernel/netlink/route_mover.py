@@ -12,10 +12,12 @@ import socket
 import struct
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from itertools import islice
 
 from attrs import field, frozen
 
 from ...netstate.routing import Route
+from ..errors import DumpInterrupted
 from . import constants as nl
 from . import rtnl_decode as messages
 from .attributes import attribute, attributes, ip_text
@@ -23,6 +25,21 @@ from .socket import Message, NetlinkSocket
 
 _GATEWAYS = frozenset((nl.RTA_GATEWAY, nl.RTA_VIA))
 _U32 = struct.Struct("=I")
+
+
+MAX_ROUTES = 512  # of one device and family
+_DUMP_TRIES = 3
+
+
+@frozen
+class RouteListing:
+    """Routes of some devices. `too_many`: devices, and families as 4 or 6, with more than MAX_ROUTES routes.
+
+    Of these no route is listed.
+    """
+
+    routes: list[KernelRoute]
+    too_many: tuple[tuple[str, int], ...] = ()
 
 
 @frozen
@@ -81,30 +98,34 @@ class RouteMover:
     def __init__(self) -> None:
         self._netlink = NetlinkSocket(nl.NETLINK_ROUTE)
         self._netlink.bind()
-        self._netlink.enable_strict_checks()
 
     def close(self) -> None:
         """Close the socket. Can be called twice."""
         self._netlink.close()
 
-    def list_routes(self, devices: Collection[str]) -> list[KernelRoute]:
+    def list_routes(self, devices: Collection[str]) -> RouteListing:
         """Return all routes, of all tables, that leave by one of the devices. Skip missing devices.
 
-        Raises OSError.
+        Raises DumpInterrupted or OSError.
         """
         routes: dict[bytes, KernelRoute] = {}
+        too_many: list[tuple[str, int]] = []
         for name, index in _indexes(devices):
-            for family in nl.ADDRESS_FAMILY.values():
+            for version, family in nl.ADDRESS_FAMILY.items():
                 # Kernels before 4.20 ignore the filter and return all routes.
                 body = nl.RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + attribute(nl.RTA_OIF, _U32.pack(index))
                 with suppress(_NoFamily):
-                    for raw, start, end in self._dump(nl.RTM_GETROUTE, body):
+                    parts = self._dump(nl.RTM_GETROUTE, body)
+                    if len(parts) > MAX_ROUTES:
+                        too_many.append((name, version))
+                        continue
+                    for raw, start, end in parts:
                         if _U32.unpack_from(raw, start + nl.RTMSG_FLAGS_OFFSET)[0] & nl.RTM_F_CLONED:
                             continue
                         route = messages.decode_route(raw, start, end, _DeviceNames())
                         if any(nexthop.device == name for nexthop in route.all_nexthops):
                             routes.setdefault(raw[start:end], KernelRoute(route, raw[start:end]))
-        return list(routes.values())
+        return RouteListing(list(routes.values()), tuple(too_many))
 
     def addresses(self, devices: Collection[str]) -> dict[str, tuple[str, ...]]:
         """Return ADDRESS/LENGTH of the addresses of each device, and of their peers.
@@ -124,13 +145,19 @@ class RouteMover:
             by_device[name] = tuple(dict.fromkeys(entries))
         return by_device
 
-    def _dump(self, message_type: int, body: bytes) -> list[Message]:
-        """Return a dump; empty if the device has just gone or no table has a route.
+    @staticmethod
+    def _dump(message_type: int, body: bytes) -> list[Message]:
+        """Return a dump, but not much more than MAX_ROUTES messages of it; empty if the device has just gone.
 
-        Raises _NoFamily.
+        Raises _NoFamily, or DumpInterrupted: the caller must not wait for a quiet moment.
         """
         try:
-            return self._netlink.dump(message_type, body)
+            for _ in range(_DUMP_TRIES):
+                with suppress(InterruptedError), NetlinkSocket(nl.NETLINK_ROUTE) as netlink:
+                    netlink.enable_strict_checks()
+                    # A socket of its own: closing it ends the dump.
+                    return list(islice(netlink.stream(message_type, body), MAX_ROUTES + 1))
+            raise DumpInterrupted(f"message type {message_type}", _DUMP_TRIES)
         except OSError as error:
             if error.errno in (errno.EOPNOTSUPP, errno.EAFNOSUPPORT):
                 raise _NoFamily from None

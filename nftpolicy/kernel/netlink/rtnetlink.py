@@ -12,6 +12,7 @@ import errno
 import socket
 import struct
 from collections.abc import Iterable
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -138,14 +139,24 @@ class Rtnetlink:
 
         Cloned routes (the route cache of IPv6) are left out.
         """
+        header = nl.RTMSG.pack(nl.ADDRESS_FAMILY[family], 0, 0, 0, 0, protocol or 0, 0, 0, 0)
         with open_rtnetlink() as netlink:
             names = {index: device.name for index, _, device in _links(netlink)}
+            netlink.enable_strict_checks()  # the kernel skips other protocols; older kernels return all routes
             return [
                 messages.decode_route(raw, start, end, names)
-                for raw, start, end in dump_objects(netlink, nl.RTM_GETROUTE, nl.ADDRESS_FAMILY[family])
+                for raw, start, end in netlink.dump(nl.RTM_GETROUTE, header)
                 if protocol in (None, raw[start + nl.RTMSG_PROTOCOL_OFFSET])
                 and not nl.RTM_F_CLONED & _U32.unpack_from(raw, start + nl.RTMSG_FLAGS_OFFSET)[0]
             ]
+
+    @staticmethod
+    def has_more_routes(family: int, number: int) -> bool:
+        """Return True if a family has more than this number of routes. Reads no more than that."""
+        header = nl.RTMSG.pack(nl.ADDRESS_FAMILY[family], 0, 0, 0, 0, 0, 0, 0, 0)
+        with suppress(InterruptedError), open_rtnetlink() as netlink:
+            return any(count >= number for count, _ in enumerate(netlink.stream(nl.RTM_GETROUTE, header)))
+        return False
 
     def devices(self) -> list[Device]:
         """Return all devices with their addresses."""

@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TypeVar
 
@@ -138,11 +138,36 @@ class NetlinkSocket:
                 if sequence == self._sequence and kind == NLMSG_ERROR:
                     return _error_code(buffer, start)
 
-    def _send(self, message_type: int, body: bytes, flags: int) -> None:
+    def transact(
+        self, begin: tuple[int, bytes], messages: Sequence[tuple[int, int, bytes]], end: tuple[int, bytes]
+    ) -> int:
+        """Send messages (type, flags, body) as one batch; return the first errno of it, 0 for success.
+
+        `begin` and `end` are type and body of the messages around it.
+        """
+        first = self._sequence + 1
+        parts = [(begin[0], 0, begin[1]), *((kind, NLM_F_ACK | flags, body) for kind, flags, body in messages)]
+        batch = b"".join(self._message(*part) for part in (*parts, (end[0], 0, end[1])))
+        last = self._sequence - 1
+        self._socket.send(batch)
+        result = 0
+        while True:
+            buffer = self._socket.recv(_RECEIVE_SIZE)
+            for kind, _, sequence, start, _ in split_messages(buffer):
+                if kind != NLMSG_ERROR or not first <= sequence <= last:
+                    continue
+                result = result or _error_code(buffer, start)
+                if sequence == last or (sequence == first and result):
+                    return result
+
+    def _message(self, message_type: int, flags: int, body: bytes) -> bytes:
         self._sequence += 1
         size = NLMSGHDR.size + len(body)
         header = NLMSGHDR.pack(size, message_type, NLM_F_REQUEST | flags, self._sequence, 0)
-        self._socket.send(header + body)
+        return header + body
+
+    def _send(self, message_type: int, body: bytes, flags: int) -> None:
+        self._socket.send(self._message(message_type, flags, body))
 
 
 def repeat_until_consistent(read: Callable[[], Result | None], subject: str) -> Result:

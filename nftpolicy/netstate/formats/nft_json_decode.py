@@ -13,7 +13,6 @@ from typing import Any
 from attrs import evolve
 
 from .. import nft
-from ..state import CounterValue, CounterValues
 from .nft_json_expressions import (
     UnsupportedJson,
     canonical_json,
@@ -29,7 +28,6 @@ from .nft_json_statements import decode_limit, decode_quota, decode_statement
 from .nft_text_values import value_types
 
 __all__ = [
-    "decode_counters",
     "decode_element",
     "decode_expression",
     "decode_ruleset",
@@ -290,15 +288,3 @@ def decode_ruleset(document: Any) -> tuple[nft.Table, ...]:
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"not the JSON of an nft listing: {type(error).__name__} {error}") from error
     return tuple(builder.build() for builder in builders.values())
-
-
-def decode_counters(document: Any) -> CounterValues:
-    """Return the values of the named counters of a listing. Raises ValueError."""
-    try:
-        return {
-            (body["family"], body["table"], body["name"]): CounterValue(body["packets"], body["bytes"])
-            for kind, body in _objects(document)
-            if kind == "counter"
-        }
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"not the JSON of an nft listing: {type(error).__name__} {error}") from error

@@ -24,6 +24,7 @@ from .nft_text_values import (
     expression_text,
     grammar_word,
     identifier,
+    quoted_device,
     quoted_name,
     require,
     require_one_of,
@@ -88,7 +89,7 @@ def _named_frame_types(statements: Sequence[Statement]) -> list[str]:
 
 def hook_text(item: nft.Hook) -> str:
     """Return the hook clause of a base chain."""
-    device = f" device {quoted_name(item.device)}" if item.device else ""
+    device = f" device {quoted_device(item.device)}" if item.device else ""
     if item.devices:
         device = f" devices = {{ {', '.join(map(quoted_name, sorted(item.devices)))} }}"
     hook_type, hook_name = require(_LETTERS, item.type), require(_LETTERS, item.hook)

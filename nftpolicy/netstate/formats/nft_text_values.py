@@ -14,6 +14,8 @@ from ..nft.symbols import ETHERTYPE_NUMBERS, TCP_OPTIONS
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*\Z")
 _WORD = re.compile(r"[A-Za-z0-9_.:/*%@-]+\Z")
 _QUOTED_WORD = re.compile(r"[A-Za-z0-9_.:/*%@-]+(\\\*)?\Z")
+_DEVICE = re.compile(r'[^"\x00\t-\r ]+\Z')  # only a quote ends a string; no device has a blank in its name
+_SURROGATES = re.compile("[\ud800-\udfff]")  # bytes that are not UTF-8
 _CT_KEYS = frozenset({"ip saddr", "ip daddr", "ip6 saddr", "ip6 daddr"})
 _OPERATORS = frozenset({"^", "<<", ">>", "&", "|"})
 _TIME = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2} )?[0-9]{1,2}:[0-9]{2}(:[0-9]{2})?|[A-Z][a-z]+")
@@ -71,6 +73,19 @@ def grammar_word(text: str) -> str:
 def quoted_name(text: str) -> CheckedText:
     """Return a name in quotes. Raises ValueError."""
     return CheckedText(f'"{require(_QUOTED_WORD, text)}"')
+
+
+def quoted_device(name: str) -> str:
+    """Return the name of a device that a chain is hooked at, in quotes. Raises ValueError."""
+    return f'"{require(_DEVICE, name)}"'
+
+
+def can_hook(device: str) -> bool:
+    """Return True if nft text and nft's JSON can carry the name of a device, as one that a chain is hooked at.
+
+    They cannot carry a quote, nor bytes that are not text. A "*" at the end makes it a pattern.
+    """
+    return bool(_DEVICE.match(device)) and not device.endswith("*") and not _SURROGATES.search(device)
 
 
 def value_text(item: nft.Value, quoted: bool = False) -> str:

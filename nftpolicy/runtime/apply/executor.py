@@ -18,6 +18,7 @@ from ...compiler.sysctls import required_sysctls
 from ...exceptions import NftpolicyError
 from ...kernel.errors import StepRefused, SysctlMissing
 from ...kernel.interface import Kernel
+from ...netstate.formats.nft_text_values import can_hook
 from ...netstate.operations import Step, SysctlChange
 from ...netstate.routing import RTPROT_NFTPOLICY, Sysctl
 from ...netstate.state import NetState
@@ -74,18 +75,41 @@ def plan_change(kernel: Kernel, policy: Policy, state_dir: StateDir) -> PlannedC
     """Read the kernel and plan to apply `policy`. Changes nothing."""
     original = state_dir.saved_sysctls()
     observed = read_own_state(kernel, [sysctl.path for sysctl in required_sysctls(policy)] + list(original))
-    devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
-    has_table = observed.table("netdev", object_names.TABLE) is not None
-    link_guard = has_table or kernel.supports_egress_hook("lo")
-    unhooked = _unhooked(kernel, observed, devices) if link_guard else frozenset(devices)
-    ports = kernel.bridge_ports(devices)
-    desired = compile_policy(policy, HostFacts(ports, link_guard, unhooked))
+    facts = read_host_facts(kernel, policy, observed)
+    desired = compile_policy(policy, facts)
     desired = _of_families(desired, kernel.ip_families())
     # Sysctls that an earlier policy set, and this one does not set, get their original values.
     set_now = {sysctl.path for sysctl in desired.sysctls}
     restored = tuple(Sysctl(path, value) for path, value in original.items() if path not in set_now)
     desired = evolve(desired, sysctls=(*desired.sysctls, *restored))
-    return PlannedChange(observed, desired, plan(observed, desired), unhooked, ports)
+    return PlannedChange(observed, desired, plan(observed, desired), facts.unhookable_devices, facts.bridge_ports)
+
+
+def read_host_facts(kernel: Kernel, policy: Policy, observed: NetState = NetState()) -> HostFacts:
+    """Return the facts about the host for a policy. `observed`: nftpolicy's own objects, as far as known.
+
+    Ports whose names nft text cannot carry are left out: see `unwritable_ports`.
+    """
+    devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
+    has_table = observed.table("netdev", object_names.TABLE) is not None
+    link_guard = has_table or kernel.supports_egress_hook("lo")
+    unhooked = _unhooked(kernel, observed, devices) if link_guard else frozenset(devices)
+    return HostFacts(_writable(kernel.bridge_ports(devices)), link_guard, unhooked)
+
+
+def _writable(ports: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+    return {device: tuple(filter(can_hook, names)) for device, names in ports.items()}
+
+
+def unwritable_ports(kernel: Kernel, policy: Policy) -> frozenset[str]:
+    """Return the ports of uplink devices that no guard can be hooked at, since nft text cannot carry their names."""
+    devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
+    return frozenset(port for names in kernel.bridge_ports(devices).values() for port in names if not can_hook(port))
+
+
+def unwritable_port_message(port: str) -> str:
+    """Return a warning of a port as of `unwritable_ports`."""
+    return f"port {port}: no link guard against AF_PACKET sockets, since nft text cannot carry its name: rename it"
 
 
 def _unhooked(kernel: Kernel, observed: NetState, devices: list[str]) -> frozenset[str]:

@@ -58,7 +58,7 @@ class ProcessRef:
 def start_time(pid: int) -> int | None:
     """Return the start time of a process in clock ticks since boot; None without such a process."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
     # The program's name, in parentheses, may hold any character.

@@ -125,7 +125,7 @@ def attach_to_own_cgroup(policy: Policy, name: str) -> None:
     """
     service = policy.service[name]
     uplink = policy.uplink[service.uplink]
-    path = parse_unit_cgroup(Path("/proc/self/cgroup").read_text())
+    path = parse_unit_cgroup(Path("/proc/self/cgroup").read_text(errors="surrogateescape"))
     devices = uplink.devices if service.confine else None
     cgroup.attach(path, uplink.mark.value, uplink.mark.mask, devices)
     for family in (socket.AF_INET, socket.AF_INET6):

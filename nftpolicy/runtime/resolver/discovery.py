@@ -15,7 +15,7 @@ from ...kernel.netlink.rtnetlink import Rtnetlink
 from ...policy.objects import Resolver, Uplink, lease_file
 from ..rate_limiter import RateLimiter, earliest_deadline
 from .sources import registry
-from .sources.filter import HostAddresses, ServerList, usable_servers
+from .sources.filter import MAX_REJECTED, HostAddresses, ServerList, usable_servers
 from .sources.ra import RdnssCache
 from .sources.registry import SOURCE_RA, DnsSource, SourceReading
 
@@ -200,6 +200,8 @@ class ServerDiscovery:
         self.server_list = usable_servers(entries, self._devices, self.host)
         for entry, why in self.server_list.rejected:
             self._warn_once(f"{entry[:_MAX_SHOWN]!r} left out: {why}")
+        if self.server_list.rejects_more:
+            self._warn_once(f"more than {MAX_REJECTED} entries left out")
         automatic = self.target.resolver.sources == ("auto",)
         for name, reading in self.readings.items():
             source = self.sources[name]

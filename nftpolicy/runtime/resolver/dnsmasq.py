@@ -262,7 +262,7 @@ def _wait(terminated: int, learner: ServerDiscovery, upstream: ServersFile, long
 def _listens(pid: int) -> bool:
     """Return True if dnsmasq has dropped root: it binds its sockets before."""
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
     except OSError:
         return False
     return "\nUid:\t0\t" not in status

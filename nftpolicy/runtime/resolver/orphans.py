@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from ...kernel.cgroup import end_marked_cgroup
@@ -13,16 +12,15 @@ from ..file_lock import LockTimeout, exclusive_lock
 from .servers_file import lock_path, resolver_directory
 
 
-def end_orphans(state: Path, uplinks: Iterable[str]) -> list[str]:
-    """End what killed resolvers of these uplinks left; return the uplinks where a process was killed.
+def end_orphans(state: Path) -> list[str]:
+    """End what killed resolvers of any uplink left; return the uplinks where a process was killed.
 
     `state`: the state directory of the network namespace. A running resolver is left alone.
     """
     ended = []
-    for uplink in uplinks:
-        directory = resolver_directory(state, uplink)
-        if not directory.exists():
-            continue
+    prefix = resolver_directory(state, "")
+    for directory in sorted(prefix.parent.glob(f"{prefix.name}*")):
+        uplink = directory.name.removeprefix(prefix.name)
         try:
             with exclusive_lock(lock_path(directory), wait=0):
                 if end_marked_cgroup(directory.name):

@@ -12,7 +12,7 @@ from attrs import field, frozen
 
 from ...kernel.interface import Kernel
 from ...kernel.netlink.monitor import ChangeSet
-from ...kernel.netlink.route_mover import KernelRoute
+from ...kernel.netlink.route_mover import KernelRoute, RouteListing
 from ...kernel.sd_notify import ServiceManager
 from ...policy.objects import Policy
 from ..apply.transaction import PolicyApplier
@@ -26,6 +26,11 @@ class EventSource(Protocol):
     @property
     def descriptors(self) -> tuple[int, ...]:
         """File descriptors that become readable when an event arrives."""
+        ...
+
+    @property
+    def news_descriptor(self) -> int:
+        """Return the descriptor for new routes and addresses, which any neighbour can cause; -1: none."""
         ...
 
     def read(self) -> ChangeSet:
@@ -55,7 +60,7 @@ class RouteAccess(Protocol):
     `RouteMover` implements it.
     """
 
-    def list_routes(self, devices: Collection[str]) -> list[KernelRoute]:
+    def list_routes(self, devices: Collection[str]) -> RouteListing:
         """Return the routes over these devices, of all tables."""
         ...
 
@@ -72,6 +77,14 @@ class RouteAccess(Protocol):
         ...
 
 
+class DeviceBlock(Protocol):
+    """Block of all frames of single devices. `PortBlock` implements it."""
+
+    def set_devices(self, devices: Collection[str]) -> dict[str, int]:
+        """Block these devices and no others; return the errno of each one that the kernel refused."""
+        ...
+
+
 @frozen
 class Environment:
     """Collaborators of the watch daemon, which it uses but does not own.
@@ -80,10 +93,10 @@ class Environment:
     `load_nft(text, check_only)` runs one nft transaction and returns an error message or None.
     `netlink_ports` returns the port IDs of the netlink sockets of this process.
     `supports_owner_flag`: the kernel supports tables with an owner, and `load_nft` always uses the
-    same socket. `tx_packets` returns the number of packets that devices have sent,
-    `counter_packets` the packets of the named counters of the tables of a name. `resolver_leaks`
+    same socket. `tx_packets` returns the number of packets that devices have sent. `resolver_leaks`
     yields changes of leaks of uplink DNS servers into the host's resolver. `routes`: access to
-    routes; None: routes stay in the tables where they are.
+    routes; None: routes stay in the tables where they are. `port_block` blocks ports that cannot have
+    a link guard; None: they stay as they are.
     """
 
     applier: PolicyApplier
@@ -92,11 +105,11 @@ class Environment:
     load_nft: Callable[[str, bool], str | None]
     log_event: LogEvent
     tx_packets: Callable[[Collection[str]], int]
-    counter_packets: Callable[[str], dict[str, int]]
     netlink_ports: Callable[[], frozenset[int]] = frozenset
     service_manager: ServiceManager = field(factory=ServiceManager)
     block_unknown: bool = False
     supports_owner_flag: bool = False
     routes: RouteAccess | None = None
+    port_block: DeviceBlock | None = None
     now: Callable[[], float] = time.monotonic
     resolver_leaks: Callable[[Policy | None], Iterable[dict[str, Any]]] = lambda _: ()

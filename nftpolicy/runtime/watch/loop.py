@@ -9,34 +9,33 @@ first way never waits for it. Pure decisions are in `repair_plan`.
 from __future__ import annotations
 
 import os
-import select
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from ...compiler import object_names
-from ...compiler.compile import HostFacts
+from ...compiler.compile import HostFacts, compile_policy
 from ...compiler.shadow_guard import shadow_guard_tables
-from ...kernel.errors import StepRefused, Unavailable
+from ...kernel.errors import StepRefused
 from ...kernel.netlink.monitor import UNKNOWN_ORIGIN, ChangeSet, Origin
-from ...netstate.operations import IpRuleChange, NftTransaction
+from ...netstate.operations import NftTransaction
 from ...policy.errors import PolicyError
 from ...policy.objects import Policy
-from ...proof.verdict import PROVED
 from ..apply.confirm_timer import restart_if_ended
-from ..apply.errors import NoSafeOrder, PolicyNotProved
-from ..apply.executor import PlannedChange, ReadBackMismatch, RollbackFailed, apply_change, plan_change
+from ..apply.executor import PlannedChange, apply_change, plan_change, read_host_facts, unwritable_ports
 from ..apply.journal import PolicySource
-from ..apply.recover import RecoveryFailed, recover
+from ..apply.recover import recover
 from ..apply.state_dir import Locked
 from ..apply.step_text import summarize
 from ..rate_limiter import earliest_deadline
-from . import repair_plan
 from .check_runner import CheckRunner
 from .environment import Environment
+from .event_poll import EventPoll
+from .fault_barrier import FaultBarrier
 from .guard_tables import GuardTables
+from .proof_log import ProofLog
 from .repair_log import RepairLog
-from .repair_plan import DesiredState, Repair
+from .repair_plan import DesiredState, Repair, guarded_devices
 from .route_keeper import RouteKeeper
 from .socket_audit import SocketAudit
 from .termination import termination_signals
@@ -45,20 +44,13 @@ from .termination import termination_signals
 _RETRY_LOCK = 0.02  # until the next try for a lock that another process holds
 _RETRY_FAILURE = 1.0
 _COMPARE_SYSCTLS = 5.0  # between two comparisons: some sysctl changes cause no notification
-_FAILURES = (
-    StepRefused,
-    ReadBackMismatch,
-    RollbackFailed,
-    RecoveryFailed,
-    PolicyNotProved,
-    NoSafeOrder,
-    Unavailable,
-    OSError,
-)
 
 
 class Watch:
-    """Watch daemon of one network namespace. The policy stays in the kernel when it ends."""
+    """Watch daemon of one network namespace. The policy stays in the kernel when it ends.
+
+    `first_change`: change to make under the lock before the first reconciliation; None: none.
+    """
 
     def __init__(self, environment: Environment) -> None:
         self.environment = environment
@@ -66,25 +58,29 @@ class Watch:
         self.source: PolicySource | None = None
         self.policy: Policy | None = None
         self.desired: DesiredState | None = None
+        self.first_change: Callable[[], None] | None = None
         self._tables = GuardTables(environment)
-        self.verdict = ""
+        self._proof = ProofLog(environment)
+        self._barrier = FaultBarrier(environment)
         self._machine = HostFacts()
         self._repairs = RepairLog(environment)
         self._keeper = RouteKeeper(environment)
         self._repairs_at_check = 0  # number of repairs when the running check started
-        self._proved_state: int | None = None  # hash of the state that the verdict is about
-        self._failures: list[str] = []
-        self._logged_proof: object = None
         self._reconcile_at: float | None = None
-        self._compare_at = self._watchdog_at = 0.0
-        self._poll = select.poll()
-        self._checks = CheckRunner(environment, self._poll)
-        self._sockets = SocketAudit(self.kernel, environment, self._poll)
+        self._compare_at = 0.0
+        self._poll = EventPoll(environment.events, environment.now)
+        self._checks = CheckRunner(environment, self._poll.poll)
+        self._sockets = SocketAudit(self.kernel, environment, self._poll.poll)
 
     @property
     def is_blocked(self) -> bool:
         """True while the uplinks are blocked."""
         return self._tables.is_blocked
+
+    @property
+    def verdict(self) -> str:
+        """Verdict of the last proof; "" before the first one."""
+        return self._proof.verdict
 
     # --- the loop ---
 
@@ -92,10 +88,8 @@ class Watch:
         """Watch until SIGTERM or SIGINT."""
         with termination_signals() as terminated:
             self.environment.log_event("start", {"pid": os.getpid()})
-            self._poll.register(terminated, select.POLLIN)
+            self._poll.register_events(terminated)
             self.start()
-            for descriptor in self.environment.events.descriptors:
-                self._poll.register(descriptor, select.POLLIN)
             self.environment.service_manager.notify(READY=1, STATUS=self._status())
             try:
                 while not self._wait(terminated):
@@ -103,14 +97,31 @@ class Watch:
             finally:
                 self._checks.cancel()
                 self._sockets.cancel()
+                self._poll.close()
                 self.environment.service_manager.notify(STOPPING=1)
         fields: dict[str, Any] = {"policy": self.policy.name} if self.policy else {}
         if self.is_blocked:
             fields["blocked"] = "block remains loaded"
         self.environment.log_event("end", fields)
 
+    def prepare(self, named: Policy | None = None) -> None:
+        """Load the shadow guard of the policy in force; without one, of `named`.
+
+        Takes no lock, so that no other process can delay it.
+        """
+        self._barrier.run("shadow guard", lambda: self._load_shadow_guard(named))
+
+    def _load_shadow_guard(self, named: Policy | None) -> None:
+        source = self.state_dir.policy()
+        policy = self.environment.applier.load(source) if source else named
+        if policy is not None:
+            facts = read_host_facts(self.kernel, policy)
+            self._tables.load_shadow(shadow_guard_tables(compile_policy(policy, facts)))
+            self._tables.block_ports(unwritable_ports(self.kernel, policy))
+
     def start(self) -> None:
-        """Load the policy that was applied last, and reconcile the kernel with it."""
+        """Load the shadow guard, then the policy that was applied last, and reconcile the kernel with it."""
+        self.prepare()
         self.state_dir.create()
         self.environment.events.watch_directory(self.state_dir.directory)
         self.environment.events.ignore_ports(self.environment.netlink_ports())
@@ -121,41 +132,56 @@ class Watch:
 
     def _wait(self, terminated: int) -> bool:
         """Sleep until the next event or deadline; return True if a termination signal arrived."""
-        watchdog = self.environment.service_manager.watchdog_period
-        deadlines = [self._reconcile_at, self._checks.due(), self._repairs.due()]
+        deadlines = [
+            self.environment.service_manager.watchdog_due(),
+            self._reconcile_at,
+            self._checks.due(),
+            self._repairs.due(),
+        ]
         deadlines += [self._keeper.due(), self._sockets.due(self.policy)]
-        if self.desired:
-            deadlines.append(self._compare_at)
-        if watchdog:
-            deadlines.append(self._watchdog_at + watchdog)
-        until = earliest_deadline(deadlines)
-        wait_ms = None if until is None else max(0.0, until - self.environment.now()) * 1000 + 0.5
-        return any(descriptor == terminated for descriptor, _ in self._poll.poll(wait_ms))
+        deadlines += [self._poll.due(), self._compare_at if self.desired else None]
+        return terminated in self._poll.wait(earliest_deadline(deadlines))
 
     def process(self) -> None:
         """Process all events, and do all that is due. Never waits."""
+        if self._poll.event_time is not None:  # nothing was missing before that
+            self._repairs.mark_whole(self._poll.event_time)
         now = self.environment.now()
-        changes = self.environment.events.read()
-        self._react(changes, now)
-        self._keeper.process(changes)
+        changes = ChangeSet(overflowed=True)  # a read that fails has lost events
+
+        def read() -> None:
+            nonlocal changes
+            changes = self.environment.events.read()
+
+        self._barrier.run("events", read)
+        if not (changes.affects_ours or changes.links):
+            self._repairs.mark_whole(now)
+        if changes.route_added or changes.addresses:
+            self._poll.mute_news()
+        if not self._barrier.run("repair", lambda: self._react(changes, now)):
+            self._reconcile_at = self._reconcile_at or now + _RETRY_FAILURE
         self._process_check()
         if self._reconcile_at is not None and now >= self._reconcile_at:
             self._reconcile()
         if self.desired and now >= self._compare_at:
             self._compare_at = now + _COMPARE_SYSCTLS
-            restart_if_ended(self.state_dir, self.environment.log_event)
-            self._fast_repair(
-                self.desired.repair_for(ChangeSet(), self.environment.events.sysctl_values()), UNKNOWN_ORIGIN, now
-            )
-            for fields in self.environment.resolver_leaks(self.policy):
-                self.environment.log_event("resolver-leak", fields)
-        self._start_check_if_due()
-        self._sockets.process(self.policy)
-        self._repairs.report_conflict()
-        watchdog = self.environment.service_manager.watchdog_period
-        if watchdog and now >= self._watchdog_at + watchdog:
-            self._watchdog_at = now
-            self.environment.service_manager.notify(WATCHDOG=1)
+            self._barrier.run("confirm timer", lambda: restart_if_ended(self.state_dir, self.environment.log_event))
+            self._barrier.run("sysctls", lambda: self._compare_sysctls(now))
+            self._barrier.run("resolver leaks", self._log_resolver_leaks)
+        self._barrier.run("full check", self._start_check_if_due)
+        self._barrier.run("routes", lambda: self._keeper.process(changes))
+        self._barrier.run("socket audit", lambda: self._sockets.process(self.policy))
+        self._barrier.run("log", self._repairs.report_conflict)
+        self.environment.service_manager.ping_watchdog(now)
+
+    def _compare_sysctls(self, now: float) -> None:
+        assert self.desired is not None
+        repair = self.desired.repair_for(ChangeSet(), self.environment.events.sysctl_values())
+        self._fast_repair(repair, UNKNOWN_ORIGIN, now)
+
+    def _log_resolver_leaks(self) -> None:
+        for fields in self.environment.resolver_leaks(self.policy):
+            self.environment.log_event("resolver-leak", fields)
 
     # --- fast repair ---
 
@@ -196,10 +222,7 @@ class Watch:
             nonlocal repaired
             if self.state_dir.policy() != self.source or self.state_dir.journal.interrupted():
                 return
-            if repair.nft_text and (error := self.environment.load_nft(repair.nft_text, False)):
-                self.environment.log_event(
-                    "failed", {"what": repair.repaired_objects, "why": error.strip().splitlines()[0]}
-                )
+            if not self._tables.load_repair(repair):
                 return
             for change in repair.changes:
                 # Refused: the object is there again, or its device is gone. The full check sees
@@ -228,9 +251,9 @@ class Watch:
             return True
         except Locked:
             self._reconcile_at = self.environment.now() + _RETRY_LOCK
-        except _FAILURES as error:
+        except Exception as error:
             self._reconcile_at = self.environment.now() + _RETRY_FAILURE
-            self.environment.log_event("failed", {"why": str(error) or type(error).__name__})
+            self._barrier.report("policy", error)
         return False
 
     def _reconcile(self) -> None:
@@ -243,10 +266,13 @@ class Watch:
             recover(
                 self.environment.applier, log=lambda line: self.environment.log_event("interrupted", {"what": line})
             )
+        if self.first_change is not None:
+            self.first_change()
+            self.first_change = None
         self._adopt(self.state_dir.policy())
         if self.policy is None:
             return
-        self._repairs.devices = self._uplink_devices()
+        self._repairs.devices = guarded_devices(self.policy, self._machine)
         planned = plan_change(self.kernel, self.policy, self.state_dir)
         if planned.plan.steps:
             self._repairs.start_outage(False)
@@ -254,35 +280,23 @@ class Watch:
             guard = any(isinstance(step, NftTransaction) for step in planned.plan.steps)
             self._repairs.record_repair(list(summarize(planned.plan.steps)), self._repairs.origin, guard)
         self._repairs.clear_outage()
-        self._enforce(planned)
+        self._enforce(self.policy, planned)
 
-    def _enforce(self, planned: PlannedChange) -> None:
+    def _enforce(self, policy: Policy, planned: PlannedChange) -> None:
         """Prepare repairs of this desired state, and watch it."""
         families = {table.family for table in planned.desired.tables}
         self._machine = HostFacts(planned.bridge_ports, "netdev" in families, planned.devices_without_link_guard)
-        self._repairs.devices = self._uplink_devices()
+        self._repairs.devices = guarded_devices(policy, self._machine)
         if self.desired is None or self.desired.state != planned.desired:
             self.desired = DesiredState(planned.desired)
         self.environment.events.watch_sysctls(self.desired.sysctls)
         self._tables.load_shadow(shadow_guard_tables(self.desired.state))
-        self._keeper.set_policy(self.policy)
-        self._preload(self.desired)
+        self._tables.block_ports(unwritable_ports(self.kernel, policy))
+        self._keeper.set_policy(policy)
+        self._repairs.preload()
+        self._tables.preload(self.desired)
         self.environment.events.ignore_ports(self.environment.netlink_ports())
         self._checks.request_proof()
-
-    def _uplink_devices(self) -> frozenset[str]:
-        """Return the devices of all uplinks, and their bridge ports."""
-        assert self.policy is not None
-        devices = {device for uplink in self.policy.uplink.values() for device in uplink.devices}
-        return frozenset(devices | {port for ports in self._machine.bridge_ports.values() for port in ports})
-
-    def _preload(self, desired: DesiredState) -> None:
-        """Do once without effect what a repair does: loads libraries, and binds netlink sockets."""
-        self._repairs.preload()
-        self.environment.load_nft(desired.all_tables_text, True)
-        for rule in desired.state.rules[:1]:
-            with suppress(StepRefused):
-                self.kernel.apply_step(IpRuleChange("add", rule))  # refused with EEXIST
 
     def _adopt(self, latest: PolicySource | None) -> None:
         """Take over a policy that was applied or released meanwhile."""
@@ -295,7 +309,8 @@ class Watch:
                 "policy-restored", {"policy": self.source[0], "why": "policy file missing, guard loaded"}
             )
             return
-        self.source, self.policy, self.desired, self._proved_state, self.verdict = latest, None, None, None, ""
+        self.source, self.policy, self.desired = latest, None, None
+        self._proof.clear()
         self._keeper.set_policy(None)
         if latest is None:
             self._tables.load_shadow(())
@@ -326,7 +341,7 @@ class Watch:
     def _start_check_if_due(self) -> None:
         if self.policy is None or self.desired is None or self._reconcile_at is not None:
             return
-        if self._checks.start_if_due(self.policy, self._proved_state):
+        if self._checks.start_if_due(self.policy, self._proof.state):
             self._repairs_at_check = self._repairs.count
 
     def _process_check(self) -> None:
@@ -339,6 +354,8 @@ class Watch:
             return
         if result is None:
             return
+        if self._tables.block_ports(result["unwritable_ports"]):
+            self.environment.events.ignore_ports(self.environment.netlink_ports())
         if result["differs"]:
             self._reconcile()
         elif self._repairs.count == self._repairs_at_check:
@@ -348,20 +365,11 @@ class Watch:
 
     def _handle_proof(self, result: dict[str, Any]) -> None:
         """Log a new verdict; block or unblock the uplinks."""
-        if result["state"] != self._proved_state:
-            self._proved_state, self.verdict = result["state"], result["verdict"]
-            self._failures = result["failures"]
-            proof = (self.verdict, self._failures)
-            if proof != self._logged_proof:
-                self._logged_proof = proof
-                why = {"why": self._failures} if self._failures else {}
-                self.environment.log_event("proof", {"verdict": self.verdict, **why})
-        must_block = repair_plan.requires_block(self.verdict, self.environment.block_unknown)
-        if must_block and not self.is_blocked and self._run_locked(self._block) and self._tables.is_blocked:
-            self.environment.log_event(
-                "blocked", {"policy": self.policy.name if self.policy else "", "why": self._failures}
-            )
-        if self.verdict == PROVED and self.is_blocked:
+        self._proof.record(result)
+        if self._proof.requires_block and not self.is_blocked and self._run_locked(self._block) and self.is_blocked:
+            fields = {"policy": self.policy.name if self.policy else "", "why": self._proof.failures}
+            self.environment.log_event("blocked", fields)
+        if self._proof.is_proved and self.is_blocked:
             self._run_locked(lambda: self._unblock("the proof succeeds again"))
         self._notify_status()
 
@@ -369,12 +377,12 @@ class Watch:
         if self.policy is None or self.state_dir.policy() != self.source:
             return
         if not self._tables.block(self.policy, self._machine):
-            self._proved_state = None
+            self._proof.state = None
 
     def _unblock(self, why: str) -> None:
         if not self._tables.unblock(why):
             self._checks.request_proof()
-            self._proved_state = None
+            self._proof.state = None
 
     # --- the service manager ---
 

@@ -16,7 +16,7 @@ from .repair_plan import ConflictDetector, Exposure, origin_fields, sum_drop_cou
 
 @frozen
 class _Outage:
-    """Start of an outage, with the packets sent by uplinks and dropped by the guard so far."""
+    """Start of an outage, with the packets sent by uplinks and dropped by the guard until then."""
 
     start: float
     sent_packets: int
@@ -36,21 +36,27 @@ class RepairLog:
         self.origin = UNKNOWN_ORIGIN
         self.count = 0
         self._outage: _Outage | None = None
+        self._whole: tuple[float, int] | None = None
         self._conflicts = ConflictDetector()
         self._sums = {"ms": 0.0, "passed": 0, "stopped": 0}
 
+    def mark_whole(self, time: float) -> None:
+        """Note a time at which nothing was missing, and the packets sent so far."""
+        if self._outage is None:
+            self._whole = time, self._sent_packets()
+
     def start_outage(self, guard: bool) -> None:
-        """Start an outage, unless one is running.
+        """Start an outage at the last time at which nothing was missing, unless one is running.
 
         `guard`: the guard is affected, its counters may be missing.
         """
         if self._outage is None:
-            now, packets = self._environment.now(), self._sent_packets()
-            self._outage = _Outage(now, packets, None if guard else self._dropped_packets())
+            start, packets = self._whole or (self._environment.now(), self._sent_packets())
+            self._outage = _Outage(start, packets, None if guard else self._dropped_packets())
 
     def clear_outage(self) -> None:
         """End an outage without a repair: nothing is missing."""
-        self._outage = None
+        self._outage = self._whole = None
 
     def record_repair(self, objects: Sequence[str], author: Origin, guard: bool) -> None:
         """End the outage, count the repair and log it, or leave it to the report of a conflict."""
@@ -62,7 +68,7 @@ class RepairLog:
             passed = max(0, self._sent_packets() - outage.sent_packets)
         elif outage.dropped_packets is not None:
             dropped = max(0, self._dropped_packets() - outage.dropped_packets)
-        self._outage, self.origin = None, author
+        self._outage, self._whole, self.origin = None, None, author
         self.count += 1
         fields = Exposure(now - outage.start, passed, dropped).log_fields()
         if self._conflicts.count_repair(now):
@@ -91,5 +97,5 @@ class RepairLog:
 
     def _dropped_packets(self) -> int:
         with suppress(OSError):
-            return sum_drop_counters(self._environment.counter_packets(object_names.TABLE))
+            return sum_drop_counters(self._environment.applier.kernel.counters(object_names.TABLE))
         return 0

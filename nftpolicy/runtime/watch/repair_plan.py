@@ -13,11 +13,13 @@ from typing import Any
 from attrs import Factory, define, field, frozen
 
 from ...compiler import object_names
+from ...compiler.compile import HostFacts
 from ...kernel.netlink.monitor import ChangeSet, Origin
 from ...netstate import nft
 from ...netstate.formats import nft_text
 from ...netstate.operations import ChainRules, IpRuleChange, NftOperation, RouteChange, SysctlChange
-from ...netstate.state import NetState
+from ...netstate.state import CounterValues, NetState
+from ...policy.objects import Policy
 from ...proof.verdict import PROVED, REFUTED
 
 StateChange = IpRuleChange | RouteChange | SysctlChange
@@ -25,17 +27,22 @@ StateChange = IpRuleChange | RouteChange | SysctlChange
 
 @frozen
 class Repair:
-    """Repair of missing objects: one nft transaction as text ("" for none), and single changes.
+    """Repair of missing objects: nft text of each table or chain, and single changes.
 
     `repaired_objects` names the repaired objects for the log.
     """
 
-    nft_text: str = ""
+    nft_texts: tuple[str, ...] = ()
     changes: tuple[StateChange, ...] = ()
     repaired_objects: tuple[str, ...] = ()
 
+    @property
+    def nft_text(self) -> str:
+        """Text of one transaction; "" for none."""
+        return "".join(self.nft_texts)
+
     def __bool__(self) -> bool:
-        return bool(self.nft_text or self.changes)
+        return bool(self.nft_texts or self.changes)
 
 
 @define
@@ -86,7 +93,13 @@ class DesiredState:
 
         texts = [self._table_texts[family] for family in families]
         texts += [_chain_text(family, self._chains[family, name]) for family, name in chains]
-        return Repair("".join(texts), tuple(changes), tuple(repaired))
+        return Repair(tuple(texts), tuple(changes), tuple(repaired))
+
+
+def guarded_devices(policy: Policy, host: HostFacts) -> frozenset[str]:
+    """Return the devices of all uplinks, and their bridge ports."""
+    devices = {device for uplink in policy.uplink.values() for device in uplink.devices}
+    return frozenset(devices | {port for ports in host.bridge_ports.values() for port in ports})
 
 
 def replace_table_text(table: nft.Table) -> str:
@@ -192,12 +205,14 @@ def requires_block(verdict: str, also_unknown: bool) -> bool:
     return verdict == REFUTED or (also_unknown and verdict not in (PROVED, ""))
 
 
-def sum_drop_counters(counters: Mapping[str, int]) -> int:
+def sum_drop_counters(counters: CounterValues) -> int:
     """Return the packets of all drop counters of the guard.
 
     Counters of accepted packets do not count.
     """
-    return sum(packets for name, packets in counters.items() if not _ACCEPT_COUNTERS.intersection(name.split(".")))
+    return sum(
+        value.packets for (_, _, name), value in counters.items() if not _ACCEPT_COUNTERS.intersection(name.split("."))
+    )
 
 
 _ACCEPT_COUNTERS = frozenset({"exempt", "answer"})

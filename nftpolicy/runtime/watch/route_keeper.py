@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from ...kernel.netlink.monitor import ChangeSet
-from ...kernel.netlink.route_mover import KernelRoute
+from ...kernel.netlink.route_mover import MAX_ROUTES, KernelRoute, RouteListing
 from ...netstate.formats.ip_text import display_text
 from ...netstate.routing import Route
 from ...policy.objects import Policy
@@ -27,6 +27,7 @@ SETTLE_SECONDS = 3.0
 _PAUSE, _PAUSE_IN_CONFLICT = 0.02, 1.0  # least seconds between two reads of the routes
 _COST_FACTOR = 4.0
 _CONFLICT_END = 10.0  # seconds without a move until a conflict is over
+_MAX_MOVES = 64  # in one turn
 _MAX_NAMED = 6  # routes named in a log line
 _RETRY = 1.0  # seconds until the next try after a failure
 
@@ -44,6 +45,7 @@ class RouteKeeper:
         self._logged_failures: set[tuple[str, str]] = set()
         self._conflict_until = 0.0
         self._unlogged_moves = 0
+        self._too_many: frozenset[tuple[str, int]] = frozenset()
 
     def set_policy(self, policy: Policy | None) -> None:
         """Keep the routes of the uplinks of this policy from now on; None: no routes."""
@@ -83,7 +85,9 @@ class RouteKeeper:
             self._unlogged_moves = 0
 
     def _place_routes(self, access: RouteAccess, now: float) -> None:
-        kernel_routes = {kernel_route.route: kernel_route for kernel_route in access.list_routes(self._targets)}
+        listing = access.list_routes(self._targets)
+        self._log_too_many(listing)
+        kernel_routes = {kernel_route.route: kernel_route for kernel_route in listing.routes}
         moves = route_placement.plan_moves(self._targets, kernel_routes, access.addresses(self._targets))
         self._first_seen = {
             misplaced_route.route: self._first_seen.get(misplaced_route.route, now)
@@ -92,20 +96,29 @@ class RouteKeeper:
         }
         moved = [
             misplaced_route
-            for misplaced_route in moves.misplaced
+            for misplaced_route in moves.misplaced[:_MAX_MOVES]
             if self._move(access, kernel_routes[misplaced_route.route], misplaced_route, now)
         ]
         withdrawn = [
             route
-            for route in moves.stale_copies
+            for route in moves.stale_copies[:_MAX_MOVES]
             if not self._check_errno(access.delete(kernel_routes[route]), route, now)
         ]
         for route in moves.mixed:
             why = "it has nexthops over other devices: delete it with 'ip route del'"
             self._log_failure(display_text(route), errno.EXDEV, now, why, retry=False)
+        if len(moves.misplaced) > _MAX_MOVES or len(moves.stale_copies) > _MAX_MOVES:
+            self._limiter.request()
         settled = [first_seen + SETTLE_SECONDS for first_seen in self._first_seen.values()]
         self._later = earliest_deadline((self._later, *settled))
         self._log_moves(moved, withdrawn, now)
+
+    def _log_too_many(self, listing: RouteListing) -> None:
+        for device, family in sorted(set(listing.too_many) - self._too_many):
+            routes = f"IPv{family} routes over {device}"
+            why = f"there are more than {MAX_ROUTES}, so they stay in their tables until there are fewer"
+            self._log("routes-left", {"what": routes, "why": why})
+        self._too_many = frozenset(listing.too_many)
 
     def _move(
         self, access: RouteAccess, kernel_route: KernelRoute, misplaced_route: MisplacedRoute, now: float
@@ -171,7 +184,7 @@ def misplaced_routes(access: RouteAccess, policy: Policy) -> tuple[str, ...]:
     Raises OSError.
     """
     targets = route_placement.uplink_tables(policy)
-    routes = [kernel_route.route for kernel_route in access.list_routes(targets)]
+    routes = [kernel_route.route for kernel_route in access.list_routes(targets).routes]
     moves = route_placement.plan_moves(targets, routes, access.addresses(targets))
     return tuple(
         display_text(route) for route in (*(misplaced_route.route for misplaced_route in moves.misplaced), *moves.mixed)

@@ -77,6 +77,9 @@ class RouteMoves:
 def plan_moves(targets: Mapping[str, UplinkTable], routes: Iterable[Route], addresses: AddressesByDevice) -> RouteMoves:
     """Return the moves for these routes; empty if each route is where it belongs."""
     all_routes = list(routes)
+    by_key: dict[object, list[Route]] = {}
+    for route in all_routes:
+        by_key.setdefault((route.table, _route_key(route)), []).append(route)
     misplaced: list[MisplacedRoute] = []
     stale: list[Route] = []
     mixed: list[Route] = []
@@ -88,7 +91,9 @@ def plan_moves(targets: Mapping[str, UplinkTable], routes: Iterable[Route], addr
         if len(route_targets) > 1 or target is None:
             mixed.append(route)
         elif route.table != target.table:
-            misplaced.append(_misplaced_route(route, target, all_routes, addresses))
+            misplaced.append(
+                _misplaced_route(route, target, by_key.get((target.table, _route_key(route)), ()), addresses)
+            )
         elif route.protocol == RTPROT_KERNEL and _is_on_link(route) and not _is_of_address(route, addresses):
             stale.append(route)
     return RouteMoves(tuple(misplaced), tuple(stale), tuple(mixed))
@@ -103,14 +108,13 @@ def _is_movable(route: Route) -> bool:
 
 
 def _misplaced_route(
-    route: Route, target: UplinkTable, all_routes: list[Route], addresses: AddressesByDevice
+    route: Route, target: UplinkTable, same_key: Collection[Route], addresses: AddressesByDevice
 ) -> MisplacedRoute:
     of_address = _is_on_link(route) and _is_of_address(route, addresses)
     # A prefix that a router announces as on-link, without an address of this host in it, has the
     # kernel's protocol too. Its copy gets RTPROT_RA, to distinguish it from the routes of
     # addresses.
     announced = route.family == 6 and route.protocol == RTPROT_KERNEL and not of_address
-    same_key = [other for other in all_routes if other.table == target.table and _route_key(other) == _route_key(route)]
     return MisplacedRoute(
         route,
         target,

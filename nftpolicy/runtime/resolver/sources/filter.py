@@ -12,6 +12,7 @@ from ....policy.objects import Address, Server
 from ....policy.scalars import parse_address
 
 MAX_SERVERS = 16  # servers of one uplink; a DHCP server can announce hundreds
+MAX_REJECTED = 16  # entries whose rejection has a reason
 _NOT_A_SERVER = "not the address of a DNS server"
 _BRACKETED = re.compile(r"\[([^\]]*)\](?::(\d+))?\Z")
 _DNS_PORTS = ("", "53")
@@ -29,10 +30,14 @@ class HostAddresses:
 
 @frozen
 class ServerList:
-    """Usable servers in order, without duplicates, and rejected entries with the reason."""
+    """Usable servers in order, without duplicates, and the first rejected entries with the reason.
+
+    `rejects_more`: there are more rejected entries.
+    """
 
     servers: tuple[Server, ...] = ()
     rejected: tuple[tuple[str, str], ...] = ()
+    rejects_more: bool = False
 
 
 def usable_servers(entries: Iterable[tuple[str, str]], devices: tuple[str, ...], host: HostAddresses) -> ServerList:
@@ -46,15 +51,17 @@ def usable_servers(entries: Iterable[tuple[str, str]], devices: tuple[str, ...],
         try:
             server = _server(entry, device, devices, host)
         except ValueError as error:
-            rejected[entry] = str(error)
-            continue
-        if server in servers:
-            continue
-        if len(servers) == MAX_SERVERS:
-            rejected[entry] = f"more than {MAX_SERVERS} servers"
-            continue
-        servers.append(server)
-    return ServerList(tuple(servers), tuple(rejected.items()))
+            reason = str(error)
+        else:
+            if server in servers:
+                continue
+            if len(servers) < MAX_SERVERS:
+                servers.append(server)
+                continue
+            reason = f"more than {MAX_SERVERS} servers"
+        if len(rejected) <= MAX_REJECTED:
+            rejected[entry] = reason
+    return ServerList(tuple(servers), tuple(rejected.items())[:MAX_REJECTED], len(rejected) > MAX_REJECTED)
 
 
 def _server(entry: str, device: str, devices: tuple[str, ...], host: HostAddresses) -> Server:

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Verdicts of the proofs of one watch daemon, each logged once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...proof.verdict import PROVED
+from . import repair_plan
+from .environment import Environment
+
+
+class ProofLog:
+    """Last verdict, and the state that it is about.
+
+    `state` is a hash of that state; None: no state, so the next one is proved. `verdict` is "" before
+    the first proof. `failures` are the statements that it did not prove.
+    """
+
+    def __init__(self, environment: Environment) -> None:
+        self._environment = environment
+        self._logged: object = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget the verdict, since there is another policy."""
+        self.state: int | None = None
+        self.verdict = ""
+        self.failures: list[str] = []
+
+    def record(self, result: dict[str, Any]) -> None:
+        """Take over the result of a full check that includes a proof; log a verdict that is new."""
+        if result["state"] == self.state:
+            return
+        self.state, self.verdict, self.failures = result["state"], result["verdict"], result["failures"]
+        proof = (self.verdict, self.failures)
+        if proof != self._logged:
+            self._logged = proof
+            why = {"why": self.failures} if self.failures else {}
+            self._environment.log_event("proof", {"verdict": self.verdict, **why})
+
+    @property
+    def requires_block(self) -> bool:
+        """True if the verdict requires the uplinks to be blocked."""
+        return repair_plan.requires_block(self.verdict, self._environment.block_unknown)
+
+    @property
+    def is_proved(self) -> bool:
+        """True if the last proof succeeded."""
+        return self.verdict == PROVED
