@@ -226,6 +226,21 @@ def test_unreadable_header_does_not_match(match, family, expected):
     assert verdict(state(*rules)) in (expected, "refuted" if expected == "unknown" else expected)
 
 
+@pytest.mark.parametrize(
+    "match",
+    [
+        Match(Payload("th", "dport"), "0-65535"),
+        Match(Payload("udp", "sport"), "0-65535"),
+        Match(Payload("icmp", "type"), "0-255"),
+        Match(Bitwise(Payload("tcp", "flags"), and_mask="syn"), "syn"),
+    ],
+)
+def test_header_readable_at_postrouting_may_not_be_at_egress(match):
+    rules = (Rule((OUT, UNMARKED, match, ACCEPT)), *GUARD)
+    for link_rule, expected in (((UNMARKED, match, DROP), False), ((UNMARKED, DROP), True)):
+        assert (verdict(test_proof.state(*rules, link=_link(Rule(link_rule)))) == "proved") is expected
+
+
 def test_packet_type_of_a_forwarded_packet_is_any():
     rule = Rule((OUT, Match(Meta("pkttype"), "host"), UNMARKED, DROP))
     assert verdict(state(rule)) == "proved"
