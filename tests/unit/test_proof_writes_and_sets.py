@@ -10,6 +10,7 @@ from nftpolicy.netstate.nft import (
     AnonymousSet,
     Bitwise,
     Chain,
+    Concat,
     Ct,
     Hook,
     Limit,
@@ -98,6 +99,19 @@ def test_negated_lookup_of_a_conditional_element_is_exact():
     named = Set("s", ("nf_proto",), frozenset({5}), conditional_elements=frozenset({5}))
     rule = Rule((OUT, UNMARKED, Match(Meta("nfproto"), SetRef("s"), "!="), DROP))
     assert verdict(state(rule, sets=(named,))) == "proved"
+
+
+@pytest.mark.parametrize("dropped", [53, 55])
+def test_negated_set_of_concatenations_is_exact(dropped):
+    """Drop all but two elements, and one of them; the other one leaves."""
+    both = AnonymousSet(frozenset({(TO, 53), (TO, 55)}))
+    others = Rule((Match(Concat((DADDR, Payload("udp", "dport"))), both, "!="), DROP))
+    chain = Chain("udp", (others, Rule((Match(Payload("udp", "dport"), dropped), DROP))))
+    readable = (OUT, UNMARKED, IPV4, Match(Payload("udp", "dport"), "0-65535"))
+    sample = state(Rule((*readable, Verdict("goto", "udp"))), Rule((OUT, UNMARKED, DROP)), chains=(chain,))
+    found = no_leak_finding(prove(sample, Spec((UPLINK,))), "sockets")
+    assert found.verdict == "refuted"
+    assert {example.packet.dport for example in found.examples} == {53, 55} - {dropped}
 
 
 def test_conditional_entry_of_a_verdict_map_may_not_apply():
