@@ -160,7 +160,7 @@ def _parity(title: _Title, by_family: Mapping[int, list[_CaseResult]]) -> Findin
         if None in (in_ipv4, in_ipv6) or in_ipv4 == in_ipv6:
             continue
         failure = _certain_failures(by_family[6 if in_ipv4 else 4])[0]
-        reason = f"IPv4 {_can(ipv4)} be used, IPv6 {_can(ipv6)}: {failure.reason}"
+        reason = f"IPv4 {_can(in_ipv4)} be used, IPv6 {_can(in_ipv6)}: {failure.reason}"
         return Finding("P4", uplink, entry, Refuted(evolve(failure, reason=reason)), origin=origin)
     if None in (*ipv4, *ipv6):
         families = " and ".join(f"IPv{family}" for family, answers in usable.items() if None in answers)
@@ -187,5 +187,5 @@ def _any(results: Sequence[_CaseResult]) -> bool | None:
     return True if True in answers else None if None in answers else False
 
 
-def _can(answers: tuple[bool | None, ...]) -> str:
-    return "can" if answers[0] else "cannot"
+def _can(is_usable: bool | None) -> str:
+    return "can" if is_usable else "cannot"

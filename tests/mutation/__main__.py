@@ -14,18 +14,22 @@ import hypothesis.strategies  # noqa: F401 # so that no child has to import it
 from attrs import frozen
 
 from tests.mutation import call_map, known_faults
-from tests.mutation.child_run import KILLED, PACKAGE, SURVIVED, TIMEOUT, UNTESTED, outcome, run_forked, run_tests
+from tests.mutation.child_run import (
+    KILLED,
+    PACKAGE,
+    SURVIVED,
+    TIMEOUT,
+    UNTESTED,
+    TestSelection,
+    outcome,
+    run_forked,
+    run_tests,
+)
 from tests.mutation.operators import Mutant, mutants, mutate, package_files
 
 PARTS = {
     "model": ("model",),
-    "proof": (
-        *(f"proof/{name}.py" for name in ("assumptions", "candidates", "concretize", "context", "counterexample")),
-        *(f"proof/{name}.py" for name in ("dns_isolation", "entitlement", "findings", "lemmas", "mark_confinement")),
-        *(f"proof/{name}.py" for name in ("no_leak", "policy_spec", "prover", "rpdb_check", "spec")),
-        *(f"proof/{name}.py" for name in ("transition_proof", "usability", "usability_case", "usability_cases")),
-        "proof/verdict.py",
-    ),
+    "proof": ("proof/*.py",),
     "reproduce": ("proof/reproduce",),
     "planner": ("planner",),
     "order": (
@@ -79,19 +83,29 @@ def results(
     while waiting or running:
         while waiting and len(running) < arguments.jobs:
             mutant = waiting.pop()
-            selection = call_map.select(tests, mutant, arguments.budget)
-            if not selection.files:
+            selections = call_map.select(tests, mutant, arguments.budget)
+            if not selections:
                 yield mutant, UNTESTED
                 continue
             path = PACKAGE / mutant.path
 
-            def work(path: Path = path, mutant: Mutant = mutant, selection: call_map.TestSelection = selection) -> int:
-                return run_tests(selection, path, mutate(path.read_text(), mutant.number))
+            def work(
+                path: Path = path, mutant: Mutant = mutant, selections: tuple[TestSelection, ...] = selections
+            ) -> int:
+                return run_tests(selections, path, mutate(path.read_text(), mutant.number))
 
-            running[run_forked(work, selection.cpu_limit, arguments.log)] = mutant
+            seconds = sum(sum(selection.node_ids.values()) for selection in selections)
+            running[run_forked(work, int(20 + 4 * seconds), _log(arguments.log, mutant))] = mutant
         if running:
             pid, status = os.wait()
             yield running.pop(pid), outcome(status)
+
+
+def _log(directory: Path | None, mutant: Mutant) -> Path | None:
+    if directory is None:
+        return None
+    directory.mkdir(parents=True, exist_ok=True)
+    return directory / f"{mutant.path.replace('/', '.')}.{mutant.number}.log"
 
 
 def main() -> int:
@@ -109,7 +123,7 @@ def main() -> int:
     parser.add_argument("--fresh", action="store_true", help="record the calls of all tests again")
     parser.add_argument("--known", action="store_true", help="only the known faults, with their own tests")
     parser.add_argument("--list", action="store_true", help="print the mutants, run nothing")
-    parser.add_argument("--log", type=Path, help="file for pytest's output of the last mutant")
+    parser.add_argument("--log", type=Path, help="directory for pytest's output, a file for each mutant")
     arguments = parser.parse_args()
     if arguments.known:
         return known_faults.check(arguments.jobs)

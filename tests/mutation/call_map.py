@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import CodeType, FrameType
@@ -27,6 +28,7 @@ TEST_FILES = (
     "tests/properties/test_leaking_states.py",
 )
 LEFT_OUT = ("test_style", "test_architecture", "test_install", "test_netconfig", "test_systemd_dropins", "test_watch")
+FIRST_FILES, FIRST_SECONDS = 4, 1.0  # of the tests that run before all others
 PATIENCE = 900  # seconds of CPU time to record one file
 
 
@@ -43,12 +45,18 @@ class RecordedTest:
         """The test file."""
         return self.node_id.split("::")[0]
 
+    @property
+    def function(self) -> str:
+        """The test without the case of its parameters."""
+        return self.node_id.split("[")[0]
+
 
 class Recorder:
     """Plugin of pytest that records the functions that each test calls."""
 
     def __init__(self) -> None:
         self.tests: dict[str, tuple[float, list[str]]] = {}
+        self._passed: set[str] = set()
         self._codes: set[CodeType] = set()
         self._collected: set[CodeType] = set()
 
@@ -73,7 +81,14 @@ class Recorder:
         finally:
             sys.setprofile(None)
             names = sorted(set(filter(None, map(_name, self._codes | self._collected))))
-            self.tests[item.nodeid] = (round(time.process_time() - begun, 3), names)
+            if item.nodeid in self._passed:  # a test that fails or is skipped says nothing about a mutant
+                self.tests[item.nodeid] = (round(time.process_time() - begun, 3), names)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            self._passed.add(report.nodeid)
+        elif report.failed:
+            self._passed.discard(report.nodeid)
 
 
 def _name(code: CodeType) -> str:
@@ -164,10 +179,12 @@ def _record_file(file: str) -> int:
     return int(status)
 
 
-def select(tests: Sequence[RecordedTest], mutant: Mutant, budget: float) -> TestSelection:
-    """Return the tests that call the function of a mutant, the quickest first, up to `budget` seconds.
+def select(tests: Sequence[RecordedTest], mutant: Mutant, budget: float) -> tuple[TestSelection, ...]:
+    """Return tests that call the function of a mutant, of at most `budget` seconds but at least one, in two selections.
 
-    For a mutant outside of functions: the tests of all functions of its module.
+    First a few quick tests that call little else, which see most mutants; then the quickest of the others, where each
+    further case of a parametrized test counts as a slower one. For a mutant outside of functions: the tests of all
+    functions of its module.
     """
     name = f"{mutant.path}:{mutant.function}"
     calling = [
@@ -175,14 +192,30 @@ def select(tests: Sequence[RecordedTest], mutant: Mutant, budget: float) -> Test
         for test in tests
         if (name in test.calls if mutant.function else any(call.startswith(name) for call in test.calls))
     ]
-    chosen, total = [], 0.0
-    for test in sorted(calling, key=lambda each: each.seconds):
-        total += test.seconds
-        if chosen and total > budget:
+    calling.sort(key=lambda test: (test.seconds + 0.01) * len(test.calls))
+    first: list[RecordedTest] = []
+    for test in calling:
+        files = {each.file for each in (*first, test)}
+        if first and (len(files) > FIRST_FILES or sum(each.seconds for each in first) + test.seconds > FIRST_SECONDS):
             break
-        chosen.append(test)
+        first.append(test)
+    cases = Counter[str]()
+    price: dict[str, float] = {}
+    for test in calling:
+        cases[test.function] += 1
+        price[test.node_id] = test.seconds * cases[test.function]
+    others, total = [], sum(test.seconds for test in first)
+    for test in sorted(calling[len(first) :], key=lambda each: price[each.node_id]):
+        total += test.seconds
+        if total > budget:
+            break
+        others.append(test)
+    return tuple(_selection(part) for part in (first, others) if part)
+
+
+def _selection(tests: Sequence[RecordedTest]) -> TestSelection:
     seconds: dict[str, float] = {}
-    for test in chosen:
+    for test in tests:
         seconds[test.file] = seconds.get(test.file, 0.0) + test.seconds
     files = tuple(sorted(seconds, key=lambda file: seconds[file]))
-    return TestSelection(files, frozenset(test.node_id for test in chosen), int(20 + 4 * sum(seconds.values())))
+    return TestSelection(files, {test.node_id: test.seconds for test in tests})

@@ -8,7 +8,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
 
@@ -17,12 +17,15 @@ from attrs import frozen
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "nftpolicy"
+CACHE = ROOT / ".mutation" / "bytecode"  # of the tests, whose assertions pytest rewrites, and of unchanged modules
 OPTIONS = (
     *("-x", "-q", "-m", "not kernel", "--hypothesis-profile", "first"),
     *("-p", "no:cacheprovider", "-p", "no:xdist"),
     *("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),  # Hypothesis, before the fork
 )
 MEMORY = 4 << 30  # bytes of a child
+NO_TEST_RAN = int(pytest.ExitCode.NO_TESTS_COLLECTED)
+CPU_LIMIT = 60  # seconds of a test without a measured time
 
 KILLED, SURVIVED, TIMEOUT, UNTESTED = "killed", "survived", "time limit", "no test"
 
@@ -58,10 +61,13 @@ class _TreeLoader(importlib.machinery.SourceFileLoader):
 
 
 class Selection:
-    """Plugin of pytest that keeps some tests; those of a file stay together, in the order of `files`."""
+    """Plugin of pytest that keeps some tests; those of a file stay together, in the order of `files`.
 
-    def __init__(self, files: Sequence[str], node_ids: Collection[str]) -> None:
-        self._files, self._node_ids = files, frozenset(node_ids)
+    It ends the process with SIGVTALRM in a test that needs far more CPU time than `node_ids` has for it.
+    """
+
+    def __init__(self, files: Sequence[str], node_ids: Mapping[str, float]) -> None:
+        self._files, self._node_ids = files, node_ids
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -71,16 +77,23 @@ class Selection:
     def _is_wanted(self, node_id: str) -> bool:
         return node_id in self._node_ids or node_id.split("[")[0] in self._node_ids
 
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 3 + 10 * self._node_ids.get(item.nodeid, CPU_LIMIT / 10))
+        try:
+            return (yield)
+        finally:
+            signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+
 
 @frozen
 class TestSelection:
-    """Test files in the order in which they run, the tests to run in them, and seconds of CPU time."""
+    """Test files in the order in which they run, and the tests to run in them with their seconds of CPU time."""
 
     __test__ = False
 
     files: tuple[str, ...]
-    node_ids: frozenset[str]
-    cpu_limit: int
+    node_ids: Mapping[str, float]
 
 
 def run_forked(work: Callable[[], int], cpu_limit: int, log: Path | None = None) -> int:
@@ -98,7 +111,7 @@ def run_forked(work: Callable[[], int], cpu_limit: int, log: Path | None = None)
         out = os.open(log or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(out, 1)
         os.dup2(out, 2)
-        sys.dont_write_bytecode = True
+        sys.pycache_prefix, sys.dont_write_bytecode = str(CACHE), False
         os.chdir(ROOT)
         status = work()
     except BaseException as error:
@@ -107,17 +120,23 @@ def run_forked(work: Callable[[], int], cpu_limit: int, log: Path | None = None)
         os._exit(status)
 
 
-def run_tests(selection: TestSelection, path: Path, tree: ast.Module) -> int:
-    """Return pytest's exit status for the tests with the changed module."""
+def run_tests(selections: Iterable[TestSelection], path: Path, tree: ast.Module) -> int:
+    """Return pytest's exit status for the tests with the changed module; later selections only if all earlier pass."""
     sys.meta_path.insert(0, ChangedModuleFinder(path, tree))
-    plugin = Selection(selection.files, selection.node_ids)
-    return int(pytest.main([*OPTIONS, *selection.files], plugins=[plugin]))
+    result = NO_TEST_RAN
+    for selection in selections:
+        plugin = Selection(selection.files, selection.node_ids)
+        status = int(pytest.main([*OPTIONS, *selection.files], plugins=[plugin]))
+        if status not in (0, NO_TEST_RAN):
+            return status
+        result = min(result, status)
+    return result
 
 
 def outcome(status: int) -> str:
     """Return the outcome of a mutant from the wait status of its process."""
     if os.WIFSIGNALED(status):
-        is_limit = os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
+        is_limit = os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL, signal.SIGVTALRM)
         return TIMEOUT if is_limit else KILLED
     code = os.WEXITSTATUS(status)
-    return {0: SURVIVED, 5: UNTESTED}.get(code, KILLED)
+    return {0: SURVIVED, NO_TEST_RAN: UNTESTED}.get(code, KILLED)

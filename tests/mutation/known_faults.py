@@ -6,9 +6,8 @@ import textwrap
 
 from attrs import frozen
 
-from tests.mutation.child_run import KILLED, PACKAGE, TIMEOUT, TestSelection, outcome, run_forked, run_tests
+from tests.mutation.child_run import CPU_LIMIT, KILLED, PACKAGE, TIMEOUT, TestSelection, outcome, run_forked, run_tests
 
-CPU_LIMIT = 60  # seconds for one fault
 ORDER, APPLY = "runtime/apply/step_order.py", "runtime/apply/transaction.py"
 LEMMAS, NO_LEAK, DNS = "proof/lemmas.py", "proof/no_leak.py", "proof/dns_isolation.py"
 PATHS, WALK = "model/symbolic/chain_paths.py", "model/symbolic/chain_walk.py"
@@ -148,10 +147,10 @@ def check(jobs: int) -> int:
         while waiting and len(running) < jobs:
             fault = waiting.pop()
             tree, files = fault.tree(), tuple(dict.fromkeys(test.split("::")[0] for test in fault.tests))
-            selection = TestSelection(files, frozenset(fault.tests), CPU_LIMIT)
+            selection = TestSelection(files, dict.fromkeys(fault.tests, CPU_LIMIT / 10))
 
             def work(fault: Fault = fault, tree: ast.Module = tree, selection: TestSelection = selection) -> int:
-                return run_tests(selection, PACKAGE / fault.path, tree)
+                return run_tests([selection], PACKAGE / fault.path, tree)
 
             running[run_forked(work, CPU_LIMIT)] = fault
         pid, status = os.wait()

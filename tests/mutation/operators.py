@@ -340,9 +340,9 @@ def mutate(source: str, number: int) -> ast.Module:
 
 
 def package_files(root: Path, parts: list[str]) -> list[str]:
-    """Return the modules below each part, a package or a module of the root, as paths below it."""
+    """Return the modules below each part, a package, or a module or pattern of modules, as paths below the root."""
     files = set()
     for part in parts:
         path = root / part
-        files |= set(path.rglob("*.py")) if path.is_dir() else {path}
+        files |= set(path.rglob("*.py") if path.is_dir() else root.glob(part))
     return sorted(str(file.relative_to(root)) for file in files)

@@ -364,6 +364,15 @@ def test_base_chains_are_sorted_by_family_hook_and_priority():
     assert names(tables, 6, "egress") == []
 
 
+@pytest.mark.parametrize("family", ["ip", "ip6", "bridge", "arp"])
+@pytest.mark.parametrize("hook", ["ingress", "egress"])
+def test_base_chain_of_other_family_is_on_no_device(family, hook):
+    chains = (Chain("c", (), Hook("filter", hook, 0, device="eth0")),)
+    for packet_family in (4, 6, 0):
+        assert names((Table(family, "t", chains),), packet_family, hook, "eth0") == []
+        assert names((Table("netdev", "t", chains),), packet_family, hook, "eth0") == ["t/c"]
+
+
 def test_base_chains_of_equal_priority_begin_with_the_newest():
     tables = tuple(Table(family, name, (base(),)) for family, name in (("inet", "old"), ("ip", "young")))
     assert names(tables, 4, "output") == ["young/base", "old/base"]

@@ -26,6 +26,30 @@ def test_accept_of_an_impossible_packet_is_unknown(name: str) -> None:
     assert (found.verdict, bool(found.unsupported)) == ("unknown", True)
 
 
+HIGHEST = {
+    ("ip", "dscp"): 63, ("ip", "ecn"): 3, ("ip", "ttl"): 255,
+    ("ip6", "dscp"): 63, ("ip6", "ecn"): 3, ("ip6", "flowlabel"): 0xFFFFF, ("ip6", "hoplimit"): 255,
+    ("tcp", "sequence"): 0xFFFFFFFF, ("tcp", "ackseq"): 0xFFFFFFFF, ("tcp", "window"): 0xFFFF,
+    ("tcp", "urgptr"): 0xFFFF, ("tcp", "flags"): 0xFF,
+    ("icmp", "type"): 255, ("icmp", "code"): 255, ("icmp", "id"): 0xFFFF, ("icmp", "sequence"): 0xFFFF,
+    ("icmp", "mtu"): 0xFFFF, ("icmp", "gateway"): 0xFFFFFFFF,
+    ("icmpv6", "type"): 255, ("icmpv6", "code"): 255, ("icmpv6", "id"): 0xFFFF, ("icmpv6", "sequence"): 0xFFFF,
+    ("icmpv6", "mtu"): 0xFFFFFFFF,
+    ("igmp", "type"): 255,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", HIGHEST, ids=" ".join)
+def test_highest_value_of_a_field_is_the_choice_of_a_sender(field: tuple[str, str]) -> None:
+    beside = Payload("ip6", "flowlabel") if "6" in field[0] else Payload("ip", "id")
+    if beside == Payload(*field):
+        beside = Payload("ip6", "hoplimit")
+    both = Match(nft.Concat((Payload(*field), beside)), AnonymousSet(frozenset({(HIGHEST[field], 7)})))
+    found = no_leak_finding(prove_state(state(Rule((both, ACCEPT)), *GUARD, link=None)), "sockets")
+    assert found.verdict == "refuted"
+    assert {example.packet.fields[field] for example in found.examples} == {HIGHEST[field]}
+
+
 def test_field_between_two_tests_is_found() -> None:
     """Satisfy a test that must hold together with one that must not."""
     between = (

@@ -62,6 +62,27 @@ def test_rule_that_gives_the_mark_is_refuted(name, hook):
     assert guard_verdict(beside(Rule(WRITES[name]), hook=hook, kind=kind), name="P1") != "proved"
 
 
+@pytest.mark.parametrize("test", [Match(Meta("mark"), 0x200), Match(Meta("mark"), 2), Match(Meta("skgid"), 800)])
+@pytest.mark.parametrize("hook", ["output", "postrouting"])
+def test_rule_that_gives_the_mark_to_some_is_refuted(test, hook):
+    """Find a packet that passes the test of the rule, and then the guard."""
+    kind = "route" if hook == "output" else "filter"
+    assert sockets_of_wan(beside(Rule((test, PUT_ON)), hook=hook, kind=kind)).verdict == "refuted"
+
+
+@pytest.mark.parametrize(
+    ("mark", "detail"),
+    [
+        (Meta("mark"), "inet foreign c: 'meta mark set 0x1'"),
+        (Ct("mark"), "inet foreign c: 'ct mark set 0x1' (the flow may have begun elsewhere)"),
+    ],
+)
+def test_detail_names_the_rule_that_gives_the_mark(mark, detail):
+    findings = prove_guard(beside(Rule((Mangle(mark, 1),))), SPEC).findings
+    (found,) = (one for one in findings if one.subject.startswith("forwarded") and one.verdict != "proved")
+    assert found.detail.split("; ")[0] == detail
+
+
 def test_write_in_a_called_chain_is_refuted():
     called = Chain("marks", (Rule((PUT_ON,)),))
     assert guard_verdict(beside(Rule((Verdict("jump", "marks"),)), more=(called,)), name="P1") == "refuted"

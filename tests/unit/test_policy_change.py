@@ -3,6 +3,8 @@
 import pytest
 
 from nftpolicy.kernel.errors import StepRefused
+from nftpolicy.netstate.operations import IpRuleChange, NftTransaction, RouteChange, SysctlChange
+from nftpolicy.runtime.apply.executor import ReadBackMismatch
 from nftpolicy.runtime.apply.history import History
 from nftpolicy.runtime.apply.journal import InconsistentState
 from nftpolicy.runtime.apply.state_dir import StateDir
@@ -77,19 +79,23 @@ def test_unknown_policy_in_force_gives_no_spec(guarded, tmp_path):
 
 
 class Watched:
-    """Proxy of a kernel that reads the journal before each step, and refuses step `refuse`."""
+    """Proxy of a kernel that reads the journal before each step, refuses step `refuse`, and ignores step `ignore`."""
 
-    def __init__(self, kernel, memory, refuse=None):
-        self._kernel, self._memory, self._refuse, self.seen = kernel, memory, refuse, []
+    def __init__(self, kernel, memory, refuse=None, ignore=None):
+        self._kernel, self._memory, self._refuse, self._ignore = kernel, memory, refuse, ignore
+        self.seen, self.steps = [], []
 
     def __getattr__(self, name):
         return getattr(self._kernel, name)
 
     def apply_step(self, step):
+        number = len(self.steps)
         self.seen.append(self._memory.journal.interrupted())
-        if len(self.seen) - 1 == self._refuse:
+        self.steps.append(step)
+        if number == self._refuse:
             raise StepRefused(step, "no")
-        self._kernel.apply_step(step)
+        if number != self._ignore:
+            self._kernel.apply_step(step)
 
 
 def change(kernel, memory, target, **options):
@@ -143,6 +149,40 @@ def test_refused_step_leaves_policy_and_kernel(guarded, tmp_path, history_dir):
     assert guarded.state == before
     assert (memory.policy(), memory.journal.interrupted()) == (source(), None)
     assert history_dir.entries() == entries
+
+
+@pytest.mark.parametrize("options", [{}, {"via_block": True}])
+def test_executed_steps_are_the_proved_order(guarded, tmp_path, options):
+    watched = Watched(guarded, StateDir(tmp_path / "memory"))
+    changer = applier(watched, tmp_path / "memory", **options)
+    with changer.locked():
+        checked = changer.check(OTHER)
+        changer.apply(checked, OTHER)
+    assert tuple(watched.steps) == checked.order.plan.steps
+    assert checked.step_count == len(watched.steps)
+
+
+def test_release_restores_all_original_sysctls(tmp_path):
+    kernel, memory = machine(), StateDir(tmp_path / "memory")
+    before = dict(kernel.sysctls)
+    for target in (TargetPolicy(policy(), source()), OTHER):
+        change(kernel, memory, target)
+        assert kernel.sysctls != before
+    change(kernel, memory, None)
+    assert kernel.sysctls == before
+
+
+@pytest.mark.parametrize("ignored", [NftTransaction, SysctlChange, IpRuleChange, RouteChange])
+def test_change_that_reads_back_otherwise_is_undone(tmp_path, ignored):
+    kernel, memory = machine(), StateDir(tmp_path / "memory")
+    target = TargetPolicy(policy(), source())
+    steps = applier(kernel, memory.directory).check(target).order.plan.steps
+    number = next(number for number, step in enumerate(steps) if isinstance(step, ignored))
+    before = kernel.state
+    with pytest.raises(ReadBackMismatch):
+        change(Watched(kernel, memory, ignore=number), memory, target)
+    assert kernel.state == before
+    assert (memory.policy(), memory.journal.interrupted()) == (None, None)
 
 
 def test_change_is_added_to_the_history(tmp_path, history_dir):

@@ -410,5 +410,14 @@ def test_p2_is_refuted_by_marked_packets_at_other_devices():
     assert not any(one.deciding for one in prove_state(state(*GUARD)).findings if one.property == "P2")
 
 
+@pytest.mark.parametrize(("key", "kind"), [("oifname", "ifname"), ("oif", "iface_index")])
+def test_drop_at_one_device_of_a_set_is_at_no_other(key, kind):
+    at_usb = Rule((Match(Meta(key), SetRef("some")), MARKED, DROP))
+    elsewhere = Rule((Match(Meta("oifname"), "wan", "!="), MARKED, DROP))
+    some = (Set("some", (kind,), frozenset({"usb0"})),)
+    assert prove_state(state(*GUARD, at_usb, sets=some)).property_verdict("P2") == "refuted"
+    assert prove_state(state(*GUARD, at_usb, elsewhere, sets=some)).property_verdict("P2") == "proved"
+
+
 def test_points_merges_adjacent_values():
     assert points(3, 1, 2) == ((1, 3),)

@@ -10,6 +10,7 @@ from nftpolicy.netstate.nft import (
     AnonymousSet,
     Bitwise,
     Chain,
+    Concat,
     Ct,
     Hook,
     Limit,
@@ -98,6 +99,19 @@ def test_negated_lookup_of_a_conditional_element_is_exact():
     named = Set("s", ("nf_proto",), frozenset({5}), conditional_elements=frozenset({5}))
     rule = Rule((OUT, UNMARKED, Match(Meta("nfproto"), SetRef("s"), "!="), DROP))
     assert verdict(state(rule, sets=(named,))) == "proved"
+
+
+@pytest.mark.parametrize("dropped", [53, 55])
+def test_negated_set_of_concatenations_is_exact(dropped):
+    """Drop all but two elements, and one of them; the other one leaves."""
+    both = AnonymousSet(frozenset({(TO, 53), (TO, 55)}))
+    others = Rule((Match(Concat((DADDR, Payload("udp", "dport"))), both, "!="), DROP))
+    chain = Chain("udp", (others, Rule((Match(Payload("udp", "dport"), dropped), DROP))))
+    readable = (OUT, UNMARKED, IPV4, Match(Payload("udp", "dport"), "0-65535"))
+    sample = state(Rule((*readable, Verdict("goto", "udp"))), Rule((OUT, UNMARKED, DROP)), chains=(chain,))
+    found = no_leak_finding(prove(sample, Spec((UPLINK,))), "sockets")
+    assert found.verdict == "refuted"
+    assert {example.packet.dport for example in found.examples} == {53, 55} - {dropped}
 
 
 def test_conditional_entry_of_a_verdict_map_may_not_apply():
@@ -224,6 +238,21 @@ def test_unreadable_header_does_not_match(match, family, expected):
         *(() if match.left == Meta("l4proto") else (Rule((OUT, UNMARKED, Match(Meta("l4proto"), "tcp", "!="), DROP)),)),
     )
     assert verdict(state(*rules)) in (expected, "refuted" if expected == "unknown" else expected)
+
+
+@pytest.mark.parametrize(
+    "match",
+    [
+        Match(Payload("th", "dport"), "0-65535"),
+        Match(Payload("udp", "sport"), "0-65535"),
+        Match(Payload("icmp", "type"), "0-255"),
+        Match(Bitwise(Payload("tcp", "flags"), and_mask="syn"), "syn"),
+    ],
+)
+def test_header_readable_at_postrouting_may_not_be_at_egress(match):
+    rules = (Rule((OUT, UNMARKED, match, ACCEPT)), *GUARD)
+    for link_rule, expected in (((UNMARKED, match, DROP), False), ((UNMARKED, DROP), True)):
+        assert (verdict(test_proof.state(*rules, link=_link(Rule(link_rule)))) == "proved") is expected
 
 
 def test_packet_type_of_a_forwarded_packet_is_any():

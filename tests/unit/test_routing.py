@@ -200,6 +200,14 @@ def test_untouched_kernel_merges_local_and_main():
     assert device_or_error(lookup(router(IpRule(4, 5, "nop"), routes=(narrow,)), "127.5.0.1")) == "local"
 
 
+def test_untouched_kernel_may_find_a_route_in_either_table():
+    """Name no table, rule or route where the lookup of an untouched kernel finds another one."""
+    narrow = Route(4, 254, "127.5.0.0/16", "local", device="lo")
+    found = lookup(Router(NetState((), (), (*OWN_ROUTES, narrow))), "127.5.0.1")
+    assert (found.outcome, found.device) == ("local", "lo")
+    assert (found.table, found.rule, found.route) == (None, None, None)
+
+
 # Routes
 
 

@@ -76,6 +76,21 @@ def test_parity_is_refuted_by_a_packet_of_the_worse_family(family: str, version:
         assert f"IPv{version} cannot" in finding.detail
 
 
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize(("family", "better", "worse"), [("ip", 6, 4), ("ip6", 4, 6)])
+def test_parity_is_refuted_where_a_family_can_use_nothing(family: str, better: int, worse: int, protocol: str) -> None:
+    """Compare an entry that one family can use in part."""
+    out = Match(Meta("oifname"), "eth0")
+    in_part = with_chain("inet", "output", Rule((out, Match(Meta("l4proto"), protocol), DROP)))
+    chain = Chain("c", (Rule((out, DROP)),), Hook("filter", "output", 1))
+    proof = proof_of(evolve(in_part, tables=(*in_part.tables, Table(family, "worse", (chain,)))))
+    (found,) = (finding for finding in of_property(proof, "P4") if finding.subject == "queries of the resolver")
+    assert found.verdict == REFUTED
+    assert found.examples[0].packet.family == worse
+    assert f"IPv{better} can be used" in found.detail or f"IPv{better} can:" in found.detail
+    assert f"IPv{worse} cannot" in found.detail
+
+
 @pytest.mark.parametrize("selectors", [{}, {"destination": "198.51.100.0/24"}, {"mark": VALUE, "mask": MASK}])
 def test_foreign_ip_rule_behind_the_guard_is_unknown(selectors: dict[str, object]) -> None:
     """Drop in the guard what a foreign rule leads elsewhere: P2 is not refuted."""

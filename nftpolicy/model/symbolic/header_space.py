@@ -15,7 +15,7 @@ from ...netstate.formats import nft_text
 from ...netstate.nft import FULL_MASK
 from ..packet import ADDRESS_BITS, ETHERTYPES
 from . import ct_status, field_values, mark_bits, mark_tests, tcp_flags
-from .box import Box, Ranges, complement, intersect_boxes, intersect_ranges, merge_ranges, points, subtract_ranges
+from .box import Box, Ranges, complement, intersect_boxes, intersect_ranges, merge_ranges, points, subtract_boxes
 from .header_field import FieldTest, HeaderField
 from .identity_cache import IdentityCache
 from .rule_shape import match_cache_key
@@ -280,28 +280,11 @@ class HeaderSpace:
             return boxes
         if len(boxes) > _MAX_ELEMENTS:
             return None
-        return self._subtract(needs, boxes, [field.name for field in fields])
+        return self._subtract(needs, boxes)
 
-    def _subtract(self, box: Box, removed: Sequence[Box], names: Sequence[str]) -> list[Box] | None:
-        """Return `box` without all of `removed`, which differ from it in the fields `names`.
-
-        None: too many pieces.
-        """
-        pieces = [box]
-        for other in removed:
-            left: list[Box] = []
-            for piece in pieces:
-                inner = dict(piece)
-                for name in names:
-                    present = inner.get(name) or ((0, self.max_values[name]),)
-                    remaining = subtract_ranges(present, other[name])
-                    if remaining:
-                        left.append({**inner, name: remaining})
-                    inner[name] = other[name]
-            pieces = left
-            if len(pieces) > _MAX_BOXES:
-                return None
-        return pieces
+    def _subtract(self, box: Box, removed: Sequence[Box]) -> list[Box] | None:
+        """Return `box` without all of `removed`; None: too many pieces."""
+        return subtract_boxes(box, removed, self.max_values, _MAX_BOXES)
 
     def _mark(self, left: nft.Expression, elements: frozenset[nft.Element], op: str) -> list[Box] | None:
         """Return the boxes of a test of the packet's or connection's mark; None: another test."""

@@ -10,8 +10,8 @@ from ...netstate.nft.symbols import TCP_FLAGS
 from .box import Box, points
 
 _FLAGS = nft.Payload("tcp", "flags")
-# Returns the first box without all of the others, which differ from it in the named fields.
-Subtract = Callable[[Box, Sequence[Box], Sequence[str]], list[Box] | None]
+# Returns the first box without all of the others.
+Subtract = Callable[[Box, Sequence[Box]], list[Box] | None]
 
 
 HAS_TCP_HEADER: Box = {"protocol": points(6), "fragment": points(0), "nfproto": points(4, 6)}
@@ -50,7 +50,7 @@ def flag_boxes(
     ]
     if op == "==":
         return exact
-    return subtract(needs, exact, [f"tcp.{flag}" for flag in tested]) if op == "!=" else None
+    return subtract(needs, exact) if op == "!=" else None
 
 
 def _flag_names(value: object) -> tuple[str, ...] | None:
