@@ -16,6 +16,7 @@ from typing import Any
 from ...compiler import object_names
 from ...compiler.compile import HostFacts, compile_policy
 from ...compiler.shadow_guard import shadow_guard_tables
+from ...exceptions import NftpolicyError
 from ...kernel.errors import StepRefused
 from ...kernel.netlink.monitor import UNKNOWN_ORIGIN, ChangeSet, Origin
 from ...netstate.operations import NftTransaction
@@ -153,7 +154,7 @@ class Watch:
             changes = self.environment.events.read()
 
         self._barrier.run("events", read)
-        if not (changes.affects_ours or changes.links):
+        if not changes.affects_ours:
             self._repairs.mark_whole(now)
         if changes.route_added or changes.addresses:
             self._poll.mute_news()
@@ -212,8 +213,6 @@ class Watch:
         if not repair:
             return
         self._repairs.start_outage(bool(repair.nft_text))
-        if self._reconcile_at is not None:
-            return  # another process holds the lock; reconciling repairs everything
         repaired = False
 
         def run() -> None:
@@ -347,8 +346,8 @@ class Watch:
         try:
             result = self._checks.finished()
         except ValueError as error:
-            self.environment.log_event("failed", {"why": str(error)})
-            self._reconcile_at = self.environment.now() + _RETRY_FAILURE
+            self._barrier.report("full check", NftpolicyError(str(error)))
+            self._checks.request_proof()
             return
         if result is None:
             return
