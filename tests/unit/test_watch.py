@@ -15,12 +15,12 @@ from nftpolicy.compiler import object_names
 from nftpolicy.compiler.block import block_tables
 from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.compiler.shadow_guard import shadow_guard_tables
-from nftpolicy.kernel.errors import RulesetChanging
+from nftpolicy.kernel.errors import RulesetChanging, StepRefused
 from nftpolicy.kernel.fake import FakeKernel
 from nftpolicy.kernel.netlink.monitor import ChangeSet, Origin
 from nftpolicy.kernel.sd_notify import ServiceManager
 from nftpolicy.netstate.formats import nft_text
-from nftpolicy.netstate.operations import IpRuleChange, RouteChange, SysctlChange
+from nftpolicy.netstate.operations import IpRuleChange, NftTransaction, RouteChange, Step, SysctlChange
 from nftpolicy.netstate.routing import IpRule
 from nftpolicy.netstate.state import CounterValue, NetState
 from nftpolicy.policy.load import load
@@ -509,6 +509,31 @@ def test_guard_is_repaired_while_reconciling_fails(enforcing: WatchRun) -> None:
     enforcing.hear(ours_changed=True, deleted_families={"inet"})
     assert ("inet", "nftpolicy") in enforcing.kernel.tables
     enforcing.kernel.read_own = read_own  # type: ignore[method-assign]
+
+
+def test_refused_link_guard_leaves_the_ip_guard_and_a_block(enforcing: WatchRun) -> None:
+    refuse_netdev(enforcing)
+    enforcing.kernel.tables.clear()
+    enforcing.hear(files=True)
+    enforcing.pass_time(2)
+    assert set(enforcing.kernel.tables) == {("inet", object_names.TABLE), ("inet", object_names.BLOCK_TABLE)}
+    assert "failed" in enforcing.events()
+
+
+def refuse_netdev(watch_run: WatchRun) -> None:
+    """Let the kernel refuse each transaction about a table of family netdev."""
+    load_text, apply_step = watch_run.load, watch_run.kernel.apply_step
+
+    def load(text: str, check: bool) -> str | None:
+        return "No such device" if "table netdev" in text and not check else load_text(text, check)
+
+    def apply(step: Step) -> None:
+        if isinstance(step, NftTransaction) and any(one.family == "netdev" for one in step.operations):
+            raise StepRefused(step, "No such device")
+        apply_step(step)
+
+    watch_run.kernel.apply_step = apply  # type: ignore[method-assign]
+    watch_run.watch._tables._environment = evolve(watch_run.watch.environment, load_nft=load)
 
 
 def test_failed_check_is_repeated_without_reconciling(enforcing: WatchRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -256,13 +256,21 @@ class Watch:
     def _reconcile(self) -> None:
         """End an interrupted change, adopt the last applied policy, and enforce it, all locked."""
         self._reconcile_at = None
-        self._run_locked(self._reconcile_locked)
+        if not self._run_locked(self._reconcile_locked):
+            self._run_locked(self._contain)
+
+    def _contain(self) -> None:
+        """Load the guard in spite of a failed reconciliation; block the uplinks if the kernel refuses a part."""
+        if self.policy is None or self.state_dir.policy() != self.source:
+            return
+        state = compile_policy(self.policy, read_host_facts(self.kernel, self.policy))
+        if not self._tables.load_missing(state.tables) and not self.is_blocked:
+            self._block()
 
     def _reconcile_locked(self) -> None:
         if self.state_dir.journal.interrupted() is not None:
-            recover(
-                self.environment.applier, log=lambda line: self.environment.log_event("interrupted", {"what": line})
-            )
+            log = self.environment.log_event
+            recover(self.environment.applier, log=lambda line: log("interrupted", {"what": line}))
         if self.first_change is not None:
             self.first_change()
             self.first_change = None
@@ -318,15 +326,13 @@ class Watch:
             try:
                 self.policy = self.environment.applier.load(latest)
             except (PolicyError, ValueError) as error:
-                self.environment.log_event(
-                    "failed", {"what": latest[0], "why": str(error), "then": "no policy is enforced"}
-                )
+                fields = {"what": latest[0], "why": str(error), "then": "no policy is enforced"}
+                self.environment.log_event("failed", fields)
                 self._notify_status()
                 return
             if self._tables.detect_block():
-                self.environment.log_event(
-                    "blocked", {"policy": self.policy.name, "why": "the block was loaded already"}
-                )
+                fields = {"policy": self.policy.name, "why": "the block was loaded already"}
+                self.environment.log_event("blocked", fields)
             self.environment.log_event("enforcing", {"policy": self.policy.name, "file": latest[0]})
         self._notify_status()
 
