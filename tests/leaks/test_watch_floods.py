@@ -107,6 +107,7 @@ def test_nothing_leaves_under_all_floods_at_once(machine: Machine) -> None:
     print(f"{distribution(times)}; by the log: {distribution(exposures)}", file=sys.stderr)
     print(f"memory: {before} KiB, then {after} KiB; {len(lines)} log lines", file=sys.stderr)
     assert watch.poll() is None
+    assert next(line["what"] for line in lines if line["event"] == "routes-left") == f"IPv6 routes over {WAN}"
     node.end(unmarked)
     assert after < MAX_MEMORY
     assert len(lines) < 200 + SECONDS * 10

@@ -269,8 +269,8 @@ class Watch:
 
     def _reconcile_locked(self) -> None:
         if self.state_dir.journal.interrupted() is not None:
-            log = self.environment.log_event
-            recover(self.environment.applier, log=lambda line: log("interrupted", {"what": line}))
+            log_event = self.environment.log_event
+            recover(self.environment.applier, log=lambda line: log_event("interrupted", {"what": line}))
         if self.first_change is not None:
             self.first_change()
             self.first_change = None
