@@ -6,9 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.exposure_lab import DAMAGES, Watched, hurt
-from tests.guarded_lab import POLICY, Guarded, gluon, guarded_lab, wan_routes_in_main
+from nftpolicy.runtime.file_lock import exclusive_lock
+from tests.exposure_lab import DAMAGES, WATCH, Watched, hurt
+from tests.guarded_lab import ENVIRONMENT, POLICY, STATE, Guarded, gluon, guarded_lab, wan_routes_in_main
 from tests.lab import addresses as at
+from tests.lab.limits import limit
 from tests.lab.netns import wait_until
 from tests.leaks.test_race_windows import FLOOD, flooding
 
@@ -80,6 +82,25 @@ def test_shadow_guard_ends_with_watch(made: Guarded) -> None:
         one.process.kill()
         one.process.wait()
     assert "nftpolicy-second" not in made.lab.node.run(["nft", "list", "tables"]).stdout
+
+
+def test_shadow_guard_precedes_the_lock(made: Guarded) -> None:
+    made.apply()
+    if not owns_tables(made):
+        pytest.skip("this kernel knows no tables with an owner")
+    (lock,) = made.lab.node.outside(STATE).glob("netns-*/lock")
+    with exclusive_lock(lock, 0):
+        process = made.lab.node.popen([*WATCH, "--leave-routes"], env=ENVIRONMENT)
+        wait_until(
+            lambda: "nftpolicy-second" in made.lab.node.run(["nft", "list", "tables"]).stdout, 20, "the shadow guard"
+        )
+        with flooding(made.lab):
+            made.lab.node.run(["nft", "flush", "ruleset"])
+            assert seen(made, 1) == 0
+        assert "table inet nftpolicy\n" not in made.lab.node.run(["nft", "list", "tables"]).stdout
+    wait_until(lambda: made.nftpolicy("status", check=False).returncode == 0, 20, "the guard after the lock")
+    process.terminate()
+    assert process.wait(limit(20)) == 0
 
 
 def test_control_without_watch_damage_leaks(made: Guarded) -> None:

@@ -1,12 +1,13 @@
 """Netlink sockets: requests, interrupted dumps, overflows, attributes."""
 
 import errno
+import itertools
 import socket
 import struct
 
 import pytest
 
-from nftpolicy.kernel.errors import DumpInterrupted, RulesetUnreadable, Unavailable
+from nftpolicy.kernel.errors import DumpInterrupted, RulesetChanging, RulesetUnreadable, Unavailable
 from nftpolicy.kernel.inotify import WatchChanges
 from nftpolicy.kernel.netlink import nft_generation, nft_ruleset, rtnetlink
 from nftpolicy.kernel.netlink import socket as netlink_socket
@@ -159,6 +160,16 @@ def test_read_consistent_repeats_after_transactions(error: Exception, monkeypatc
     generations[:], results[:] = [1, 1], [error]
     with pytest.raises(type(error)):
         nft_generation.read_consistent(read)
+
+
+def test_read_consistent_returns_two_equal_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transactions of another program, one after the other, do not concern what is read."""
+    generations = itertools.count()
+    monkeypatch.setattr(nft_generation, "generation", lambda: next(generations))
+    results = iter(["part", "whole", "whole"])
+    assert nft_generation.read_consistent(lambda: next(results)) == "whole"
+    with pytest.raises(RulesetChanging):
+        nft_generation.read_consistent(lambda: next(generations))
 
 
 def test_query_returns_its_answer_or_raises() -> None:

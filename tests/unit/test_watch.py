@@ -15,11 +15,12 @@ from nftpolicy.compiler import object_names
 from nftpolicy.compiler.block import block_tables
 from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.compiler.shadow_guard import shadow_guard_tables
+from nftpolicy.kernel.errors import RulesetChanging, StepRefused
 from nftpolicy.kernel.fake import FakeKernel
 from nftpolicy.kernel.netlink.monitor import ChangeSet, Origin
 from nftpolicy.kernel.sd_notify import ServiceManager
 from nftpolicy.netstate.formats import nft_text
-from nftpolicy.netstate.operations import IpRuleChange, RouteChange, SysctlChange
+from nftpolicy.netstate.operations import IpRuleChange, NftTransaction, RouteChange, Step, SysctlChange
 from nftpolicy.netstate.routing import IpRule
 from nftpolicy.netstate.state import CounterValue, NetState
 from nftpolicy.policy.load import load
@@ -30,7 +31,7 @@ from nftpolicy.runtime.apply.state_dir import StateDir
 from nftpolicy.runtime.apply.transaction import PolicyApplier
 from nftpolicy.runtime.rate_limiter import RateLimiter
 from nftpolicy.runtime.status import Status, read_status
-from nftpolicy.runtime.watch import full_check
+from nftpolicy.runtime.watch import check_runner, full_check
 from nftpolicy.runtime.watch import repair_plan as watching
 from nftpolicy.runtime.watch.environment import Environment
 from nftpolicy.runtime.watch.log_limiter import LogLimiter
@@ -493,6 +494,62 @@ def test_watch_waits_for_the_lock_of_another_process(enforcing: WatchRun) -> Non
         assert enforcing.kernel.tables == {}
     enforcing.pass_time()
     assert enforcing.right
+
+
+def test_guard_is_repaired_while_reconciling_fails(enforcing: WatchRun) -> None:
+    """As it does while another program changes the ruleset faster than it can be read."""
+
+    def fail(*_: object) -> None:
+        raise RulesetChanging("too fast")
+
+    read_own, enforcing.kernel.read_own = enforcing.kernel.read_own, fail  # type: ignore[method-assign]
+    enforcing.hear(files=True)
+    enforcing.pass_time(2)
+    del enforcing.kernel.tables["inet", "nftpolicy"]
+    enforcing.hear(ours_changed=True, deleted_families={"inet"})
+    assert ("inet", "nftpolicy") in enforcing.kernel.tables
+    enforcing.kernel.read_own = read_own  # type: ignore[method-assign]
+
+
+def test_refused_link_guard_leaves_the_ip_guard_and_a_block(enforcing: WatchRun) -> None:
+    refuse_netdev(enforcing)
+    enforcing.kernel.tables.clear()
+    enforcing.hear(files=True)
+    enforcing.pass_time(2)
+    assert set(enforcing.kernel.tables) == {("inet", object_names.TABLE), ("inet", object_names.BLOCK_TABLE)}
+    assert "failed" in enforcing.events()
+
+
+def refuse_netdev(watch_run: WatchRun) -> None:
+    """Let the kernel refuse each transaction about a table of family netdev."""
+    load_text, apply_step = watch_run.load, watch_run.kernel.apply_step
+
+    def load(text: str, check: bool) -> str | None:
+        return "No such device" if "table netdev" in text and not check else load_text(text, check)
+
+    def apply(step: Step) -> None:
+        if isinstance(step, NftTransaction) and any(one.family == "netdev" for one in step.operations):
+            raise StepRefused(step, "No such device")
+        apply_step(step)
+
+    watch_run.kernel.apply_step = apply  # type: ignore[method-assign]
+    watch_run.watch._tables._environment = evolve(watch_run.watch.environment, load_nft=load)
+
+
+def test_failed_check_is_repeated_without_reconciling(enforcing: WatchRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise RulesetChanging("too fast")
+
+    monkeypatch.setattr(check_runner, "run_full_check", fail)
+    enforcing.hear(foreign_changes=1)
+    enforcing.pass_time(3)
+    assert enforcing.watch._reconcile_at is None
+    assert enforcing.events() == ["failed"], "said once in a while"
+    monkeypatch.undo()
+    enforcing.watch._proof.state = None
+    enforcing.watch._proof._logged = None
+    enforcing.pass_time(5)
+    assert "proof" in enforcing.events()
 
 
 def test_newly_applied_policy_is_enforced(enforcing: WatchRun) -> None:

@@ -28,11 +28,14 @@ def generation() -> int:
 
 
 def read_consistent(read: Callable[[], Result]) -> Result:
-    """Return the result of `read`, repeated until no transaction came between.
+    """Return the result of `read`, repeated until no transaction came between, or two results are equal.
+
+    A transaction of another program seldom concerns what is read.
 
     Raises:
-        RulesetChanging: a transaction came during each of several tries.
+        RulesetChanging: a transaction came during each of several tries, and each result was another one.
     """
+    previous: Result | None = None
     for _ in range(_TRIES):
         before = generation()
         try:
@@ -42,6 +45,7 @@ def read_consistent(read: Callable[[], Result]) -> Result:
             if generation() == before:
                 raise
             continue
-        if generation() == before:
+        if generation() == before or result == previous:
             return result
+        previous = result
     raise RulesetChanging("the ruleset changes faster than nftpolicy can read it; try again")

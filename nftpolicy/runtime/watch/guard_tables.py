@@ -79,6 +79,13 @@ class GuardTables:
             self._load(", ".join(repair.repaired_objects), [text])
         return False
 
+    def load_missing(self, tables: Sequence[Table]) -> bool:
+        """Load those of the guard's tables that are missing; return False if the kernel refused one."""
+        present = self._environment.applier.kernel.table_names()
+        missing = [table for table in tables if table.key not in present]
+        texts = tuple(map(repair_plan.replace_table_text, missing))
+        return self.load_repair(Repair(texts, (), tuple(f"table:{table.family}" for table in missing)))
+
     def preload(self, desired: DesiredState) -> None:
         """Do once without effect what a repair does: loads libraries, and binds netlink sockets."""
         self._environment.load_nft(desired.all_tables_text, True)

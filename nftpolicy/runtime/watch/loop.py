@@ -16,6 +16,7 @@ from typing import Any
 from ...compiler import object_names
 from ...compiler.compile import HostFacts, compile_policy
 from ...compiler.shadow_guard import shadow_guard_tables
+from ...exceptions import NftpolicyError
 from ...kernel.errors import StepRefused
 from ...kernel.netlink.monitor import UNKNOWN_ORIGIN, ChangeSet, Origin
 from ...netstate.operations import NftTransaction
@@ -154,7 +155,7 @@ class Watch:
             changes = self.environment.events.read()
 
         self._barrier.run("events", read)
-        if not (changes.affects_ours or changes.links):
+        if not changes.affects_ours:
             self._repairs.mark_whole(now)
         if changes.route_added or changes.addresses:
             self._poll.mute_news()
@@ -214,8 +215,6 @@ class Watch:
         if not repair:
             return
         self._repairs.start_outage(bool(repair.nft_text))
-        if self._reconcile_at is not None:
-            return  # another process holds the lock; reconciling repairs everything
         repaired = False
 
         def run() -> None:
@@ -259,13 +258,21 @@ class Watch:
     def _reconcile(self) -> None:
         """End an interrupted change, adopt the last applied policy, and enforce it, all locked."""
         self._reconcile_at = None
-        self._run_locked(self._reconcile_locked)
+        if not self._run_locked(self._reconcile_locked):
+            self._run_locked(self._contain)
+
+    def _contain(self) -> None:
+        """Load the guard in spite of a failed reconciliation; block the uplinks if the kernel refuses a part."""
+        if self.policy is None or self.state_dir.policy() != self.source:
+            return
+        state = compile_policy(self.policy, read_host_facts(self.kernel, self.policy))
+        if not self._tables.load_missing(state.tables) and not self.is_blocked:
+            self._block()
 
     def _reconcile_locked(self) -> None:
         if self.state_dir.journal.interrupted() is not None:
-            recover(
-                self.environment.applier, log=lambda line: self.environment.log_event("interrupted", {"what": line})
-            )
+            log_event = self.environment.log_event
+            recover(self.environment.applier, log=lambda line: log_event("interrupted", {"what": line}))
         if self.first_change is not None:
             self.first_change()
             self.first_change = None
@@ -321,15 +328,13 @@ class Watch:
             try:
                 self.policy = self.environment.applier.load(latest)
             except (PolicyError, ValueError) as error:
-                self.environment.log_event(
-                    "failed", {"what": latest[0], "why": str(error), "then": "no policy is enforced"}
-                )
+                fields = {"what": latest[0], "why": str(error), "then": "no policy is enforced"}
+                self.environment.log_event("failed", fields)
                 self._notify_status()
                 return
             if self._tables.detect_block():
-                self.environment.log_event(
-                    "blocked", {"policy": self.policy.name, "why": "the block was loaded already"}
-                )
+                fields = {"policy": self.policy.name, "why": "the block was loaded already"}
+                self.environment.log_event("blocked", fields)
             self.environment.log_event("enforcing", {"policy": self.policy.name, "file": latest[0]})
         self._notify_status()
 
@@ -349,8 +354,8 @@ class Watch:
         try:
             result = self._checks.finished()
         except ValueError as error:
-            self.environment.log_event("failed", {"why": str(error)})
-            self._reconcile_at = self.environment.now() + _RETRY_FAILURE
+            self._barrier.report("full check", NftpolicyError(str(error)))
+            self._checks.request_proof()
             return
         if result is None:
             return

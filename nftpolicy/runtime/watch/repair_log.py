@@ -18,6 +18,7 @@ from .repair_plan import ConflictDetector, Exposure, origin_fields, sum_drop_cou
 class _Outage:
     """Start of an outage, with the packets sent by uplinks and dropped by the guard until then."""
 
+    guard: bool
     start: float
     sent_packets: int
     dropped_packets: int | None  # None: not read, the guard's counters may be missing
@@ -42,7 +43,7 @@ class RepairLog:
 
     def mark_whole(self, time: float) -> None:
         """Note a time at which nothing was missing, and the packets sent so far."""
-        if self._outage is None:
+        if self._outage is None or not self._outage.guard:
             self._whole = time, self._sent_packets()
 
     def start_outage(self, guard: bool) -> None:
@@ -50,9 +51,9 @@ class RepairLog:
 
         `guard`: the guard is affected, its counters may be missing.
         """
-        if self._outage is None:
+        if self._outage is None or (guard and not self._outage.guard):
             start, packets = self._whole or (self._environment.now(), self._sent_packets())
-            self._outage = _Outage(start, packets, None if guard else self._dropped_packets())
+            self._outage = _Outage(guard, start, packets, None if guard else self._dropped_packets())
 
     def clear_outage(self) -> None:
         """End an outage without a repair: nothing is missing."""
@@ -60,7 +61,8 @@ class RepairLog:
 
     def record_repair(self, objects: Sequence[str], author: Origin, guard: bool) -> None:
         """End the outage, count the repair and log it, or leave it to the report of a conflict."""
-        self.start_outage(guard)
+        if self._outage is None:
+            self.start_outage(guard)
         assert self._outage is not None
         now, outage = self._environment.now(), self._outage
         passed = dropped = None
