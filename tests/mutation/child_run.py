@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "nftpolicy"
 CACHE = ROOT / ".mutation" / "bytecode"  # of the tests, whose assertions pytest rewrites, and of unchanged modules
 OPTIONS = (
-    *("-x", "-q", "-m", "not kernel", "--hypothesis-profile", "first"),
+    *("-x", "-q", "-m", "not kernel and not alone", "--hypothesis-profile", "first"),
     *("-p", "no:cacheprovider", "-p", "no:xdist"),
     *("-W", "ignore:Module already imported:pytest.PytestAssertRewriteWarning"),  # Hypothesis, before the fork
 )

@@ -50,6 +50,24 @@ def test_highest_value_of_a_field_is_the_choice_of_a_sender(field: tuple[str, st
     assert {example.packet.fields[field] for example in found.examples} == {HIGHEST[field]}
 
 
+@pytest.mark.parametrize(
+    ("family", "header", "lengths"),
+    [
+        (4, 20, {("udp", "length"): 100, ("ip", "length"): 120}),
+        (6, 40, {("udp", "length"): 100, ("ip6", "length"): 100}),
+    ],
+)
+def test_lengths_of_a_packet_agree(family: int, header: int, lengths: dict[tuple[str, str], int]) -> None:
+    of_family = Match(Meta("nfproto"), f"ipv{family}")
+    for field, length in {**lengths, ("meta", "length"): 100 + header}.items():
+        left = Meta("length") if field[0] == "meta" else Payload(*field)
+        rule = Rule((of_family, Match(Meta("l4proto"), "udp"), Match(left, length), ACCEPT))
+        found = no_leak_finding(prove_state(state(rule, *GUARD, link=None)), "sockets")
+        assert found.verdict == "refuted"
+        for example in found.examples:
+            assert lengths.items() <= example.packet.fields.items()
+
+
 def test_field_between_two_tests_is_found() -> None:
     """Satisfy a test that must hold together with one that must not."""
     between = (

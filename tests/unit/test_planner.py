@@ -36,6 +36,7 @@ OUTPUT = Hook("filter", "output", 0)
 FROM_SET = Rule((Match(Payload("ip", "saddr"), SetRef("s")), DROP))
 TO_SUB = Rule((Verdict("jump", "sub"),))
 MAP_TO_SUB = Rule((VerdictMap(Meta("mark"), frozenset({(1, Verdict("goto", "sub")), (2, ACCEPT)})),))
+SET_AND_MAP = Rule((*FROM_SET.statements[:1], *MAP_TO_SUB.statements))
 ADDRESSES = Set("s", ("ipv4_addr",))
 
 
@@ -128,6 +129,14 @@ def elements(*addresses: str) -> Set:
             [
                 *("flush chain a", "delete set s", "add set s { type mark; }"),
                 *("add element s { 192.0.2.1 }", "add rule a ip saddr @s drop"),
+            ],
+        ),
+        (
+            table(Chain("a", (SET_AND_MAP,)), Chain("sub"), elements("192.0.2.1")),
+            table(Chain("a", (SET_AND_MAP,)), Chain("sub"), evolve(elements(), type=("mark",))),
+            [
+                *("flush chain a", "delete set s", "add set s { type mark; }"),
+                "add rule a ip saddr @s meta mark vmap { 1 : goto sub, 2 : accept }",
             ],
         ),
         # Elements: only those that differ.

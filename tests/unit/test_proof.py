@@ -325,6 +325,34 @@ def test_inverted_bits_keep_the_mark_of_the_uplink(value, is_proved):
     assert (no_leak_finding(proof, "sockets").verdict == "proved") is is_proved
 
 
+@pytest.mark.parametrize(
+    ("value", "is_proved"),
+    [
+        (Bitwise(MARK, and_mask=FULL_MASK, or_bits=1), True),
+        (Bitwise(MARK, and_mask=1), True),
+        (Binary("|", Bitwise(MARK, and_mask=1), Bitwise(FLOW, and_mask=4)), True),
+        (Bitwise(MARK, and_mask=FULL_MASK ^ 1), False),
+        (Binary("^", MARK, 1), False),
+    ],
+    ids=str,
+)
+def test_write_of_a_bit_leaves_the_other_bits(value, is_proved):
+    """The uplink's mark is 2 of 3, so a write that keeps bit 1, and clears bit 0, gives it to mark 3."""
+    unmarked = Match(Bitwise(MARK, and_mask=3), 2, "!=")
+    given = state(Rule((OUT, unmarked, DROP)), chains=(output(Rule((Mangle(MARK, value),))),), link=None)
+    uplink = UplinkSpec("wan", ("wan",), 2, 3)
+    assert (no_leak_finding(prove_state(given, uplink), "sockets").verdict == "proved") is is_proved
+
+
+@pytest.mark.parametrize(("before", "is_proved"), [(1, True), (3, False)])
+def test_inverted_bit_leaves_the_bit_beside(before, is_proved):
+    of_mark = Bitwise(MARK, and_mask=3)
+    inverts = output(Rule((Match(of_mark, before), Mangle(MARK, Binary("^", MARK, 1)))))
+    given = state(Rule((OUT, Match(of_mark, 2, "!="), DROP)), chains=(inverts,), link=None)
+    found = no_leak_finding(prove_state(given, UplinkSpec("wan", ("wan",), 2, 3)), "sockets")
+    assert (found.verdict == "proved") is is_proved
+
+
 UNTRACKED = Match(Ct("state"), AnonymousSet(frozenset({"new", "established", "related", "invalid"})), "in")
 
 

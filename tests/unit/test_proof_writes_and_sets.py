@@ -26,6 +26,7 @@ from nftpolicy.netstate.nft import (
     SetRef,
     SetUpdate,
     Table,
+    Undecided,
     UnknownStatement,
     Verdict,
     VerdictMapRef,
@@ -220,6 +221,34 @@ def test_failed_write_of_a_tcp_option_ends_the_rule():
     assert verdict(state(Rule((OUT, MARKED, ACCEPT)), Rule((OUT, write, ACCEPT)), Rule((OUT, DROP)))) == "refuted"
     only_udp = Rule((OUT, UNMARKED, Match(Meta("l4proto"), "udp"), write, ACCEPT))
     assert verdict(state(only_udp, *GUARD)) == "proved"
+
+
+@pytest.mark.parametrize("write", [*WRITES.values(), *OTHER_WRITES.values()], ids=[*WRITES, *OTHER_WRITES])
+def test_failed_write_of_a_header_ends_the_rule(write):
+    """A packet may end before the bits that are written."""
+    assert verdict(state(Rule((OUT, UNMARKED, write, DROP)))) != "proved"
+    assert verdict(state(Rule((OUT, UNMARKED, write, ACCEPT)), *GUARD)) != "proved"
+
+
+UNDECIDED = (
+    # results; whether a guard before, with a drop behind the statement, and a guard after it are proved
+    ({"continue"}, True, True),
+    ({"break"}, False, True),
+    ({"drop"}, False, True),
+    ({"continue", "break"}, False, True),
+    ({"continue", "drop"}, False, True),
+    ({"accept"}, False, False),
+    ({"return"}, False, False),
+    ({"continue", "accept"}, False, False),
+    ({"break", "return"}, False, False),
+)
+
+
+@pytest.mark.parametrize(("results", "before", "after"), UNDECIDED, ids=str)
+def test_statement_with_several_results_may_have_each(results, before, after):
+    statement = Undecided("synproxy", frozenset(results))
+    assert (verdict(state(Rule((OUT, UNMARKED, statement, DROP)))) == "proved") is before
+    assert (verdict(state(Rule((OUT, UNMARKED, statement)), *GUARD)) == "proved") is after
 
 
 @pytest.mark.parametrize(

@@ -471,8 +471,8 @@ def test_router_indexes_ten_thousand_routes_quickly():
     state = NetState((), (), routes)
     times = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = time.process_time()
         found = Router(state)
-        times.append(time.perf_counter() - began)
+        times.append(time.process_time() - began)
     assert min(times) < 0.15, "it is 15 ms on a quiet machine"
     assert device_or_error(lookup(found, "10.5.7.9")) == "a0"

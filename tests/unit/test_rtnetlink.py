@@ -116,6 +116,12 @@ def test_xdp_program_of_a_link_is_seen(attached: bytes, has_xdp: bool) -> None:
     assert rtnl_decode.decode_relations(raw, 0, len(raw)) == (None, False, has_xdp)
 
 
+def test_other_names_of_a_link_are_in_its_property_list() -> None:
+    names = (attribute(53, b"enp1s0\0"), attribute(99, b"no name\0"), attribute(53, b"uplink\0"))
+    raw = link(2, "wan", 1, attribute(52, b"".join(names)))
+    assert rtnl_decode.decode_link(raw, 0, len(raw))[2].other_names == ("enp1s0", "uplink")
+
+
 def test_link_without_name_has_its_index() -> None:
     raw = struct.pack("=BxHiII", 0, 1, 9, 0, 0)
     assert rtnl_decode.decode_link(raw, 0, len(raw)) == (9, None, Device("9", up=False, link_type=1))

@@ -208,6 +208,12 @@ def test_selector_that_the_model_lacks_is_kept(kind: int, value: bytes, text: st
     assert decoded_rule(header + attribute(kind, value)).unknown == (text,)
 
 
+@pytest.mark.parametrize("kind", [11, 18])
+def test_rule_attribute_that_changes_no_lookup_is_ignored(kind: int) -> None:
+    header = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 100, 0, 0, 1, 0)
+    assert decoded_rule(header + attribute(kind, number(7))).unknown == ()
+
+
 @pytest.mark.parametrize("kind", [28, 29])
 def test_port_mask_of_all_bits_is_no_selector(kind: int) -> None:
     header = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 100, 0, 0, 1, 0)

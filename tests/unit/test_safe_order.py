@@ -327,9 +327,10 @@ def apply(kernel, path, text=TEXT, **options):
     return checked.order and checked.order.plan
 
 
-def machine(*tables):
+def machine(*tables, unhooked=()):
     paths = {sysctl.path for each in (TEXT, OTHER_TEXT) for sysctl in compile_policy(policy(each)).sysctls}
-    return FakeKernel(NetState(tables, sysctls=tuple(Sysctl(path, "9") for path in sorted(paths))), ("wan", "lan"))
+    state = NetState(tables, sysctls=tuple(Sysctl(path, "9") for path in sorted(paths)))
+    return FakeKernel(state, ("wan", "lan"), without_egress_hook=unhooked)
 
 
 @pytest.fixture(autouse=True)
@@ -373,6 +374,14 @@ def test_devices_of_both_policies_are_blocked(tmp_path):
     chains = first.table("netdev", object_names.BLOCK_TABLE).chains
     devices = {chain.hook.device for chain in chains if chain.hook is not None}
     assert devices == {"wan", "wan2"}
+
+
+@pytest.mark.parametrize("hooked", [True, False])
+def test_block_has_the_hooks_of_the_guard(tmp_path, hooked):
+    kernel = machine(unhooked=() if hooked else ("lo", "wan"))
+    apply(kernel, tmp_path)
+    plan = apply(kernel, tmp_path, OTHER_TEXT, via_block=True)
+    assert {operation.family for operation in plan.steps[0].operations} == ({"inet", "netdev"} if hooked else {"inet"})
 
 
 def test_apply_beside_a_foreign_leak_needs_the_option(tmp_path):

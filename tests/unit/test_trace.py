@@ -268,6 +268,39 @@ def test_dnat_packet_is_rerouted(family: int) -> None:
     assert (found.outcome, found.device, found.destination, found.dport) == ("leaves", MESH, parse_address(gateway), 54)
 
 
+def test_redirect_at_prerouting_leads_to_the_input_device(family: int) -> None:
+    redirect = chain("prerouting", (Match(Payload("udp", "dport"), 53), nft.Redirect(54)), kind="nat", priority=-100)
+    state = machine((inet(redirect),), routes=(default(WAN, family),))
+    sent = packet(family, origin=FORWARD, iif=CLIENT, source=parse_address(at.CLIENT_ADDRESS[family]), dport=53)
+    found = walk(state, sent)
+    own = parse_address(at.NODE_CLIENT[family])
+    assert (found.outcome, found.destination, found.dport) == ("delivered", own, 54)
+    assert end(state, evolve(sent, dport=54)) == WAN
+
+
+def test_masquerade_takes_an_address_of_the_output_device(family: int) -> None:
+    word = {4: "ip", 6: "ip6"}[family]
+    masquerade = chain("postrouting", (nft.Masquerade(),), kind="nat", priority=100)
+    sent = packet(family, origin=FORWARD, iif=CLIENT, source=parse_address(at.CLIENT_ADDRESS[family]))
+    for priority, source in ((0, at.CLIENT_ADDRESS[family]), (200, NODE_WAN[family])):
+        drop = chain("postrouting", (Match(Payload(word, "saddr"), source), DROP), priority=priority)
+        state = machine((inet(masquerade, drop),), routes=(default(WAN, family),))
+        assert end(state, sent) == "dropped"
+        kept = chain("postrouting", (Match(Payload(word, "saddr"), source, "!="), DROP), priority=priority)
+        assert end(with_tables(state, inet(masquerade, kept)), sent) == WAN
+
+
+@pytest.mark.parametrize(("keys", "expected"), [(("daddr",), WAN), (("daddr", "iif"), "dropped")])
+def test_ipv6_address_type_without_device_is_by_route(keys: tuple[str, ...], expected: str) -> None:
+    """Take an own address for another one where the ip rules lead away from it (nft_fib6_eval_type)."""
+    drop = chain("prerouting", (Match(nft.Fib("type", keys), "local"), DROP))
+    sent = packet(6, at.NODE_CLIENT[6], origin=FORWARD, iif=CLIENT, source=parse_address(at.CLIENT_ADDRESS[6]))
+    state = machine((inet(drop),), routes=(default(WAN, 6), default(WAN, 6, 100)))
+    assert end(state, sent) == "dropped"
+    away = evolve(state, rules=(IpRule(6, 0, table=100), IpRule(6, 1, table=255), *state.rules[1:]))
+    assert end(away, sent) == expected
+
+
 def test_nat_translates_only_the_original_direction(family: int) -> None:
     state = machine((inet(redirect_chain(family, at.GATEWAY[family])),), routes=(default(WAN, family),))
     for flow, translated in (
