@@ -22,12 +22,13 @@ from .fib.router import Router
 from .fib.rpdb import LOOPBACK
 from .fib.source_address import are_loopback_only6, is_link_local6, is_multicast4, is_node_multicast6
 from .nft.chains import Ruleset
-from .nft.hooks import DROPPED, HookTraversal, RerouteKey, needs_conntrack, reroute_key
+from .nft.hooks import DROPPED, HookTraversal, RerouteKey, may_lose_conntrack, needs_conntrack, reroute_key
 from .packet import ETHERTYPES, FORWARD, FRAME, KERNEL, Packet
 from .packet_view import PacketView
 from .trace_step import NullLog, TraceLog, TraceStep
 
 _IPV6_DEVICES, _DISABLE_IPV6 = "net/ipv6/conf/", "/disable_ipv6"  # start and end of the path of a sysctl
+_IS_TRACKED = "whether connections are tracked beside a set of connection counts"
 LEAVES, DELIVERED, UNROUTABLE, UNKNOWN = "leaves", "delivered", "unroutable", "unknown"
 
 
@@ -78,6 +79,9 @@ class Model:
         self.output_routing = OutputRouting(self.router, state)
         self.address_types = AddressTypes(state)
         self._has_conntrack: dict[int, bool | None] = {}
+        self.untracked_families = frozenset(
+            family for family in (4, 6) if may_lose_conntrack(self.ruleset.tables, family)
+        )
         self._sysctls = {sysctl.path: sysctl.value for sysctl in state.sysctls}
         self.switched_off = frozenset(
             path.removeprefix(_IPV6_DEVICES).removesuffix(_DISABLE_IPV6)
@@ -164,6 +168,8 @@ class _Tracer:
         self._view = PacketView.from_packet(packet, packet.source or 0)
         self._view.fib = model.evaluate_fib
         self._view.link_types = model.link_types
+        if packet.family in model.untracked_families and not choices.branch_on(_IS_TRACKED):
+            self._view.ct_state = "invalid"  # that of a packet without a connection (nft_ct_get_eval)
         has_conntrack = partial(model.has_conntrack, packet.family)
         self._hooks = HookTraversal(model.ruleset, has_conntrack, self._view, choices, self._log)
 

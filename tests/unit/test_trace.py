@@ -1,5 +1,7 @@
 """Trace of one packet: the facts of the kernel tests, as traces of the model."""
 
+from typing import Any
+
 import pytest
 from attrs import evolve
 
@@ -326,6 +328,26 @@ def test_nat_chain_without_conntrack_does_nothing(family: int) -> None:
     assert end(state, packet(family)) == WAN
     reader = chain("input", (Match(Ct("state"), "new"),))
     assert end(with_tables(state, inet(stop, reader)), packet(family)) == "dropped"
+
+
+@pytest.mark.parametrize(
+    "counting",
+    [
+        {"sets": (nft.Set("s", ("inet_proto",), frozenset({6}), statements=(nft.CtCount(1, True),)),)},
+        {"unknown": ('{"set": {"reason": "set s, whose elements have statements: connlimit"}}',)},
+    ],
+    ids=["known", "unknown"],
+)
+def test_set_of_connection_counts_may_end_conntrack(family: int, counting: dict[str, Any]) -> None:
+    tracked = inet(chain("postrouting", (Match(Ct("mark"), 1, "!="), DROP)))
+    own, other = {4: ("ip", "ip6"), 6: ("ip6", "ip")}[family]
+
+    def outcome(*tables: Table) -> str:
+        return walk(with_tables(state_with_marked_route(family), tracked, *tables), packet(family)).outcome
+
+    assert outcome() == "dropped"
+    assert outcome(Table(other, "counts", **counting)) == "dropped"
+    assert outcome(Table(own, "counts", **counting)) == "unknown"
 
 
 def test_ct_state_is_absent_before_conntrack(family: int) -> None:

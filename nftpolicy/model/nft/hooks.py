@@ -42,6 +42,20 @@ def needs_conntrack(tables: Iterable[nft.Table], family: int) -> bool | None:
     return None if is_unknown else False
 
 
+def may_lose_conntrack(tables: Iterable[nft.Table], family: int) -> bool:
+    """Return True if a set of connection counts may have ended connection tracking, whatever else needs it.
+
+    The kernel ends a use of it for each element that gets its statement from such a set: nft_expr_destroy in
+    nft_add_set_elem (net/netfilter/nf_tables_api.c), without a matching begin. Seen with Linux 6.18.
+    """
+    own = [table for table in tables if table.family in (_NAMES[family], "inet")]
+    containers: list[nft.Set | nft.Map] = [each for table in own for each in (*table.sets, *table.maps)]
+    texts = [raw for table in own for raw in table.unknown]
+    return any(isinstance(statement, nft.CtCount) for each in containers for statement in each.statements) or any(
+        word in raw for raw in texts for word in ("connlimit", "ct count")
+    )
+
+
 def _needs_tracking(value: object, family: str) -> bool | None:
     match value:
         case nft.UnknownStatement(raw) | nft.UnknownExpression(raw):
