@@ -164,6 +164,25 @@ def _by_meta(draw: Draw, table: str, chain: str) -> str:
     return draw.choice(choices)
 
 
+def by_several_fields(draw: Draw, table: str, chain: str) -> str:
+    """Return a look-up of several fields, often negated, in elements that have values in common."""
+    family = draw_family(draw, table)
+    values = {
+        "meta l4proto": ("udp", "tcp", "253"),
+        "meta mark": ("0", "0", "1", "2"),
+        "meta protocol": ("ip", "ip6"),
+    }
+    if draw.random() < 0.5:  # fields that not all packets have
+        values |= {
+            f"{family_word(family)} daddr": (FAR[family], NEAR[family]),
+            "th dport": ("9", "53", "443", "67"),
+            "meta skuid": ("0", f"{NOBODY}"),
+        }
+    keys = draw.sample(list(values), draw.choice((2, 2, 3)))
+    elements = {" . ".join(draw.choice(values[key]) for key in keys) for _ in range(draw.choice((1, 2, 3, 4)))}
+    return f"{' . '.join(keys)} {draw.choice(('', '!= ', '!= '))}{{ {', '.join(sorted(elements))} }}"
+
+
 def _by_set(draw: Draw, table: str, chain: str) -> str:
     """Return a look-up in a set, or a statement that changes one."""
     return draw.choice((_by_element_statement, _by_fixed_set, _by_changed_set, _update_set))(draw, table, chain)
@@ -229,5 +248,5 @@ def _sometimes(draw: Draw, table: str, chain: str) -> str:
 _MATCHES: tuple[Callable[[Draw, str, str], str], ...] = (
     _by_address, _by_port, _by_protocol, _by_protocol, _by_header, _by_owner, _by_mark, _by_mark, _by_flow,
     _by_meta, _by_meta,
-    _by_set,
+    _by_set, by_several_fields,
 )  # fmt: skip

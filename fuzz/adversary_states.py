@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from attrs import evolve, frozen
 
 from .adversary_draw import CHAINS, Draw, Part, has_flow, is_link_layer
-from .adversary_matches import draw_match, draw_optional_match
+from .adversary_matches import by_several_fields, draw_match, draw_optional_match
 from .adversary_programs import draw_extra
 from .adversary_rules import draw_rule
 from .adversary_xtables import draw_xtables_guard, draw_xtables_rule
@@ -218,6 +218,8 @@ def _weak_match(draw: Draw, table: str, chain: str) -> str:
     ]
     if draw.random() < 0.15:
         return _changed_set(draw, table, chain)
+    if draw.random() < 0.1:
+        return by_several_fields(draw, table, chain)
     if is_link_layer(table):
         everything += [
             "ether type { ip, ip6, arp }",
