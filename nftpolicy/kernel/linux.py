@@ -26,7 +26,7 @@ from ..netstate.routing import Sysctl
 from ..netstate.state import CounterValues, NetState
 from . import nft_list
 from .bypass import take_looks
-from .errors import StepRefused, SysctlMissing, Unavailable, error_reason
+from .errors import RulesetUnreadable, StepRefused, SysctlMissing, Unavailable, error_reason
 from .libnft import Nft, parse_error
 from .netlink import nft_counters, nft_ruleset
 from .netlink.nft_generation import read_consistent
@@ -73,9 +73,19 @@ class Linux:
         return NetState(tables, rules, routes, tuple(_read_sysctls(sysctls)))
 
     def _tables(self, families: Sequence[str], name: str) -> tuple[nft.Table, ...]:
-        listed = (self._table(family, name) for family in families)
         executed = {table.key: table for table in nft_ruleset.read_tables(name)}
-        return tuple(as_executed(table, executed.get(table.key)) for table in listed if table is not None)
+        tables = (self._listed_table(family, name, executed.get((family, name))) for family in families)
+        return tuple(table for table in tables if table is not None)
+
+    def _listed_table(self, family: str, name: str, executed: nft.Table | None) -> nft.Table | None:
+        try:
+            listed = self._table(family, name)
+        except RulesetUnreadable:
+            # Another program has added an object whose name is not text: nft cannot list it.
+            if executed is None or nft_text.has_writable_names(executed):
+                raise
+            return executed
+        return None if listed is None else as_executed(listed, executed)
 
     def _table(self, family: str, name: str) -> nft.Table | None:
         listing = nft_json_decode.decode_ruleset(nft_list.list_table(self._nft, family, name))

@@ -11,6 +11,7 @@ from itertools import islice
 
 from attrs import evolve, frozen
 
+from ..netstate.formats import nft_text
 from ..netstate.nft import (
     Chain,
     Element,
@@ -37,14 +38,29 @@ def diff_tables(old: Table | None, new: Table | None) -> list[NftOperation]:
     if new is None:
         assert old is not None
         return [NftOperation("delete", old.family, old.name, old)]
-    operations: list[NftOperation] = []
-    if old is not None and old.has_foreign_objects:
-        # Foreign objects in our table cannot be deleted one by one: this version cannot name them.
-        operations.append(NftOperation("delete", old.family, old.name, old))
-        old = None
+    creation = [NftOperation("add", new.family, new.name, new)]
     if old is None:
-        operations.append(NftOperation("add", new.family, new.name, new))
-        old = Table(new.family, new.name)
+        return creation + _object_operations(Table(new.family, new.name), new)
+    if not old.has_foreign_objects:
+        operations = _object_operations(old, new)
+        if all(map(_is_writable, operations)):
+            return operations
+    # Foreign objects in our table cannot be deleted one by one: this version, or nft text, cannot name them.
+    deletion = NftOperation("delete", old.family, old.name, old)
+    return [deletion, *creation, *_object_operations(Table(new.family, new.name), new)]
+
+
+def _is_writable(operation: NftOperation) -> bool:
+    try:
+        nft_text.operation_text(operation)
+    except ValueError:
+        return False
+    return True
+
+
+def _object_operations(old: Table, new: Table) -> list[NftOperation]:
+    """Return the operations for the objects of a table that stays."""
+    operations: list[NftOperation] = []
     changes = _find_changes(old, new)
     for verb, item in (
         *_deletions(old, new, changes),

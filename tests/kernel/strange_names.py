@@ -69,6 +69,24 @@ def add_tables(names: Sequence[bytes], devices: Sequence[bytes]) -> None:
         _send(5, *_table(b"foreign"), (nl.NFT_MSG_NEWCHAIN, chain + attribute(5, struct.pack("!I", 1))))
 
 
+def add_to_guard(kind: str, name: bytes) -> None:
+    """Add an object with a name to the guard, as another program can."""
+    table, object_type = _text(1, b"nftpolicy"), attribute(3, struct.pack("!I", 1))
+    if kind == "chain":
+        _send(1, (nl.NFT_MSG_NEWCHAIN, table + _text(3, name)))
+    elif kind == "counter":
+        _send(1, (10 << 8 | 18, table + _text(2, name) + object_type + attribute(4 | 1 << 15, b"")))
+    elif kind == "set":
+        numbers = ((3, 0), (4, 7), (5, 4), (10, 1))  # flags, type and length of the key, identifier
+        _send(
+            1, (10 << 8 | 9, table + _text(2, name) + b"".join(attribute(k, struct.pack("!I", n)) for k, n in numbers))
+        )
+    else:
+        hook = attribute(1, struct.pack("!I", 1)) + attribute(2, struct.pack("!I", 7)) + _text(3, b"any0")
+        chain = table + _text(3, name) + _text(7, b"filter") + attribute(4 | 1 << 15, hook)
+        _send(5, (nl.NFT_MSG_NEWCHAIN, chain))
+
+
 def _table(name: bytes) -> Iterator[tuple[int, bytes]]:
     yield nl.NFT_MSG_NEWTABLE, _text(1, name)
 

@@ -65,6 +65,21 @@ def test_no_name_stops_a_command(node: Namespace, number: int) -> None:
             json.loads(done.stdout)
 
 
+def test_strange_object_in_the_guard_is_removed(node: Namespace) -> None:
+    def run(command: str) -> int:
+        done = node.run([*PROGRAM, command, POLICY], check=False, env=ENVIRONMENT)
+        assert "internal error" not in done.stderr
+        return done.returncode
+
+    assert run("apply") == 0
+    names = {"chain": b'a"\xff', "counter": b"a b", "set": b"c d", "link chain": b"e f"}
+    for kind, name in names.items():
+        node.call(strange.add_to_guard, kind, name)
+        assert run("status") == 1, kind
+        assert run("apply") == 0, kind
+        assert run("status") == 0, kind
+
+
 def test_watch_guards_or_blocks_each_port(node: Namespace) -> None:
     """Block a port whose name nft text cannot carry, and survive each of them."""
     node.run([*PROGRAM, "apply", POLICY], env=ENVIRONMENT)

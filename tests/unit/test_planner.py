@@ -23,7 +23,14 @@ from nftpolicy.netstate.nft import (
     Verdict,
     VerdictMap,
 )
-from nftpolicy.netstate.operations import IpRuleChange, NftTransaction, RouteChange, RouteReplacement, SysctlChange
+from nftpolicy.netstate.operations import (
+    IpRuleChange,
+    NftOperation,
+    NftTransaction,
+    RouteChange,
+    RouteReplacement,
+    SysctlChange,
+)
 from nftpolicy.netstate.routing import IpRule, Route, Sysctl
 from nftpolicy.netstate.state import NetState
 from nftpolicy.netstate.transition import StepRejected
@@ -310,3 +317,24 @@ def test_states_of_a_plan_lead_from_old_to_new() -> None:
     assert [state.table("inet", "t") for state in states] == [GUARD] * steps.switch + [OTHER_GUARD] * 3
     with pytest.raises(StepRejected):
         steps.states(NEW)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"chains": (Chain("a b"),)},
+        {"counters": (NamedCounter('a"b'),)},
+        {"sets": (Set("\udcff", ("ifname",)),)},
+        {"sets": (Set("names", ("ifname",), frozenset({'a"b'})),)},
+        {"chains": (Chain("c d", (), Hook("filter", "egress", 0, "accept", 'a"b')),)},
+    ],
+)
+def test_table_with_unwritable_names_is_replaced_whole(words: dict[str, tuple[object, ...]]) -> None:
+    """nft text cannot carry these names, so no operation can be about these objects."""
+    desired = Table("netdev", "t", (Chain("c"),), (Set("names", ("ifname",)),))
+    observed = evolve(desired, **words)
+    (step,) = plan(NetState((observed,)), NetState((desired,))).steps
+    assert isinstance(step, NftTransaction)
+    assert step.operations[0] == NftOperation("delete", *observed.key, observed)
+    for operation in (*step.operations, *step.undo):
+        operation_text(operation)

@@ -5,6 +5,7 @@ import os
 import select
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from nftpolicy.runtime.status import Status, read_status
 from nftpolicy.runtime.watch import check_runner, full_check
 from nftpolicy.runtime.watch import repair_plan as watching
 from nftpolicy.runtime.watch.environment import Environment
+from nftpolicy.runtime.watch.event_poll import EventPoll
 from nftpolicy.runtime.watch.log_limiter import LogLimiter
 from nftpolicy.runtime.watch.loop import Watch
 from nftpolicy.runtime.watch.repair_plan import ConflictDetector, DesiredState, Exposure
@@ -102,6 +104,48 @@ def test_only_own_rules_routes_and_sysctls_are_restored() -> None:
         IpRuleChange("add", ours),
     )
     assert repair.repaired_objects == (f"sysctl:{path}", "routes:1", "rules:1")
+
+
+# The wait
+
+
+class PipeEvents:
+    """Two pipes: one for damage, one for news."""
+
+    def __init__(self) -> None:
+        (self.damage, self.damage_writer), (self.news_descriptor, self.news_writer) = os.pipe(), os.pipe()
+        self.descriptors = (self.damage, self.news_descriptor)
+
+
+def test_news_wake_the_loop_seldom() -> None:
+    events, clock = PipeEvents(), [100.0]
+    poll = EventPoll(events, lambda: clock[0])  # type: ignore[arg-type]
+    poll.register_events()
+    os.write(events.news_writer, b"x")
+    assert poll.wait(clock[0]) == [events.news_descriptor]
+    poll.mute_news()
+    assert poll.due() == pytest.approx(100.05)
+    assert poll.wait(clock[0]) == []
+    os.write(events.damage_writer, b"x")
+    assert poll.wait(clock[0]) == [events.damage]
+    clock[0] = 101.0
+    assert set(poll.wait(clock[0])) == {events.damage, events.news_descriptor}
+    assert poll.due() is None
+    poll.close()
+
+
+def test_event_before_the_wait_has_no_time() -> None:
+    events = PipeEvents()
+    poll = EventPoll(events, time.monotonic)  # type: ignore[arg-type]
+    poll.register_events()
+    begin = time.monotonic()
+    poll.wait(begin + 0.05)
+    assert poll.event_time is not None
+    assert begin <= poll.event_time <= time.monotonic()
+    os.write(events.damage_writer, b"x")
+    poll.wait(None)
+    assert poll.event_time is None
+    poll.close()
 
 
 # The log
@@ -534,6 +578,30 @@ def refuse_netdev(watch_run: WatchRun) -> None:
 
     watch_run.kernel.apply_step = apply  # type: ignore[method-assign]
     watch_run.watch._tables._environment = evolve(watch_run.watch.environment, load_nft=load)
+
+
+def test_check_from_before_a_repair_does_not_reconcile(enforcing: WatchRun) -> None:
+    """Reconciling takes longer than a repair, and would delay the next one."""
+    reconciled: list[int] = []
+    enforcing.watch._reconcile = lambda: reconciled.append(1)  # type: ignore[method-assign]
+
+    def repair_during_a_check() -> None:
+        del enforcing.kernel.tables["inet", "nftpolicy"]
+        enforcing.watch._checks.request_comparison()
+        enforcing.clock += 1
+        enforcing.watch.process()
+        worker = enforcing.watch._checks.worker
+        assert worker is not None
+        enforcing.hear(ours_changed=True, deleted_families={"inet"})
+        while enforcing.watch._checks.worker is worker:
+            select.select([worker.descriptor], [], [], 10)
+            enforcing.watch.process()
+
+    repair_during_a_check()
+    assert reconciled == []
+    for _ in range(6):
+        repair_during_a_check()
+    assert reconciled, "but a conflict does not keep all results away"
 
 
 def test_failed_check_is_repeated_without_reconciling(enforcing: WatchRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,23 @@ def _named_frame_types(statements: Sequence[Statement]) -> list[str]:
     return parts
 
 
+def has_writable_names(table: nft.Table) -> bool:
+    """Return True if nft text can carry the name and the devices of each object of the table."""
+    items: tuple[nft.Chain | nft.Set | nft.NamedCounter, ...] = (*table.chains, *table.sets, *table.counters)
+    return all(can_name(item) for item in items)
+
+
+def can_name(item: nft.Chain | nft.Set | nft.NamedCounter) -> bool:
+    """Return True if nft text can carry the name of an object, and the devices that a chain is hooked at."""
+    try:
+        identifier(item.name)
+        if isinstance(item, nft.Chain) and item.hook:
+            hook_text(item.hook)
+    except ValueError:
+        return False
+    return True
+
+
 def hook_text(item: nft.Hook) -> str:
     """Return the hook clause of a base chain."""
     device = f" device {quoted_device(item.device)}" if item.device else ""

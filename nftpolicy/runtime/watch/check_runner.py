@@ -13,6 +13,7 @@ from .full_check import run_full_check
 from .worker import WorkerProcess
 
 _TIMEOUT = 120.0  # seconds
+_MAX_OUTDATED = 5
 # Comparison without a proof, and with one: least pause in seconds, multiple of the last duration.
 _COMPARISON_PAUSE, _COMPARISON_COST = 0.02, 1.0
 _PROOF_PAUSE, _PROOF_COST = 0.2, 4.0
@@ -30,6 +31,7 @@ class CheckRunner:
         self._proofs = RateLimiter(_PROOF_PAUSE, _PROOF_COST)
         self.worker: WorkerProcess | None = None
         self.proves = False
+        self._repairs_at_start = self._outdated_results = 0
 
     def request_comparison(self) -> None:
         """Request a comparison of the kernel with the policy."""
@@ -48,26 +50,34 @@ class CheckRunner:
             return self.worker.started_at + _TIMEOUT
         return earliest_deadline((self._comparisons.due(), self._proofs.due()))
 
-    def start_if_due(self, policy: Policy, known_hash: int | None) -> bool:
+    def start_if_due(self, policy: Policy, known_hash: int | None, repairs: int) -> None:
         """Start a check if one is requested and permitted now, and none is running.
 
-        Return True on a start.
+        `repairs`: number of repairs so far.
         """
         if self.worker:
-            return False
+            return
         now = self._environment.now()
         proof_due, comparison_due = self._proofs.due(), self._comparisons.due()
         proves = proof_due is not None and now >= proof_due
         if not proves and (comparison_due is None or now < comparison_due):
-            return False
+            return
         self._comparisons.begin()
         if proves:
             self._proofs.begin()
-        self.proves = proves
+        self.proves, self._repairs_at_start = proves, repairs
         changer, new_kernel = self._environment.applier, self._environment.new_kernel
         self.worker = WorkerProcess(lambda: run_full_check(new_kernel(), policy, changer, proves, known_hash))
         self._poll.register(self.worker.descriptor, select.POLLIN)
-        return True
+
+    def is_outdated(self, repairs: int) -> bool:
+        """Return True if there were repairs since the start of the last check, so that its result says nothing.
+
+        But not after _MAX_OUTDATED such results in a row, so that no conflict keeps all results away.
+        """
+        is_outdated = repairs != self._repairs_at_start and self._outdated_results < _MAX_OUTDATED
+        self._outdated_results = self._outdated_results + 1 if is_outdated else 0
+        return is_outdated
 
     def finished(self) -> Any:
         """Return the JSON result of `run_full_check` if the check has ended, else None.

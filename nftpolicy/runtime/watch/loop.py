@@ -66,7 +66,6 @@ class Watch:
         self._machine = HostFacts()
         self._repairs = RepairLog(environment)
         self._keeper = RouteKeeper(environment)
-        self._repairs_at_check = 0  # number of repairs when the running check started
         self._reconcile_at: float | None = None
         self._compare_at = 0.0
         self._poll = EventPoll(environment.events, environment.now)
@@ -161,7 +160,7 @@ class Watch:
             self._poll.mute_news()
         if not self._barrier.run("repair", lambda: self._react(changes, now)):
             self._reconcile_at = self._reconcile_at or now + _RETRY_FAILURE
-        self._process_check()
+        self._barrier.run("full check", self._process_check)
         if self._reconcile_at is not None and now >= self._reconcile_at:
             self._reconcile()
         if self.desired and now >= self._compare_at:
@@ -346,8 +345,7 @@ class Watch:
     def _start_check_if_due(self) -> None:
         if self.policy is None or self.desired is None or self._reconcile_at is not None:
             return
-        if self._checks.start_if_due(self.policy, self._proof.state):
-            self._repairs_at_check = self._repairs.count
+        self._checks.start_if_due(self.policy, self._proof.state, self._repairs.count)
 
     def _process_check(self) -> None:
         """Act on the result of a check that has ended: reconcile, or handle its proof."""
@@ -361,9 +359,11 @@ class Watch:
             return
         if self._tables.block_ports(result["unwritable_ports"]):
             self.environment.events.ignore_ports(self.environment.netlink_ports())
-        if result["differs"]:
+        if self._checks.is_outdated(self._repairs.count):
+            self._checks.request_comparison()
+        elif result["differs"]:
             self._reconcile()
-        elif self._repairs.count == self._repairs_at_check:
+        else:
             self._repairs.clear_outage()
             if self._checks.proves:
                 self._handle_proof(result)
