@@ -29,6 +29,7 @@ _SOLICITATIONS, _SOLICITATION_INTERVAL = (
 _SOLICITATION_RETRY = 1.0  # after a failure: no carrier, or no address yet
 
 _MAX_WARNINGS = 256  # warnings that are not repeated
+_MAX_REJECTED = 32  # entries of which a warning tells the reason
 _MAX_SHOWN = 60  # characters of a rejected entry in a warning
 _STATIC, _LEASE = "servers", "lease"  # policy keys that stand for sources
 
@@ -198,8 +199,11 @@ class ServerDiscovery:
         entries = [entry for name in self.sources for entry in self.readings.get(name, SourceReading()).entries]
         entries += [(server.zone or self._devices[0], str(server)) for server in self.target.resolver.servers]
         self.server_list = usable_servers(entries, self._devices, self.host)
-        for entry, why in self.server_list.rejected:
+        rejected = self.server_list.rejected
+        for entry, why in rejected[:_MAX_REJECTED]:
             self._warn_once(f"{entry[:_MAX_SHOWN]!r} left out: {why}")
+        if len(rejected) > _MAX_REJECTED:
+            self._warn_once(f"{len(rejected) - _MAX_REJECTED} more entries left out")
         automatic = self.target.resolver.sources == ("auto",)
         for name, reading in self.readings.items():
             source = self.sources[name]
