@@ -40,6 +40,13 @@ ExecStart=-{nft} -f {block}
 ExecStart={nft} -f {guard}
 # Some kernels accept it only when the devices are present; then "nftpolicy apply" loads it.
 ExecStart=-{nft} -f {link}
+CapabilityBoundingSet=CAP_NET_ADMIN
+RestrictAddressFamilies=AF_NETLINK
+{sandbox}# PrivateTmp= would wait for other mounts. Where there are no mount namespaces, systemd goes on without.
+ProtectProc=invisible
+ProtectKernelTunables=yes
+ProtectControlGroups=yes
+IPAddressDeny=any
 
 [Install]
 WantedBy=sysinit.target
@@ -65,7 +72,12 @@ ExecReload=-{program} guard --no-load {policy}
 # A resolver reads the policy when it starts. If the policy is refused, the resolvers keep running.
 ExecReload=-systemctl --no-block try-restart {resolvers}
 ReadWritePaths=/etc/nftpolicy
-{hardening}
+{hardening}# It proves with a low priority.
+SystemCallFilter=nice setpriority
+ProtectControlGroups=yes
+# It sends no packet: netlink and the sockets of systemd are not IP.
+IPAddressDeny=any
+
 [Install]
 WantedBy=multi-user.target
 """
@@ -87,7 +99,12 @@ ExecStart={program} watch {policy}
 WatchdogSec=30
 Restart=always
 RestartSec=1
-{hardening}
+{hardening}# It proves with a low priority.
+SystemCallFilter=nice setpriority
+ProtectControlGroups=yes
+# It sends no packet: netlink and the sockets of systemd are not IP.
+IPAddressDeny=any
+
 [Install]
 WantedBy=multi-user.target
 """
@@ -116,8 +133,10 @@ RestartSec=2
 # It stops its dnsmasq, which has a cgroup of its own; the next start stops one left by a kill.
 KillMode=mixed
 {hardening}\
-# BPF program; port 53; user of dnsmasq; stopping it; marks of its sockets; leases of other users.
-CapabilityBoundingSet=CAP_BPF CAP_NET_BIND_SERVICE CAP_SETUID CAP_SETGID CAP_KILL CAP_SYS_PTRACE CAP_DAC_READ_SEARCH
+# BPF program; port 53; user of dnsmasq; stopping it; leases of other users.
+CapabilityBoundingSet=CAP_BPF CAP_NET_BIND_SERVICE CAP_SETUID CAP_SETGID CAP_KILL CAP_DAC_READ_SEARCH
+# dnsmasq changes its user, and drops capabilities.
+SystemCallFilter=@setuid capset
 # The user of dnsmasq reads its servers there. nftpolicy sets the exact mode of each directory.
 RuntimeDirectory=nftpolicy-resolver
 RuntimeDirectoryMode=0711
@@ -126,29 +145,23 @@ PrivateTmp=no
 ProtectHome=read-only
 # It writes no sysctl.
 ProtectKernelTunables=yes
+ProtectProc=invisible
+# It asks routers on the link for advertisements; dnsmasq has a cgroup of its own.
+IPAddressDeny=any
+IPAddressAllow=fe80::/10 ff02::/16
 
 [Install]
 WantedBy=nftpolicy.service
 """
 
-# Not ProtectKernelTunables=, since sysctls are written; not PrivateNetwork= nor
-# ProtectControlGroups=, since nftpolicy configures the network and cgroups. A unit may add
-# capabilities after this text, or override other settings.
-_HARDENING = """\
-# The values of sysctls from before the policy are in /run until the machine restarts.
-RuntimeDirectory=nftpolicy
-RuntimeDirectoryMode=0700
-RuntimeDirectoryPreserve=yes
-StateDirectory=nftpolicy
-StateDirectoryMode=0700
+# For all units. A unit may add to lists after this text, or override settings.
+_SANDBOX = """\
 UMask=0077
-CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW
 NoNewPrivileges=yes
 ProtectSystem=strict
 ProtectHome=yes
-PrivateTmp=yes
 PrivateDevices=yes
-# Not ProtectKernelTunables: sysctls are written.
+PrivateMounts=yes
 ProtectKernelModules=yes
 ProtectKernelLogs=yes
 ProtectClock=yes
@@ -157,8 +170,29 @@ RestrictNamespaces=yes
 RestrictRealtime=yes
 RestrictSUIDSGID=yes
 LockPersonality=yes
+MemoryDenyWriteExecute=yes
 SystemCallArchitectures=native
+SystemCallErrorNumber=EPERM
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged @resources
+"""
+
+# Not ProtectKernelTunables=, since sysctls are written, and not PrivateNetwork=.
+_HARDENING = """\
+# The values of sysctls from before the policy are in /run until the machine restarts.
+RuntimeDirectory=nftpolicy
+RuntimeDirectoryMode=0700
+RuntimeDirectoryPreserve=yes
+StateDirectory=nftpolicy
+StateDirectoryMode=0700
+CapabilityBoundingSet=CAP_NET_ADMIN CAP_NET_RAW
 RestrictAddressFamilies=AF_NETLINK AF_UNIX AF_INET AF_INET6
+PrivateTmp=yes
+# No module of Python from the directory of the program, or of a user.
+Environment=PYTHONSAFEPATH=1 PYTHONNOUSERSITE=1
+# Not ProtectKernelTunables: sysctls are written.
+{sandbox}# It looks at foreign BPF programs.
+SystemCallFilter=bpf
 """
 
 RESOLVER_TEMPLATE = "nftpolicy-resolver@.service"
@@ -195,7 +229,8 @@ def render_units(program: str, nft: str, policy: str = POLICY_PATH) -> dict[str,
         "guard": word(GUARD_PATH),
         "link": word(link_guard_path(GUARD_PATH)),
         "block": word(block_path(GUARD_PATH)),
-        "hardening": own_text(_HARDENING),
+        "sandbox": own_text(_SANDBOX),
+        "hardening": fill(_HARDENING, sandbox=own_text(_SANDBOX)),
         "resolvers": own_text(_ALL_RESOLVERS),
     }
     return {name: fill(_UNITS[name], **values) for name in _UNITS}

@@ -21,6 +21,7 @@ from .bpf import programs, syscall
 from .cgroup_tree import DIRECTORY_FLAGS, join_cgroup, open_cgroup, open_hierarchy, remove_empty
 from .child_process import run_in_child
 from .errors import ChildFailed, Unavailable, error_reason
+from .netlink.sock_diag import InetSocket, SockDiag
 
 _TRIES = 5
 _KILL_ROUNDS, _KILL_PAUSE = 100, 0.01  # seconds between two rounds
@@ -222,6 +223,11 @@ class MarkedCgroup:
     def before_exec(self) -> None:
         """Move the calling process into the cgroup; to be called between fork and exec."""
         join_cgroup(self._directory)
+
+    def sockets(self) -> list[InetSocket]:
+        """Return the IP sockets that were opened inside and can receive. Raises Unavailable."""
+        with SockDiag() as diag:
+            return diag.sockets(os.fstat(self._directory).st_ino)
 
     def verify(self) -> bool:
         """Return True if sockets of both families that a process opens inside have the mark."""

@@ -5,14 +5,18 @@ import socket
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+from attrs import evolve
 
+from nftpolicy import loads
 from nftpolicy.kernel.bpf.programs import mark_program
 from nftpolicy.kernel.cgroup import MarkedCgroup, unmarked_sockets
 from nftpolicy.kernel.errors import Unavailable
 from nftpolicy.kernel.packet_capture import receive_only_from
 from nftpolicy.kernel.seccomp import SocketCallMarker
+from nftpolicy.runtime.resolver import dnsmasq
 from tests.lab.limits import limit
 from tests.lab.netns import Namespace, veth
 
@@ -166,3 +170,47 @@ def test_receive_only_from_lo_drops_packets_from_outside(node: Namespace, far: N
 def _say(word: bytes) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
         one.sendto(word, ("192.0.2.1", 4000))
+
+
+# Opens a socket in the cgroup, which it binds, and takes the mark away if told to.
+BOUND = textwrap.dedent(
+    """
+    import os, socket, sys
+    one = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    one.bind(("127.0.0.1", 0))
+    if sys.argv[1] == "bare":
+        one.setsockopt(socket.SOL_SOCKET, 36, 0)
+    print(one.getsockname()[1], flush=True)
+    sys.stdin.read()
+    """
+)
+
+
+@pytest.mark.parametrize("which", ["marked", "bare"])
+def test_resolver_sees_sockets_of_its_cgroup(tmp_path: Path, which: str) -> None:
+    """Of the process of another user, of which it may not read the descriptors."""
+    policy = loads(
+        f"""name = "p"\ninside = ["lan"]\n[uplink.wan]\ndevices = ["wan"]\nmark = "{VALUE:#x}/{MASK:#x}"\ntable = 7
+        [uplink.wan.resolver]\nlisten = ["127.0.0.1:54"]\nservers = ["192.0.2.1"]\nuser = 65534\n"""
+    )
+    uplink = policy.uplink["wan"]
+    assert uplink.resolver is not None
+    with by_cgroup() as marking:
+        process = subprocess.Popen(
+            [sys.executable, "-c", BOUND, which],
+            preexec_fn=marking.before_exec, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        with process:
+            assert process.stdout is not None
+            port = int(process.stdout.readline())
+            (found,) = marking.sockets()
+            assert (found.sport, found.mark) == (port, VALUE if which == "marked" else 0)
+            listen = (evolve(uplink.resolver.listen[0], port=port),)
+            job = dnsmasq.ResolverJob("wan", uplink, evolve(uplink.resolver, listen=listen), tmp_path, print)
+            if which == "marked":
+                assert dnsmasq._verify_sockets(job, marking, process.pid)
+                assert not dnsmasq._verify_sockets(evolve(job, resolver=uplink.resolver), marking, process.pid)
+            else:
+                with pytest.raises(dnsmasq.ResolverError, match=rf"lacks the mark 0x500/0xff00: udp .*:{port}"):
+                    dnsmasq._verify_sockets(job, marking, process.pid)
+            process.communicate(timeout=limit(20))

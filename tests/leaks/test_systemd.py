@@ -250,6 +250,22 @@ asked 0 127.0.0.1 >nobody
 ss -Hanup -e 'sport = 54' >sockets
 systemctl show -p Before,After $wan >order
 
+watch=nftpolicy-watch.service
+for unit in $watch $wan; do grep -hE '^(NoNewPrivs|Seccomp|CapBnd):' /proc/$(shows MainPID $unit)/status; done >sandbox
+nft delete table inet nftpolicy
+until_ok 10 nft list table inet nftpolicy
+nft list table inet nftpolicy >repaired
+timer() {{ cat /run/nftpolicy/netns-*/pending.json | tr -d ' \\n' | grep -o '"deadman":{{"pid":[0-9]*' | grep -o '[0-9]*$'; }}
+next_timer() {{ [ "$(timer)" -gt 0 ] && [ "$(timer)" != $1 ]; }}
+sed 's/table = 7/table = 9/' /opt/policy.toml >/opt/trial.toml
+/opt/nftpolicy apply --confirm 600 /opt/trial.toml
+pid=$(timer)
+kill -9 $pid
+until_ok 20 next_timer $pid
+{{ echo "$pid" "$(timer)"; cat /proc/$(timer)/cmdline | tr '\\0' ' '; }} >timer
+/opt/nftpolicy rollback
+journalctl -b --no-pager -u $watch >watched
+
 dnsmasqs >killed-before
 systemctl kill --kill-who=main -s KILL $wan
 until_ok 20 again 1
@@ -344,6 +360,26 @@ def test_systemd_restarts_killed_resolver(resolving: Machine) -> None:
     assert len(before) == len(after) == 1
     assert before != after, "the dnsmasq of before is gone"
     assert out(resolving, "killed").strip() == f"['{HOMES[FIRST]}']"
+
+
+def test_systemd_units_run_in_their_sandbox(resolving: Machine) -> None:
+    """What watch and resolver do all day needs nothing that their units refuse."""
+    status = re.findall(r"^(\w+):\s+(\w+)$", out(resolving, "sandbox"), re.MULTILINE)
+    assert [value for name, value in status if name == "NoNewPrivs"] == ["1", "1"]
+    assert [value for name, value in status if name == "Seccomp"] == ["2", "2"], "a filter"
+    bounding = [int(value, 16) for name, value in status if name == "CapBnd"]
+    assert len(bounding) == 2
+    assert not any(value >> 21 & 1 for value in bounding), "none has CAP_SYS_ADMIN"
+    assert "chain guard" in out(resolving, "repaired")
+    watched = out(resolving, "watched")
+    assert "event=restored what=table:inet" in watched, watched
+    assert "not permitted" not in watched
+
+
+def test_systemd_watch_restarts_timer_in_its_sandbox(resolving: Machine) -> None:
+    killed, restarted, *command = out(resolving, "timer").split()
+    assert killed != restarted, out(resolving, "watched")
+    assert "--at-deadline" in command
 
 
 def test_systemd_policy_reload_reloads_resolver(resolving: Machine) -> None:

@@ -87,6 +87,7 @@ NDMSG = struct.Struct("=BxxxiHBB")  # family, device index, state, flags, type
 
 SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
 INET_DIAG_MARK, INET_DIAG_CGROUP_ID = 15, 21
+INET_DIAG_REQ_BYTECODE = 1
 
 # --- netfilter/nfnetlink.h ---
 

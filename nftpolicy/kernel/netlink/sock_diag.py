@@ -19,7 +19,7 @@ from attrs import frozen
 
 from ..errors import DumpInterrupted, Unavailable
 from . import constants as nl
-from .attributes import attributes, ip_text, native_integer
+from .attributes import attribute, attributes, ip_text, native_integer
 from .socket import NetlinkSocket
 
 TCP, UDP, UDPLITE, RAW = 6, 17, 136, 255  # RAW stands for raw sockets of all protocols
@@ -48,6 +48,9 @@ _SOCKET_ID_SIZE = 48  # bytes of struct inet_diag_sockid
 _MESSAGE = struct.Struct("=BBBB48s5I")
 _PORTS_AND_ADDRESSES = struct.Struct("!HH16s16s")  # begin of struct inet_diag_sockid
 _DEVICE_AND_COOKIE = struct.Struct("=IQ")  # end of it
+# struct inet_diag_bc_op with its operand: code, distance of the next operation if it is met, and else.
+_CONDITION = struct.Struct("=BBHQ")
+_BC_CGROUP_COND, _REJECT = 13, 4  # the distance beyond the end is that to "reject"
 _MAPPED_PREFIX = bytes(10) + b"\xff\xff"  # of IPv4-mapped IPv6 addresses
 _NOT_FOUND = frozenset({errno.ENOENT, errno.ESTALE})
 _NO_DESTROY = frozenset({errno.EOPNOTSUPP, errno.EINVAL})  # EINVAL before Linux 4.5
@@ -117,21 +120,25 @@ class SockDiag:
     def __exit__(self, *_: object) -> None:
         self._netlink.close()
 
-    def sockets(self) -> list[InetSocket]:
+    def sockets(self, cgroup: int | None = None) -> list[InetSocket]:
         """Return all sockets of TCP, UDP, UDP-Lite and, with CONFIG_INET_RAW_DIAG, raw ones.
 
-        Skip a protocol that the kernel cannot list. Raises Unavailable.
+        With `cgroup` only those that were opened in the cgroup of this number, or below it (Linux
+        5.9). Skip a protocol that the kernel cannot list. Raises Unavailable.
         """
         device = cache(_device_name)
+        condition = b"" if cgroup is None else _cgroup_condition(cgroup)
         return [
             entry
             for protocol in PROTOCOLS
             for domain in (socket.AF_INET, socket.AF_INET6)
-            for entry in self._sockets_of(protocol, domain, device)
+            for entry in self._sockets_of(protocol, domain, device, condition)
         ]
 
-    def _sockets_of(self, protocol: int, domain: int, device: Callable[[int], str | None]) -> Iterator[InetSocket]:
-        request = _REQUEST.pack(domain, protocol, 0, 0, _LISTED_STATES) + bytes(_SOCKET_ID_SIZE)
+    def _sockets_of(
+        self, protocol: int, domain: int, device: Callable[[int], str | None], condition: bytes
+    ) -> Iterator[InetSocket]:
+        request = _REQUEST.pack(domain, protocol, 0, 0, _LISTED_STATES) + bytes(_SOCKET_ID_SIZE) + condition
         try:
             messages = self._netlink.dump(nl.SOCK_DIAG_BY_FAMILY, request)
         except DumpInterrupted:
@@ -164,6 +171,12 @@ class SockDiag:
         if code in _NO_DESTROY:
             return NOT_SUPPORTED
         raise OSError(code, f"cannot close {entry}: {errno.errorcode.get(code, code)}")
+
+
+def _cgroup_condition(number: int) -> bytes:
+    """Return the attribute by which the kernel lists the sockets of a cgroup alone."""
+    size = _CONDITION.size
+    return attribute(nl.INET_DIAG_REQ_BYTECODE, _CONDITION.pack(_BC_CGROUP_COND, size, size + _REJECT, number))
 
 
 def decode_socket(protocol: int, raw: bytes, start: int, end: int, device: Callable[[int], str | None]) -> InetSocket:

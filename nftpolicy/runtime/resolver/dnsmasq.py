@@ -25,6 +25,7 @@ from ...generated_text import fill, word
 from ...kernel import accounts
 from ...kernel.cgroup import MarkedCgroup, unmarked_sockets
 from ...kernel.errors import Unavailable
+from ...kernel.netlink.sock_diag import UDP, InetSocket
 from ...kernel.parent_death import end_with_parent, killed_with_this_process
 from ...kernel.sd_notify import ServiceManager
 from ...kernel.seccomp import SocketCallMarker
@@ -98,7 +99,7 @@ def run_resolver(job: ResolverJob) -> None:
         stack.enter_context(killed_with_this_process(child.pid))
         stack.callback(_stop, child)
         marking.after_start()
-        _supervise(job, child, learner, upstream)
+        _supervise(job, child, marking, learner, upstream)
 
 
 def dnsmasq_arguments(job: ResolverJob) -> list[str]:
@@ -216,12 +217,48 @@ def _refresh(job: ResolverJob, learner: ServerDiscovery, upstream: ServersFile) 
         job.service_manager.notify(STATUS=f"servers: {server_text}")
 
 
+def _verify_sockets(job: ResolverJob, marking: MarkedCgroup | SocketCallMarker, pid: int) -> bool:
+    """Return True if dnsmasq listens. Raises ResolverError if a socket of it lacks the mark.
+
+    The kernel lists the sockets of the cgroup, without a right to look into dnsmasq, which has another
+    user. Otherwise they are duplicated.
+    """
+    mark = job.uplink.mark
+    sockets = _listed_sockets(marking)
+    if sockets:
+        without_mark = [str(opened) for opened in sockets if opened.mark is None or not mark.matches(opened.mark)]
+        ready = {(str(listen.address), listen.port) for listen in job.resolver.listen} <= {
+            (opened.local, opened.sport) for opened in sockets if opened.protocol == UDP
+        }
+    else:
+        try:
+            without_mark = unmarked_sockets(pid, (mark.value, mark.mask))
+            ready = _has_dropped_root(pid)
+        except PermissionError:
+            return False  # it has opened none yet, or it cannot be verified and never counts as ready
+    if without_mark:
+        raise ResolverError(f"a socket of dnsmasq lacks the mark {mark}: {without_mark[0]}; stopped")
+    return ready
+
+
+def _listed_sockets(marking: MarkedCgroup | SocketCallMarker) -> list[InetSocket]:
+    if not isinstance(marking, MarkedCgroup):
+        return []
+    try:
+        return marking.sockets()
+    except Unavailable:
+        return []
+
+
 def _supervise(
-    job: ResolverJob, child: subprocess.Popen[bytes], learner: ServerDiscovery, upstream: ServersFile
+    job: ResolverJob,
+    child: subprocess.Popen[bytes],
+    marking: MarkedCgroup | SocketCallMarker,
+    learner: ServerDiscovery,
+    upstream: ServersFile,
 ) -> None:
     """Refresh the servers and verify the marks until a signal ends it. Raises ResolverError."""
     terminated, wakeup = os.pipe()
-    mark = (job.uplink.mark.value, job.uplink.mark.mask)
     old_handlers = {number: signal.signal(number, lambda *_: os.write(wakeup, b"!")) for number in _TERMINATION_SIGNALS}
     try:
         ready = False
@@ -229,11 +266,7 @@ def _supervise(
             status = child.poll()
             if status is not None:
                 raise ResolverError(f"dnsmasq ended with status {status}; see its messages above")
-            without_mark = unmarked_sockets(child.pid, mark)
-            if without_mark:
-                problem = f"a socket of dnsmasq lacks the mark {job.uplink.mark}"
-                raise ResolverError(f"{problem}: {without_mark[0]}; stopped")
-            if not ready and _listens(child.pid):
+            if _verify_sockets(job, marking, child.pid) and not ready:
                 ready = True
                 addresses = ", ".join(map(str, job.resolver.listen))
                 job.warn(f"resolver of uplink {job.name} answers on {addresses}")
@@ -259,7 +292,7 @@ def _wait(terminated: int, learner: ServerDiscovery, upstream: ServersFile, long
     return bool(select.select([terminated], [], [], _REFRESH_PAUSE if timeout > _REFRESH_PAUSE else 0)[0])
 
 
-def _listens(pid: int) -> bool:
+def _has_dropped_root(pid: int) -> bool:
     """Return True if dnsmasq has dropped root: it binds its sockets before."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(errors="replace")
