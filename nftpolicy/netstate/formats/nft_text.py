@@ -56,7 +56,7 @@ _LETTERS = re.compile(r"[a-z]+\Z")
 _VERBS = frozenset({"add", "delete", "flush"})
 _REJECTS: Mapping[object, str] = {"ip": "icmp", "ip6": "icmpv6"}
 _IS_ETHERNET = nft.Match(nft.Meta("iiftype"), 1)
-_ELEMENTS = re.compile(r"[A-Za-z0-9_.:/*%@, -]+\Z")
+_ELEMENTS = re.compile(r"[A-Za-z0-9_.:/*@, -]+\Z")
 
 
 def rule_text(item: nft.Rule) -> CheckedText:
