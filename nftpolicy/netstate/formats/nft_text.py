@@ -269,8 +269,8 @@ def _unwritable_text(item: object) -> str:
         case nft.VerdictMap(key, entries) | nft.Lookup(key, frozenset() as entries):
             pairs = sorted(f"{_unwritable_text(element)} : {_unwritable_text(data)}" for element, data in entries)
             return f"{_unwritable_text(key)} map {{ {', '.join(pairs)} }}"
-        case nft.Verdict():
-            return verdict_text(item)
+        case nft.Verdict(kind, target):
+            return kind if target is None else f"{kind} {target}"
         case tuple():
             return " . ".join(map(_unwritable_text, item))
         case frozenset():
