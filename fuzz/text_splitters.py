@@ -13,7 +13,7 @@ _SH_OPERATORS = ";|&<>()"
 _SH_SPECIAL = set("$`*?[]{}~!")
 _UNIT_SPECIAL = set("%\"'\\$;")
 _NFT_WORD = re.compile(r'"[^"\n]*"|[\w./\\*%@:!<>=&|^+-]+|\n|\S')
-_HERE_DOCUMENT = re.compile(r"<<-?'?(\w+)'?[^\n]*\n")
+_HERE_DOCUMENT = re.compile(r"^(?!#|echo )[^\n]*<<-?'?(\w+)'?[^\n]*\n", re.MULTILINE)
 _PAIR = re.compile(r'([a-z]+)=("(?:[^"\\]|\\.)*"|\S+)( |\Z)')
 
 

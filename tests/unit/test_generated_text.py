@@ -115,6 +115,15 @@ def test_element_of_concatenation_is_one_element() -> None:
             nft_text.elements_text(item, [(hostile, "1")])
 
 
+def test_display_text_shows_what_cannot_be_written() -> None:
+    jump = nft.Verdict("jump", "<a")
+    verdicts = nft.VerdictMap(nft.Meta("mark"), frozenset({(1, jump)}))
+    for item in (jump, verdicts):
+        assert "jump <a" in nft_text.display_text(item)
+        with pytest.raises(ValueError, match="cannot be written"):
+            nft_text.statement_text(item)
+
+
 # --- no text around the gates ----------------------------------------------------------------
 
 

@@ -57,7 +57,7 @@ _LETTERS = re.compile(r"[a-z]+\Z")
 _VERBS = frozenset({"add", "delete", "flush"})
 _REJECTS: Mapping[object, str] = {"ip": "icmp", "ip6": "icmpv6"}
 _IS_ETHERNET = nft.Match(nft.Meta("iiftype"), 1)
-_ELEMENTS = re.compile(r"[A-Za-z0-9_.:/*%@, -]+\Z")
+_ELEMENTS = re.compile(r"[A-Za-z0-9_.:/*@, -]+\Z")
 
 
 def rule_text(item: nft.Rule) -> CheckedText:
@@ -287,8 +287,8 @@ def _unwritable_text(item: object) -> str:
         case nft.VerdictMap(key, entries) | nft.Lookup(key, frozenset() as entries):
             pairs = sorted(f"{_unwritable_text(element)} : {_unwritable_text(data)}" for element, data in entries)
             return f"{_unwritable_text(key)} map {{ {', '.join(pairs)} }}"
-        case nft.Verdict():
-            return verdict_text(item)
+        case nft.Verdict(kind, target):
+            return kind if target is None else f"{kind} {target}"
         case tuple():
             return " . ".join(map(_unwritable_text, item))
         case frozenset():

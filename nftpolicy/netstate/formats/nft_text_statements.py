@@ -45,7 +45,11 @@ OBJECT_STATEMENTS = {
 }
 # nft_synproxy_eval: breaks for other protocols, drops or steals SYN and ACK, lets other segments continue.
 SYNPROXY_RESULTS = frozenset({"continue", "break", "drop"})
-_SYNTAX = re.compile(r"[A-Za-z0-9_.:/*%@&,(){}\"|^<> -]+\Z")  # of statements whose text is nft's syntax
+# Statements whose text is nft's syntax: those without a key, and what follows "OBJECT KEY" of a map of objects.
+_SYNTAX = re.compile(
+    r"synproxy( mss [0-9]+)?( wscale [0-9]+)?( timestamp)?( sack-perm)?\Z|reset [a-z]+ option [a-z0-9-]+\Z"
+)
+_MAP = re.compile(r'map (@[A-Za-z_][A-Za-z0-9_./-]*|\{ ([A-Za-z0-9_.:/*%@, -]|"[A-Za-z0-9_.:/*%@\\-]*")* \})\Z')
 
 
 def verdict_text(item: nft.Verdict) -> str:
@@ -235,6 +239,16 @@ def _queue(item: nft.Queue) -> str:
     return f"queue{flags} to {_value_or_expression(item.number)}"
 
 
+def _undecided(item: nft.Undecided) -> str:
+    if item.key is None:
+        return _gate(_SYNTAX, item.text)
+    for statement in OBJECT_STATEMENTS.values():
+        start = f"{statement} {expression_text(item.key)} "
+        if item.text.startswith(start):
+            return start + _gate(_MAP, item.text.removeprefix(start))
+    raise unsupported_error(item)
+
+
 def statement_text(item: Statement) -> str:
     """Return a statement in nft syntax. Raises ValueError."""
     match item:
@@ -282,6 +296,6 @@ def statement_text(item: Statement) -> str:
             return f"flow add @{identifier(target)}"
         case nft.Dup() | nft.Fwd() | nft.Tproxy():
             return _other_destination(item)
-        case nft.Undecided(text, is_syntax=True):
-            return _gate(_SYNTAX, text)
+        case nft.Undecided(is_syntax=True):
+            return _undecided(item)
     raise unsupported_error(item)

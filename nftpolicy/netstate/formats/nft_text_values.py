@@ -12,7 +12,7 @@ from ..nft import Element, Expression
 from ..nft.symbols import ETHERTYPE_NUMBERS, TCP_OPTIONS
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_./-]*\Z")
-_WORD = re.compile(r"[A-Za-z0-9_.:/*%@-]+\Z")
+_WORD = re.compile(r"[A-Za-z0-9_.:/*@-]+\Z")
 _QUOTED_WORD = re.compile(r"[A-Za-z0-9_.:/*%@-]+(\\\*)?\Z")
 _DEVICE = re.compile(r'[^"\x00\t-\r ]+\Z')  # only a quote ends a string; no device has a blank in its name
 _SURROGATES = re.compile("[\ud800-\udfff]")  # bytes that are not UTF-8
@@ -29,7 +29,12 @@ _OPTION_KINDS = frozenset({"tcp option", "ip option", "sctp chunk", "dccp option
 _OPTION_FIELD = re.compile(r"[a-z][a-z0-9-]*(\[[0-9]+\])?\Z")
 _RAW_OPTION_FIELD = re.compile(r"@([0-9]+,[0-9]+)\Z")
 _ARP_FIELD = re.compile(r"[sd]addr (ether|ip)\Z")
-_OPAQUE = re.compile(r"[A-Za-z0-9_.:/*%@&,(){}\"|^<> -]+\Z")
+_OPAQUE = re.compile(
+    r"(numgen (inc|random)|symhash) mod [0-9]+( offset [0-9]+)?\Z"
+    r"|osf (ttl (loose|skip) )?(name|version)\Z"
+    r"|ipsec (in|out)( spnum [0-9]+)? (reqid|spi|(ip|ip6) [sd]addr)\Z"
+)
+_HASH_END = re.compile(r"mod [0-9]+( seed 0x[0-9a-f]+)?( offset [0-9]+)?\Z")
 _TYPES: dict[Expression, str] = {
     **dict.fromkeys((nft.Meta("iifname"), nft.Meta("oifname")), "ifname"),
     **dict.fromkeys((nft.Meta("iif"), nft.Meta("oif")), "iface_index"),
@@ -171,9 +176,10 @@ def expression_text(item: Expression) -> str:
         case nft.Option():
             return _option(item)
         case nft.OpaqueExpression(text, key):
-            if key is not None:
-                expression_text(key)  # raises for a key without text
-            return require(_OPAQUE, text)
+            if key is None:
+                return require(_OPAQUE, text)
+            start = f"jhash {expression_text(key)} "
+            return start + require(_HASH_END, text.removeprefix(start))
         case nft.Bitwise(operand, mask, bits):
             masked = inner(operand)
             if mask != nft.FULL_MASK:
@@ -206,7 +212,7 @@ def inner(item: Expression) -> str:
 def _option(item: nft.Option) -> str:
     raw = _RAW_OPTION_FIELD.match(item.field or "")
     if raw is not None and item.kind == "tcp option":
-        return f"tcp option @{TCP_OPTIONS.get(item.name, item.name)},{raw[1]}"
+        return f"tcp option @{grammar_word(str(TCP_OPTIONS.get(item.name, item.name)))},{raw[1]}"
     field = "" if item.field is None else f" {require(_OPTION_FIELD, item.field)}"
     if item.kind == "exthdr":
         return f"{grammar_word(item.name)}{field}" if field else f"exthdr {grammar_word(item.name)}"
