@@ -154,6 +154,10 @@ HEADER_TESTS = (
         )
         for op in ("==", "!=")
     ),
+    *(
+        Match(Concat((DADDR, Payload("ip6", "daddr"))), any_of(("192.0.2.1", "2001:db8::1")), op)  # of no packet
+        for op in ("==", "!=")
+    ),
     *(Match(Concat((Meta("skuid"), Meta("oifname"))), any_of((1000, "eth0"), (0, "wg7")), op) for op in ("==", "!=")),
 )
 PORTS = (0, 52, 53, 54, 60, 61, 65535)
