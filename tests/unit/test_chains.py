@@ -362,6 +362,7 @@ def test_base_chains_are_sorted_by_family_hook_and_priority():
     assert names(tables, 4, "egress", "eth0") == ["more/i", "link/g", "more/j"]
     assert names(tables, 0, "egress", "wg3") == ["more/i", "more/j"]
     assert names(tables, 6, "egress") == []
+    assert names(tables, 4, "output", "eth0") == []
 
 
 @pytest.mark.parametrize("family", ["ip", "ip6", "bridge", "arp"])

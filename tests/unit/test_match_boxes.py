@@ -7,7 +7,7 @@ import pytest
 from nftpolicy.model.packet import ICMP, TCP, UDP, Packet
 from nftpolicy.model.packet_view import PacketView
 from nftpolicy.model.symbolic import mark_bits
-from nftpolicy.model.symbolic.field_values import CT_STATES
+from nftpolicy.model.symbolic.field_values import CT_DIRECTIONS, CT_STATES
 from nftpolicy.model.symbolic.header_space import HeaderSpace
 from nftpolicy.model.symbolic.ruleset_scan import scan_ruleset
 from nftpolicy.netstate.nft import (
@@ -70,6 +70,9 @@ def point(view, space):
         "uid": view.uid or 0,
         "gid": view.gid or 0,
         "oif": space.devices.index(view.oif),
+        "ct.direction": CT_DIRECTIONS[view.ct_direction],
+        "icmp.type": view.header_field("icmp", "type") or 0,
+        "icmp.code": view.header_field("icmp", "code") or 0,
         "fragment": 0,
         "readable": 3,
     }
@@ -151,6 +154,10 @@ HEADER_TESTS = (
         )
         for op in ("==", "!=")
     ),
+    *(
+        Match(Concat((DADDR, Payload("ip6", "daddr"))), any_of(("192.0.2.1", "2001:db8::1")), op)  # of no packet
+        for op in ("==", "!=")
+    ),
     *(Match(Concat((Meta("skuid"), Meta("oifname"))), any_of((1000, "eth0"), (0, "wg7")), op) for op in ("==", "!=")),
 )
 PORTS = (0, 52, 53, 54, 60, 61, 65535)
@@ -166,6 +173,32 @@ DATAGRAMS = [
 @pytest.mark.parametrize("match", HEADER_TESTS, ids=str)
 def test_datagram_is_in_the_boxes_of_tests_of_its_header(match):
     assert_agreement(match, DATAGRAMS)
+
+
+STATES = ("new", "established", "related", "invalid", "untracked")
+STATE_TESTS = (
+    *(Match(Ct("state"), value, op) for value in STATES for op in ("==", "!=", "in", "!")),
+    *(Match(Ct("state"), any_of("established", "related"), op) for op in ("==", "!=")),
+    *(Match(Ct("state"), "established,related", op) for op in ("in", "!")),
+    *(Match(Ct("direction"), direction, op) for direction in ("original", "reply") for op in ("==", "!=")),
+    *(Match(Meta("oifname"), name, op) for name in ("eth0", "wg*", "wg7", "tun0") for op in ("==", "!=")),
+    *(Match(Meta("oifname"), any_of("wg*", "eth0"), op) for op in ("==", "!=")),
+    *(Match(Payload("icmp", "type"), value, op) for value in ("echo-request", 0, "3-5") for op in ("==", "!=")),
+    *(Match(Payload("icmp", "type"), 3, op) for op in ORDER),
+    *(Match(Payload("icmp", "code"), 0, op) for op in ("==", "!=", ">")),
+)
+
+
+@pytest.mark.parametrize("match", STATE_TESTS, ids=str)
+def test_packet_is_in_the_boxes_of_tests_of_its_flow_and_device(match):
+    views = [
+        view(family, ct_state=state, ct_direction=direction, oif=oif, protocol=protocol)
+        for family, protocol in ((4, ICMP), (4, UDP), (6, UDP))
+        for state in STATES
+        for direction in ("original", "reply")
+        for oif in ("eth0", "wg7")
+    ]
+    assert_agreement(match, views)
 
 
 @pytest.mark.parametrize("op", ["==", "!="])

@@ -447,5 +447,14 @@ def test_drop_at_one_device_of_a_set_is_at_no_other(key, kind):
     assert prove_state(state(*GUARD, at_usb, elsewhere, sets=some)).property_verdict("P2") == "proved"
 
 
+def test_packet_by_a_rule_for_arrivals_is_of_another_host():
+    """Name no forwarded packet where sockets are at fault; prove_state compares senders."""
+    arriving = tuple(IpRule(family, 5, "lookup", 100, iif="lan", protocol=2) for family in (4, 6))
+    routes = tuple(Route(family, 100, "default", "unicast", device="wan", protocol=2) for family in (4, 6))
+    proof = prove_state(evolve(state(link=None), rules=(*arriving, *RULES), routes=(*ROUTES, *routes)))
+    for sender in ("sockets", "forwarded"):
+        assert no_leak_finding(proof, sender).verdict == "refuted"
+
+
 def test_points_merges_adjacent_values():
     assert points(3, 1, 2) == ((1, 3),)

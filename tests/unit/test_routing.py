@@ -279,6 +279,14 @@ def test_bound_ipv4_socket_ignores_rules_and_routes():
         assert any("bound to wan" in one.text for one in log)
 
 
+def test_bound_ipv4_socket_sends_to_a_group_from_its_device():
+    """Select the source before the lookup, so that ip rules can test it."""
+    rule = IpRule(4, 100, table=100, source="10.1.0.1/32")
+    devices = (Device("a0", ("10.1.0.1/16",)),)
+    found = lookup(router(rule, routes=(Route(4, 100, device="a0"),), devices=devices), "239.1.1.1", oif="a0")
+    assert (found.outcome, found.device, found.source, found.table) == ("multicast", "a0", "10.1.0.1", 100)
+
+
 def test_bound_ipv6_socket_needs_a_route():
     assert device_or_error(lookup(router(routes=()), FAR[6], oif="wan")) == "ENETUNREACH"
     assert device_or_error(lookup(router(IpRule(6, 100, table=100)), FAR[6], oif="wan")) == "wan"

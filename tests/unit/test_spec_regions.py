@@ -90,6 +90,25 @@ def test_compiled_ip_rules_have_no_fault(family):
     assert faults(family) == []
 
 
+SELECTORS = (
+    *({key: "192.0.2.0/24"} for key in ("source", "destination")),
+    *({key: "lan"} for key in ("iif", "oif")),
+    *({key: (5, 6)} for key in ("uids", "sports", "dports")),
+    *({"l4proto": 17}, {"tos": 16}, {"l3mdev": True}, {"unknown": ("dscp 8",)}),
+)
+
+
+@pytest.mark.parametrize("selector", SELECTORS, ids=str)
+def test_compiled_ip_rule_for_some_packets_only_is_a_fault(selector):
+    """Narrow the rule for the mark, the end of its lookups, and the end of those without the mark."""
+    everything = with_rule(IpRule(4, 32766, table=254))
+    assert faults(rules=everything) == []
+    narrowed = [rule for rule in everything if rule.family == 4 and (rule.mark == WAN.value or rule.priority == 910)]
+    assert len(narrowed) == 3
+    for rule in narrowed:
+        assert faults(rules=tuple(evolve(each, **selector) if each is rule else each for each in everything)) != []
+
+
 @pytest.mark.parametrize(
     ("rule", "part"),
     [

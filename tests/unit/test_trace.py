@@ -292,6 +292,14 @@ def test_masquerade_takes_an_address_of_the_output_device(family: int) -> None:
         assert end(with_tables(state, inet(masquerade, kept)), sent) == WAN
 
 
+def test_source_without_list_of_devices_is_a_local_address(family: int) -> None:
+    """Take no address of a broadcast or of another host for one of this machine."""
+    host = Route(family, MAIN, {4: "192.0.2.77/32", 6: "2001:db8:1::77/128"}[family], device=WAN)
+    drop = chain("postrouting", (Match(Payload({4: "ip", 6: "ip6"}[family], "saddr"), NODE_WAN[family]), DROP))
+    state = evolve(machine((inet(drop),), routes=(default(WAN, family), host)), devices=())
+    assert end(state, packet(family)) == "dropped"
+
+
 @pytest.mark.parametrize(("keys", "expected"), [(("daddr",), WAN), (("daddr", "iif"), "dropped")])
 def test_ipv6_address_type_without_device_is_by_route(keys: tuple[str, ...], expected: str) -> None:
     """Take an own address for another one where the ip rules lead away from it (nft_fib6_eval_type)."""

@@ -1,8 +1,11 @@
 """Packets that use the entries of a policy. Those of four policies are golden files (packets.txt)."""
 
+from collections.abc import Mapping
+from socket import PACKET_OTHERHOST
+
 import pytest
 
-from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.model.packet import parse_address
 from nftpolicy.model.symbolic.box import points
 from nftpolicy.netstate.routing import Route
@@ -35,10 +38,10 @@ def service(number: int, more: str = 'marks = "itself"') -> str:
     return f'[service.s{number}]\nuplink = "wan"\ngroup = {800 + number}\n{more}\n'
 
 
-def cases_of(text: str):
+def cases_of(text: str, ports: Mapping[str, tuple[str, ...]] | None = None):
     policy = load(text.encode())[0]
-    spec = build_spec(policy)
-    state = add_assumed_environment(compile_policy(policy), spec)[0]
+    spec = build_spec(policy, ports or {})
+    state = add_assumed_environment(compile_policy(policy, HostFacts(ports or {})), spec)[0]
     return list(usability_cases(ProofContext(state, spec.devices, spec.masks), spec))
 
 
@@ -61,6 +64,14 @@ def test_64_services_are_tried_with_every_packet():
 
 
 # --- parts of regions -----------------------------------------------------------------------
+
+
+def test_frame_that_a_bridge_forwards_is_for_another_host():
+    cases = cases_of(UPLINK.replace('["wan"]', '["br0"]'), {"br0": ("p0", "p1")})
+    forwarded = [case.packet for case in cases if "the bridge forwards" in case.entry]
+    assert {(frame.family, frame.bound) for frame in forwarded} == {(4, "p0"), (4, "p1"), (6, "p0"), (6, "p1")}
+    for frame in forwarded:
+        assert (frame.mark, frame.fields) == (0, {("meta", "pkttype"): PACKET_OTHERHOST})
 
 
 def parts(fields, with_ends=False):
