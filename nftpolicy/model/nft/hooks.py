@@ -49,9 +49,10 @@ def may_lose_conntrack(tables: Iterable[nft.Table], family: int) -> bool:
     nft_add_set_elem (net/netfilter/nf_tables_api.c), without a matching begin. Seen with Linux 6.18.
     """
     own = [table for table in tables if table.family in (_NAMES[family], "inet")]
-    containers: list[nft.Set | nft.Map] = [each for table in own for each in (*table.sets, *table.maps)]
+    statements = [each for table in own for named in table.sets for each in named.statements]
+    statements += [each for table in own for named in table.maps for each in named.statements]
     texts = [raw for table in own for raw in table.unknown]
-    return any(isinstance(statement, nft.CtCount) for each in containers for statement in each.statements) or any(
+    return any(isinstance(each, nft.CtCount) for each in statements) or any(
         word in raw for raw in texts for word in ("connlimit", "ct count")
     )
 
