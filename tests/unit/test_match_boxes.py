@@ -106,12 +106,12 @@ MARK_TESTS = (
 )
 
 
-@pytest.mark.parametrize("match", MARK_TESTS, ids=str)
+@pytest.mark.parametrize("match", MARK_TESTS)
 def test_mark_is_in_the_boxes_of_its_tests(match):
     assert_agreement(match, [view(mark=mark) for mark in EDGES])
 
 
-@pytest.mark.parametrize("match", [Match(FLOW_MARK, 5, op) for op in ("==", "!=", *ORDER)], ids=str)
+@pytest.mark.parametrize("match", [Match(FLOW_MARK, 5, op) for op in ("==", "!=", *ORDER)])
 def test_mark_of_a_flow_needs_a_flow(match):
     states = ("new", "established", "related", "invalid", "untracked")
     assert_agreement(match, [view(ct_mark=mark, ct_state=state) for mark in (0, 5, 9) for state in states])
@@ -134,7 +134,7 @@ SEGMENTS = [
 ]
 
 
-@pytest.mark.parametrize("match", FLAG_TESTS, ids=str)
+@pytest.mark.parametrize("match", FLAG_TESTS)
 def test_segment_is_in_the_boxes_of_tests_of_its_flags(match):
     assert_agreement(match, [*SEGMENTS, view(protocol=UDP)])
 
@@ -170,7 +170,7 @@ DATAGRAMS = [
 ] + [view(protocol=UDP, uid=uid, gid=uid, oif=oif) for uid in (0, 1000, None) for oif in ("eth0", "wg7")]
 
 
-@pytest.mark.parametrize("match", HEADER_TESTS, ids=str)
+@pytest.mark.parametrize("match", HEADER_TESTS)
 def test_datagram_is_in_the_boxes_of_tests_of_its_header(match):
     assert_agreement(match, DATAGRAMS)
 
@@ -189,7 +189,7 @@ STATE_TESTS = (
 )
 
 
-@pytest.mark.parametrize("match", STATE_TESTS, ids=str)
+@pytest.mark.parametrize("match", STATE_TESTS)
 def test_packet_is_in_the_boxes_of_tests_of_its_flow_and_device(match):
     views = [
         view(family, ct_state=state, ct_direction=direction, oif=oif, protocol=protocol)
