@@ -244,7 +244,11 @@ UNDECIDED = (
 )
 
 
-@pytest.mark.parametrize(("results", "before", "after"), UNDECIDED, ids=str)
+@pytest.mark.parametrize(
+    ("results", "before", "after"),
+    UNDECIDED,
+    ids=lambda results: "-or-".join(sorted(results)) if isinstance(results, set) else None,
+)
 def test_statement_with_several_results_may_have_each(results, before, after):
     statement = Undecided("synproxy", frozenset(results))
     assert (verdict(state(Rule((OUT, UNMARKED, statement, DROP)))) == "proved") is before
