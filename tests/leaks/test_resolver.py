@@ -232,6 +232,15 @@ def test_resolver_skips_and_reports_invalid_lease_entries(running: Guarded) -> N
     assert f"'{own}' left out: address of this host" in log
 
 
+def test_resolver_drops_capabilities_of_its_start(running: Guarded) -> None:
+    assert running._resolver is not None
+    status = Path(f"/proc/{running._resolver.pid}/status").read_text()
+    sets = {name: int(value, 16) for name, value in re.findall(r"^Cap(\w+):\t(\w+)$", status, re.MULTILINE)}
+    kept = 1 << 2 | 1 << 5 | 1 << 12 | 1 << 13
+    assert (sets["Eff"], sets["Prm"], sets["Inh"], sets["Bnd"]) == (kept, kept, 0, kept)
+    assert ask(running) == [at.WHO_AT_HOME[4]]
+
+
 def test_resolver_log_of_endless_lease_is_bounded(running: Guarded) -> None:
     """Each entry that is left out was a line of the log, again at each reading."""
     before = running.resolver_log().count("\n")

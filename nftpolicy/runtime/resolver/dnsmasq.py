@@ -22,7 +22,7 @@ from attrs import evolve, field, frozen
 
 from ...exceptions import NftpolicyError
 from ...generated_text import fill, word
-from ...kernel import accounts
+from ...kernel import accounts, capability
 from ...kernel.cgroup import MarkedCgroup, unmarked_sockets
 from ...kernel.errors import Unavailable
 from ...kernel.netlink.sock_diag import UDP, InetSocket
@@ -44,6 +44,13 @@ _STARTUP_INTERVAL = 0.05  # the same until dnsmasq listens
 _REFRESH_PAUSE = 0.1  # least time between two changes of the servers
 _STOP_TIMEOUT = 3.0
 
+# While dnsmasq runs: to read the marks of its sockets and leases of any user, and to stop it.
+_NEEDED_CAPABILITIES = (
+    capability.CAP_NET_ADMIN,
+    capability.CAP_NET_RAW,
+    capability.CAP_DAC_READ_SEARCH,
+    capability.CAP_KILL,
+)
 _PUBLIC = 0o755  # mode of the directories that the user of dnsmasq enters
 _TERMINATION_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -99,6 +106,8 @@ def run_resolver(job: ResolverJob) -> None:
         stack.enter_context(killed_with_this_process(child.pid))
         stack.callback(_stop, child)
         marking.after_start()
+        if isinstance(marking, MarkedCgroup):  # the other method opens sockets for dnsmasq
+            capability.limit_capabilities(_NEEDED_CAPABILITIES)
         _supervise(job, child, marking, learner, upstream)
 
 
