@@ -7,7 +7,8 @@ import attrs
 import pytest
 
 from nftpolicy.model.packet import Packet
-from nftpolicy.netstate.formats import ip_json_decode, ip_text
+from nftpolicy.netstate import nft
+from nftpolicy.netstate.formats import ip_json_decode, ip_text, nft_json_decode, nft_text
 from nftpolicy.netstate.formats.snapshot_codec import decode_value, encode_value
 from nftpolicy.netstate.routing import IpRule, Nexthop, Route, Sysctl
 from nftpolicy.netstate.state import Device, NetState
@@ -151,3 +152,15 @@ def test_message_about_a_hostile_value_is_one_line() -> None:
     with pytest.raises(ValueError, match="expected a list") as refusal:
         decode_value(document, NetState)
     assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("value", ["-150", None, True, 1.5, [], "z9q"])
+def test_chain_priority_that_is_no_number_is_refused(value: object) -> None:
+    chain = {"family": "inet", "table": "t", "name": "c", "type": "filter", "hook": "output", "policy": "accept"}
+    objects = [{"table": {"family": "inet", "name": "t"}}, {"chain": {**chain, "prio": value}}]
+    with pytest.raises(ValueError, match="is not a number"):
+        nft_json_decode.decode_ruleset({"nftables": objects})
+
+
+def test_display_of_a_hostile_expression_is_one_line() -> None:
+    assert nft_text.display_text(nft.Match(nft.Meta("\nz9q"), 1)).isprintable()
