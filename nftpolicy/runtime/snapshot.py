@@ -16,6 +16,7 @@ from ..exceptions import NftpolicyError
 from ..netstate.formats import router_snapshot
 from ..netstate.formats.json_text import parse_json
 from ..netstate.formats.snapshot_codec import decode_value, encode_value
+from ..netstate.formats.state_check import require_valid
 from ..netstate.state import NetState, ports_of_devices
 from ..policy.errors import PolicyText
 from ..policy.load import AccountLookup, load
@@ -154,7 +155,8 @@ def _require_printable(snapshot: Snapshot) -> None:
 def _of_router(text: bytes) -> Snapshot:
     try:
         router = router_snapshot.parse_router_snapshot(text.decode("utf-8", "surrogateescape"))
-    except router_snapshot.RouterSnapshotError as error:
+        require_valid(router.state)
+    except (router_snapshot.RouterSnapshotError, ValueError) as error:
         raise SnapshotError(str(error)) from None
     devices = frozenset(device.name for device in router.state.devices)
     return Snapshot(

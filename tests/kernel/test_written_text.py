@@ -93,7 +93,7 @@ def test_sh_parses_each_script(name: str) -> None:
 
 
 @pytest.mark.skipif(shutil.which("dnsmasq") is None, reason="dnsmasq is missing")
-def test_dnsmasq_accepts_its_options_or_they_are_refused(space: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dnsmasq_takes_its_options(space: Namespace, monkeypatch: pytest.MonkeyPatch) -> None:
     from pathlib import Path
 
     from fuzz.hostile_text import draw_text

@@ -592,12 +592,12 @@ def test_run_without_guard_in_force_is_refused(made: Guarded) -> None:
     said = "is not in force, so packets could leave by any uplink: run 'nftpolicy status' first"
     made.lab.node.ip("rule del priority 510")
     try:
-        assert refused(made, "fastd", "--", "true") == (1, f"nftpolicy: gluon-fastd {said}\n")
+        assert refused(made, "fastd", "--", "true") == (5, f"nftpolicy: gluon-fastd {said}\n")
     finally:
         made.apply()
     made.lab.node.nft("insert rule inet nftpolicy wan.guard accept")
     try:
-        assert refused(made, "fastd", "--", "true") == (1, f"nftpolicy: gluon-fastd {said}\n")
+        assert refused(made, "fastd", "--", "true") == (5, f"nftpolicy: gluon-fastd {said}\n")
     finally:
         made.apply()
 

@@ -115,7 +115,7 @@ def test_element_of_concatenation_is_one_element() -> None:
             nft_text.elements_text(item, [(hostile, "1")])
 
 
-def test_display_text_shows_what_cannot_be_written() -> None:
+def test_display_text_shows_hostile_chain_name() -> None:
     jump = nft.Verdict("jump", "<a")
     verdicts = nft.VerdictMap(nft.Meta("mark"), frozenset({(1, jump)}))
     for item in (jump, verdicts):

@@ -7,11 +7,14 @@ import attrs
 import pytest
 
 from nftpolicy.model.packet import Packet
-from nftpolicy.netstate.formats import ip_json_decode, ip_text
+from nftpolicy.netstate import nft
+from nftpolicy.netstate.formats import ip_json_decode, ip_text, nft_json_decode, nft_text
 from nftpolicy.netstate.formats.snapshot_codec import decode_value, encode_value
 from nftpolicy.netstate.routing import IpRule, Nexthop, Route, Sysctl
 from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.proof.reproduce.script import reproduction_script
+from nftpolicy.runtime.snapshot import SnapshotError, decode_snapshot
+from tests.unit.test_router_snapshot import LINKS, snapshot_text
 
 COMMAND = "id >/tmp/x"
 HOSTILE = (
@@ -112,3 +115,52 @@ def test_device_with_a_special_name_is_not_written(name: str, text: str) -> None
             ip_text.route_text(item)
     with pytest.raises(ValueError, match="is not one plain word"):
         ip_text.rule_text(IpRule(4, 5, iif=name))
+
+
+@pytest.mark.parametrize("text", [*HOSTILE, "1", "fe80::1", ""])
+def test_router_snapshot_with_a_hostile_address_is_refused(text: str) -> None:
+    links = json.loads(LINKS)
+    links[0]["addr_info"][0]["local"] = text
+    data = snapshot_text(addresses=json.dumps(links)).encode("utf-8", "surrogatepass")
+    if text == "fe80::1":
+        assert decode_snapshot(data).state.devices[0].addresses == ("fe80::1/8",)
+        return
+    with pytest.raises(SnapshotError) as refusal:
+        decode_snapshot(data)
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        Route(4, 254, "2001:db8::/32", device="wan"),
+        Route(6, 254, "192.0.2.0/24", device="wan"),
+        Route(4, 254, prefsrc="fe80::1", device="wan"),
+        IpRule(4, 5, table=254, source="fe80::/64"),
+        IpRule(6, 5, table=254, destination="192.0.2.1"),
+    ],
+)
+def test_address_of_the_other_family_is_refused(item: Route | IpRule) -> None:
+    state = NetState(rules=(item,)) if isinstance(item, IpRule) else NetState(routes=(item,))
+    with pytest.raises(ValueError, match="is not of IPv"):
+        decode_value(encode_value(state), NetState)
+
+
+def test_message_about_a_hostile_value_is_one_line() -> None:
+    document = encode_value(GOOD)
+    document["routes"] = "\n[Service]\n"
+    with pytest.raises(ValueError, match="expected a list") as refusal:
+        decode_value(document, NetState)
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize("value", ["-150", None, True, 1.5, [], "z9q"])
+def test_chain_priority_that_is_no_number_is_refused(value: object) -> None:
+    chain = {"family": "inet", "table": "t", "name": "c", "type": "filter", "hook": "output", "policy": "accept"}
+    objects = [{"table": {"family": "inet", "name": "t"}}, {"chain": {**chain, "prio": value}}]
+    with pytest.raises(ValueError, match="is not a number"):
+        nft_json_decode.decode_ruleset({"nftables": objects})
+
+
+def test_display_of_a_hostile_expression_is_one_line() -> None:
+    assert nft_text.display_text(nft.Match(nft.Meta("\nz9q"), 1)).isprintable()

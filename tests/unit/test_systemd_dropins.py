@@ -5,12 +5,16 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from nftpolicy.cli import uninstall as uninstall_command
 from nftpolicy.cli import units as command
 from nftpolicy.cli.common import Failure
+from nftpolicy.generated_text import Unwritable
+from nftpolicy.integration.systemd_dropins import ServiceUnit, dropin_text
 from nftpolicy.integration.systemd_units import render_units as our_units
 from nftpolicy.kernel.errors import Unavailable
+from nftpolicy.policy.load import load
 from nftpolicy.runtime.install import installed_files, service_dropins
 from nftpolicy.runtime.services import preload
 from tests.unit.test_install import install, installed_files_of
@@ -35,6 +39,18 @@ kernel = true
 """
 TO = Path("/etc/systemd/system")
 FASTD, DNS = (f"{str(TO)[1:]}/{name}.service.d/nftpolicy.conf" for name in ("fastd", "dns"))
+
+
+@pytest.mark.parametrize("text", ["/etc/x\nExecStart=/bin/sh", "/etc/a b", "/etc/%h", "/etc/$x", "-x"])
+@pytest.mark.parametrize("part", ["program", "policy_path", "resolver_unit", "name"])
+def test_dropin_has_no_line_of_a_path(part: str, text: str) -> None:
+    policy = load(POLICY.replace("group = 800", 'group = 800\nmarks = "cgroup"').encode())[0]
+    unit = ServiceUnit("fastd", policy, "resolver.service", "/usr/bin/nftpolicy", "/etc/policy.toml", {})
+    assert "ExecStartPre=+/usr/bin/nftpolicy units --attach fastd /etc/policy.toml" in dropin_text(unit)
+    if part == "name":
+        policy = evolve(policy, service={text: policy.service["fastd"]})
+    with pytest.raises(Unwritable):
+        dropin_text(evolve(unit, policy=policy, **{part: text}))
 
 
 @pytest.fixture

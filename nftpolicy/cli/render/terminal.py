@@ -87,7 +87,8 @@ def _plain(item: Any) -> Any:
 
 
 def print_styled(lines: Iterable[tuple[str, str]]) -> None:
-    """Print lines of (text, rich style); without colours the text alone."""
+    """Print lines of (text, rich style); without colours the text alone. No text begins a line of its own."""
+    lines = [(plain_line(text), style) for text, style in lines]
     if not use_colour():
         print("\n".join(text for text, _ in lines))
         return

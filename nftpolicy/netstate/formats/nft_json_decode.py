@@ -41,8 +41,18 @@ _TABLE_FLAGS = frozenset({"dormant", "owner", "persist"})
 def _hook(item: dict[str, Any]) -> nft.Hook | None:
     if "hook" not in item:
         return None
-    hook = nft.Hook(item.get("type", "filter"), item["hook"], item.get("prio", 0), item.get("policy", "accept"))
+    kind, name, policy = item.get("type", "filter"), item["hook"], item.get("policy", "accept")
+    if not all(isinstance(text, str) for text in (kind, name, policy)):
+        raise ValueError(f"type, hook or policy of chain {item.get('name')!r} is not a word")
+    hook = nft.Hook(kind, name, _priority(item), policy)
     return hook.with_devices(decode_names(item.get("dev", ())))
+
+
+def _priority(item: dict[str, Any]) -> int:
+    priority = item.get("prio", 0)
+    if isinstance(priority, bool) or not isinstance(priority, int):
+        raise ValueError(f"priority {priority!r} of {item.get('name')!r} is not a number")
+    return priority
 
 
 def _table_flags(body: dict[str, Any]) -> frozenset[str]:
@@ -191,7 +201,7 @@ class _TableBuilder:
     def flowtable(self, body: dict[str, Any]) -> None:
         """Add a flowtable."""
         devices = decode_names(body.get("dev", ()))
-        self.flowtables.append(nft.Flowtable(body["name"], body.get("prio", 0), devices, body["hook"]))
+        self.flowtables.append(nft.Flowtable(body["name"], _priority(body), devices, body["hook"]))
 
     def object(self, kind: str, body: dict[str, Any]) -> None:
         """Add a named limit, quota or ct helper."""

@@ -257,7 +257,12 @@ def operation_text(item: NftOperation) -> str:
 
 
 def display_text(item: nft.Rule | Statement | Expression) -> str:
-    """Return nft syntax for display: unsupported parts in <>, without comments."""
+    """Return nft syntax for display on one line: unsupported parts in <>, without comments."""
+    text = _display_text(item)
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def _display_text(item: nft.Rule | Statement | Expression) -> str:
     match item:
         case nft.Rule(statements):
             return " ".join(map(display_text, statements)) or "(empty rule)"

@@ -158,5 +158,5 @@ def _decode_primitive(item: object, kind: Any) -> Any:
 
 def _shorten(item: object) -> str:
     """Return the value for a message."""
-    text = str(item)
+    text = str(item) if str(item).isprintable() else repr(item)
     return text if len(text) <= _MOST_CHARACTERS else text[:_MOST_CHARACTERS] + "..."

@@ -20,7 +20,7 @@ _SYSCTL = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_.:@+-]+)+")
 
 
 def require_valid(state: NetState) -> None:
-    """Check the names and addresses of devices, ip rules, routes and sysctls.
+    """Check the names and addresses of devices, ip rules, routes and sysctls, and the families of addresses.
 
     Raises:
         ValueError: one is not valid; the message names it.
@@ -28,6 +28,12 @@ def require_valid(state: NetState) -> None:
     for kind, name, is_valid, value in _texts(state):
         if value is not None and not is_valid(value):
             raise ValueError(f"{kind}: {name} {value!r} is not valid")
+    items: list[IpRule | Route] = [*state.rules, *state.routes]
+    for item in items:
+        for name in _OF_FAMILY[type(item)]:
+            value = getattr(item, name)
+            if value not in (None, "default") and ip_interface(value).version != item.family:
+                raise ValueError(f"{type(item).__name__}: {name} {value!r} is not of IPv{item.family}")
 
 
 def _texts(state: NetState) -> Iterator[tuple[str, str, Callable[[str], bool], str | None]]:
@@ -81,6 +87,10 @@ def _is_sysctl(value: str) -> bool:
     return _SYSCTL.fullmatch(value) is not None and ".." not in value.split("/")
 
 
+_OF_FAMILY: dict[type, tuple[str, ...]] = {
+    IpRule: ("source", "destination"),
+    Route: ("destination", "source", "prefsrc"),
+}
 _CHECKS: dict[type, dict[str, Callable[[str], bool]]] = {
     Device: {"name": _is_device, "master": _is_device, "link": _is_device},
     IpRule: {"action": _is_word, "source": _is_prefix, "destination": _is_prefix, "iif": _is_device, "oif": _is_device},

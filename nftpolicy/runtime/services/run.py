@@ -33,6 +33,7 @@ NOT_EXECUTABLE, NOT_FOUND = (
     126,
     127,
 )  # exit statuses of shells (POSIX, Shell Command Language 2.8.2)
+_FAILED = 5  # exit status of a command that failed, nftpolicy(1)
 # Search path if PATH is not set, execvp(3).
 _DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _NOGROUP = 65534  # group of a user ID without an account
@@ -42,7 +43,7 @@ _IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 class ServiceStartError(NftpolicyError):
     """Failure to start the program as the service. `status` is the exit status."""
 
-    def __init__(self, message: str, status: int = 1) -> None:
+    def __init__(self, message: str, status: int = _FAILED) -> None:
         self.status = status
         super().__init__(message)
 
