@@ -257,6 +257,14 @@ def test_packet_is_not_forwarded_with_forwarding_off(family: int, sysctl: str) -
         assert end(state, sent) in expected
 
 
+def test_dscp_of_a_packet_selects_an_ip_rule(family: int) -> None:
+    rule = IpRule(family, 100, table=100, tos=0x10)
+    state = machine(rules=(rule,), routes=(default(MESH, family), default(WAN, family, 100)))
+    own, other = ("ip", "ip6") if family == 4 else ("ip6", "ip")
+    for header, expected in ((own, WAN), (other, MESH)):
+        assert end(state, packet(family, fields={(header, "dscp"): 0x10 >> 2})) == expected
+
+
 def test_frame_by_lo_arrives_at_this_machine(family: int) -> None:
     sent = packet(family, NODE_WAN[family], origin=FRAME, bound="lo", source=parse_address(NODE_WAN[family]))
     state = machine(routes=(default(WAN, family),))
