@@ -371,7 +371,7 @@ def test_ipv6_source_route_is_found_by_source_selection():
     assert device_or_error(lookup(found, FAR[6])) == "wan"
 
 
-def test_ipv6_source_route_by_another_device_leaves_the_plain_route():
+def test_ipv6_source_route_elsewhere_leaves_the_plain_route():
     limited = Route(6, 100, "2a00::/16", device="a0", source="2001:db8:1::/48")
     found = router(IpRule(6, 100, table=100), routes=(limited, Route(6, 100, "2a00::/16", device="wan")))
     assert device_or_error(lookup(found, FAR[6], "2001:db8:1::1")) == "a0"
