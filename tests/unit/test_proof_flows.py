@@ -24,6 +24,7 @@ from nftpolicy.proof.context import ProofContext
 from nftpolicy.proof.lemmas import flow_violations, marks_replies
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.spec import Spec
+from tests.unit import proved_policy
 from tests.unit.test_proof import FLOW, GUARD, MARK, MARKED, OUT, UPLINK, no_leak_finding, output, state
 
 PREROUTING = Hook("filter", "prerouting", -150)
@@ -191,6 +192,14 @@ def test_accepted_socket_with_the_mark_is_not_proved(name):
     unread = prove_flows(sample)
     assert no_leak_finding(unread, "sockets").verdict == "proved"
     assert "sysctl net.ipv4.tcp_fwmark_accept is 0" in unread.assumptions
+
+
+def test_policy_needs_no_assumption_about_accepted_sockets():
+    """Judge the owner of such a socket by the guard instead."""
+    sample = evolve(proved_policy.beside(MARKS_ARRIVING_TCP["TCP"], hook="prerouting", kind="filter"), sysctls=())
+    assert not any(
+        "tcp_fwmark_accept" in each for each in prove(sample, proved_policy.SPEC, usability=False).assumptions
+    )
 
 
 OWNED = (Match(Meta("skgid"), 800), MARKED, ACCEPT)

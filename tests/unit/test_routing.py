@@ -371,6 +371,14 @@ def test_ipv6_source_route_is_found_by_source_selection():
     assert device_or_error(lookup(found, FAR[6])) == "wan"
 
 
+def test_ipv6_source_route_elsewhere_leaves_the_plain_route():
+    limited = Route(6, 100, "2a00::/16", device="a0", source="2001:db8:1::/48")
+    found = router(IpRule(6, 100, table=100), routes=(limited, Route(6, 100, "2a00::/16", device="wan")))
+    assert device_or_error(lookup(found, FAR[6], "2001:db8:1::1")) == "a0"
+    assert device_or_error(lookup(found, FAR[6], "2001:db8:1::1", oif="wan")) == "wan"
+    assert device_or_error(lookup(found, FAR[6], "2001:db8:2::1")) == "unknown"  # Linux skips the plain route too
+
+
 def test_forwarded_packet_is_checked_by_rp_filter():
     back = (Sysctl("net/ipv4/conf/b0/rp_filter", "1"),)
     far, words = "198.51.100.9", {"iif": "b0", "forwarded": True}

@@ -418,6 +418,17 @@ def test_release_puts_the_guard_last_and_ignores_foreign_leaks(tmp_path):
     assert not [rule for rule in kernel.rules if rule.priority > 0 and rule.protocol == 78]
 
 
+def test_release_via_block_removes_the_block_too(tmp_path):
+    kernel = machine()
+    apply(kernel, tmp_path)
+    changer = applier(kernel, tmp_path, via_block=True)
+    with changer.locked():
+        checked = changer.check(None)
+        changer.apply(checked, None)
+    assert checked.order.plan.order == "via block"
+    assert kernel.table_names() == set()
+
+
 # --- proofs of several states ---------------------------------------------------------------
 
 SPEC = NamedSpec("p", build_spec(policy()))

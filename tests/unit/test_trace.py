@@ -6,6 +6,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, TCP, CtInfo, parse_address
+from nftpolicy.model.trace import Model
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.nft import Bitwise, Chain, Ct, Dnat, Mangle, Match, Meta, Payload, Table
 from nftpolicy.netstate.routing import IpRule, Route, Sysctl
@@ -256,6 +257,44 @@ def test_packet_is_not_forwarded_with_forwarding_off(family: int, sysctl: str) -
     for value, expected in (("1", {WAN}), ("0", {"dropped", "unroutable"})):
         state = machine(routes=(default(WAN, family),), sysctls=(Sysctl(sysctl, value),))
         assert end(state, sent) in expected
+
+
+def test_dscp_of_a_packet_selects_an_ip_rule(family: int) -> None:
+    rule = IpRule(family, 100, table=100, tos=0x10)
+    state = machine(rules=(rule,), routes=(default(MESH, family), default(WAN, family, 100)))
+    own, other = ("ip", "ip6") if family == 4 else ("ip6", "ip")
+    for header, expected in ((own, WAN), (other, MESH)):
+        assert end(state, packet(family, fields={(header, "dscp"): 0x10 >> 2})) == expected
+
+
+def test_frame_by_lo_arrives_at_this_machine(family: int) -> None:
+    sent = packet(family, NODE_WAN[family], origin=FRAME, bound="lo", source=parse_address(NODE_WAN[family]))
+    state = machine(routes=(default(WAN, family),))
+    assert end(state, sent) != "lo"
+    seen = chain("prerouting", (Match(Meta("iifname"), "lo"), DROP))
+    assert end(with_tables(state, inet(seen)), sent) == "dropped"
+
+
+IP_FORWARD, CONF4 = "net/ipv4/ip_forward", f"net/ipv4/conf/{CLIENT}/forwarding"
+ALL6, FORCED6 = "net/ipv6/conf/all/forwarding", f"net/ipv6/conf/{CLIENT}/force_forwarding"
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "expected"),
+    [
+        (4, {}, True),
+        (4, {IP_FORWARD: "0"}, False),
+        (4, {IP_FORWARD: "0", CONF4: "1"}, True),
+        (4, {IP_FORWARD: "1", CONF4: "0"}, False),
+        (6, {}, True),
+        (6, {ALL6: "1", FORCED6: "0"}, True),
+        (6, {ALL6: "0"}, False),
+        (6, {ALL6: "0", FORCED6: "1"}, True),
+    ],
+)
+def test_forwarding_is_a_setting_of_the_input_device(family: int, values: dict[str, str], expected: bool) -> None:
+    state = machine(sysctls=tuple(Sysctl(path, value) for path, value in values.items()))
+    assert Model(state).is_forwarding(family, CLIENT) is expected
 
 
 def redirect_chain(family: int, address: str, priority: int = -100) -> Chain:
