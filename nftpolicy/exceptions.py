@@ -18,6 +18,7 @@ NftpolicyError
   UciError              importers.openwrt.uci_parser           a UCI file has a syntax error
   NotImportable         importers.openwrt.uplinks              a router configuration cannot become a policy
   StepRefused           kernel.errors                          the kernel refused a step of a plan
+    SysctlMissing       kernel.errors                          a sysctl to set does not exist, nor its device
   Unavailable           kernel.errors                          the kernel, a right or a library is missing
     RulesetChanging     kernel.errors                          the ruleset changed during each of several reads
     RulesetUnreadable   kernel.errors                          libnftables cannot list the ruleset

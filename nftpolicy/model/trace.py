@@ -14,6 +14,7 @@ from typing import Any
 from attrs import evolve, frozen
 
 from ..netstate import nft
+from ..netstate.routing import ipv6_switched_off
 from ..netstate.state import NetState
 from .branching import Branches, Choices, explore_branches
 from .fib.address_type import AddressTypes
@@ -23,11 +24,10 @@ from .fib.rpdb import LOOPBACK
 from .fib.source_address import are_loopback_only6, is_link_local6, is_multicast4, is_node_multicast6
 from .nft.chains import Ruleset
 from .nft.hooks import DROPPED, HookTraversal, RerouteKey, may_lose_conntrack, needs_conntrack, reroute_key
-from .packet import ETHERTYPES, FORWARD, FRAME, KERNEL, Packet
+from .packet import ETHERTYPES, FORWARD, FRAME, Packet
 from .packet_view import PacketView
-from .trace_step import NullLog, TraceLog, TraceStep
+from .trace_step import NullLog, TraceLog, TraceStep, sender_step
 
-_IPV6_DEVICES, _DISABLE_IPV6 = "net/ipv6/conf/", "/disable_ipv6"  # start and end of the path of a sysctl
 _IS_TRACKED = "whether connections are tracked beside a set of connection counts"
 LEAVES, DELIVERED, UNROUTABLE, UNKNOWN = "leaves", "delivered", "unroutable", "unknown"
 
@@ -79,15 +79,9 @@ class Model:
         self.output_routing = OutputRouting(self.router, state)
         self.address_types = AddressTypes(state)
         self._has_conntrack: dict[int, bool | None] = {}
-        self.untracked_families = frozenset(
-            family for family in (4, 6) if may_lose_conntrack(self.ruleset.tables, family)
-        )
+        self.untracked_families = {each for each in (4, 6) if may_lose_conntrack(self.ruleset.tables, each)}
         self._sysctls = {sysctl.path: sysctl.value for sysctl in state.sysctls}
-        self.switched_off = frozenset(
-            path.removeprefix(_IPV6_DEVICES).removesuffix(_DISABLE_IPV6)
-            for path, value in self._sysctls.items()
-            if path.startswith(_IPV6_DEVICES) and path.endswith(_DISABLE_IPV6) and value != "0"
-        )
+        self.switched_off = ipv6_switched_off(state.sysctls)
         self.link_types = {each.name: each.link_type for each in state.devices if each.link_type is not None}
 
     def trace(self, packet: Packet, record: bool = True) -> Trace:
@@ -203,7 +197,7 @@ class _Tracer:
     def _send(self) -> Trace:
         packet = self._packet
         if self._records:
-            self._log.append(_sender_step(packet))
+            self._log.append(sender_step(packet))
         route = self._model.output_routing.initial(packet, self._choices, self._log)
         if route is None:
             return self._end(UNROUTABLE)
@@ -372,14 +366,6 @@ class _Tracer:
             view.dport,
             ct_mark=view.ct_mark,
         )
-
-
-def _sender_step(packet: Packet) -> TraceStep:
-    if packet.origin == KERNEL:
-        return TraceStep("reflect", f"sent by the kernel, mark {packet.mark:#x}")
-    bound = f", bound to {packet.bound}" if packet.bound else ""
-    owner = f"user {packet.uid}, group {packet.gid}"
-    return TraceStep("source", f"a socket of {owner}, mark {packet.mark:#x}{bound}")
 
 
 # Outcomes by length of the path: if branches differ and none leaves, the longest is the result.

@@ -8,6 +8,7 @@ from typing import Any
 from attrs import frozen
 
 from ..netstate.nft import OriginPath
+from .packet import KERNEL, Packet
 
 
 class NullLog(list[Any]):
@@ -37,6 +38,15 @@ class TraceStep:
     subject: object = None
     origin: OriginPath = ()
     effect: str = "continue"
+
+
+def sender_step(packet: Packet) -> TraceStep:
+    """Return the first step of a packet that this machine sends."""
+    if packet.origin == KERNEL:
+        return TraceStep("reflect", f"sent by the kernel, mark {packet.mark:#x}")
+    bound = f", bound to {packet.bound}" if packet.bound else ""
+    owner = f"user {packet.uid}, group {packet.gid}"
+    return TraceStep("source", f"a socket of {owner}, mark {packet.mark:#x}{bound}")
 
 
 TraceLog = list[TraceStep]

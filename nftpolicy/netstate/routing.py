@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from attrs import field, frozen
 
 from .nft import OriginPath
@@ -111,3 +113,15 @@ class Sysctl:
     path: str
     value: str
     origin: OriginPath = field(default=(), eq=False, repr=False)
+
+
+_IPV6_DEVICES, _DISABLE_IPV6 = "net/ipv6/conf/", "/disable_ipv6"  # start and end of a path
+
+
+def ipv6_switched_off(sysctls: Iterable[Sysctl]) -> frozenset[str]:
+    """Return the devices on which IPv6 is switched off."""
+    return frozenset(
+        sysctl.path.removeprefix(_IPV6_DEVICES).removesuffix(_DISABLE_IPV6)
+        for sysctl in sysctls
+        if sysctl.path.startswith(_IPV6_DEVICES) and sysctl.path.endswith(_DISABLE_IPV6) and sysctl.value != "0"
+    )

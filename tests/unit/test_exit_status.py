@@ -15,7 +15,18 @@ from tests.unit.test_policy_errors import GOOD
 # Before the command runs: an exception or a signal inside it.
 MAIN = "import sys; from nftpolicy.cli.main import main; {before}; main()"
 BAD_INPUT, UNAVAILABLE, FAILED = common.EXIT_BAD_INPUT, common.EXIT_UNAVAILABLE, common.EXIT_FAILED
-WITHOUT_FILE = {"confirm", "history", "recover", "demo", "import", "uninstall", "rollback", "run", "snapshot", "release"}
+WITHOUT_FILE = {
+    "confirm",
+    "history",
+    "recover",
+    "demo",
+    "import",
+    "uninstall",
+    "rollback",
+    "run",
+    "snapshot",
+    "release",
+}
 WITH_FILE = [command for command in COMMANDS if command not in WITHOUT_FILE]
 NEEDED = {"netconfig": ["--for", "networkd"]}
 HOSTILE = "\x1b[2J\x1b[31m\x9b1m\u202e\nnftpolicy: proved\r"

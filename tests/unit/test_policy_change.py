@@ -3,7 +3,7 @@
 import pytest
 
 from nftpolicy.kernel.errors import StepRefused
-from nftpolicy.netstate.operations import IpRuleChange, NftTransaction, RouteChange, SysctlChange
+from nftpolicy.netstate.operations import IpRuleChange, NftTransaction, RouteChange
 from nftpolicy.runtime.apply.executor import ReadBackMismatch
 from nftpolicy.runtime.apply.history import History
 from nftpolicy.runtime.apply.journal import InconsistentState

@@ -132,13 +132,8 @@ class Watch:
 
     def _wait(self, terminated: int) -> bool:
         """Sleep until the next event or deadline; return True if a termination signal arrived."""
-        deadlines = [
-            self.environment.service_manager.watchdog_due(),
-            self._reconcile_at,
-            self._checks.due(),
-            self._repairs.due(),
-        ]
-        deadlines += [self._keeper.due(), self._sockets.due(self.policy)]
+        deadlines = [self.environment.service_manager.watchdog_due(), self._reconcile_at, self._checks.due()]
+        deadlines += [self._repairs.due(), self._keeper.due(), self._sockets.due(self.policy)]
         deadlines += [self._poll.due(), self._compare_at if self.desired else None]
         return terminated in self._poll.wait(earliest_deadline(deadlines))
 
