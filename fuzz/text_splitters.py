@@ -88,13 +88,18 @@ def split_sh(text):
 
 
 def split_script(text):
-    """Return the words of a script: those of its commands, and those of its here-documents by lines."""
+    """Return the words of a script: those of its commands, and those of its here-documents by lines.
+
+    A here-document that SCRIPT ends is a script itself.
+    """
     words, at = [], 0
     while match := _HERE_DOCUMENT.search(text, at):
         words += split_sh(text[at : match.end()])
         end = text.find(f"\n{match[1]}\n", match.end() - 1)
         assert end >= 0, "a here-document without end"
-        words += [f"in document: {word}" for word in split_lines(text[match.end() : end + 1])]
+        document = text[match.end() : end + 1]
+        is_script = match[1] == "SCRIPT"
+        words += split_script(document) if is_script else [f"in document: {word}" for word in split_lines(document)]
         at = end + len(match[1]) + 2
     return words + split_sh(text[at:])
 

@@ -218,10 +218,9 @@ def run_in_process(*words: str) -> tuple[int, str]:
     with contextlib.redirect_stdout(said):
         sys.argv = ["nftpolicy", "explain", *words]
         try:
-            application(sys.argv[1:])()
+            return int(application(sys.argv[1:])() or 0), said.getvalue()
         except SystemExit as end:
             return int(end.code or 0), said.getvalue()
-    return 0, said.getvalue()
 
 
 def test_explain_missing_device_is_reported(guarded_node: Node) -> None:

@@ -4,7 +4,8 @@ import os
 import platform
 import pty
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -68,8 +69,12 @@ WAYS = ("plain", "high", "x32", "int80", "console")
 
 
 @pytest.fixture(scope="module")
-def typing_program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("typing"), SOURCE)
+def typing_program() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)  # for the caller without capabilities
+        program = build(Path(folder), SOURCE)
+        program.chmod(0o755)
+        yield program
 
 
 def errno_of(program: Path, way: str, before: Callable[[], object]) -> tuple[int, int]:
@@ -117,9 +122,6 @@ def test_terminal_input_without_capabilities_needs_no_new_privs(typing_program: 
         seccomp_filter.set_no_new_privs()
         terminal_input.refuse_terminal_input()
 
-    typing_program.chmod(0o755)
-    for parent in typing_program.parents[:3]:
-        parent.chmod(0o755)
     assert errno_of(typing_program, "plain", prepare) == (EPERM, 0)
 
 

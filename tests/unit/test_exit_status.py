@@ -184,7 +184,12 @@ def test_exception_has_a_status_of_its_own(broken, status):
 def test_interrupt_from_a_terminal_is_status_130(tmp_path):
     os.mkfifo(tmp_path / "policy")
     command = [sys.executable, "-c", MAIN.format(before="pass"), "check", str(tmp_path / "policy")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a caller may ignore it
+    ) as process:
         writer = os.open(tmp_path / "policy", os.O_WRONLY)  # waits until the command reads
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=60)
