@@ -285,7 +285,7 @@ KEYS = {"exempt", "uplink", "marks"}  # names of other objects
 # Checksums, UUIDs, link-layer addresses, keywords before another value, and addresses that a script chooses itself.
 DERIVED = re.compile(
     r"[0-9a-f]{64}|(uuid=)?[0-9a-f-]{36}|(in document: )?(inet6?|meta|pref|[0-9]+)"
-    r"|in document: (whole\(')?(02:[0-9a-f:]{14}|(fe80:|127\.|2001:db8:|192\.0\.2\.|203\.)[0-9a-f:./]+)(',)?"
+    r"|in document: (whole\(')?(02:[0-9a-f:]{14}|(fe80:|::1|127\.|2001:db8:|192\.0\.2\.|203\.)[0-9a-f:./]+)(',)?"
     r"|in document: .*b'[^']*'"
 )
 
