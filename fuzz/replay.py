@@ -21,6 +21,7 @@ from .storm_packets import (
     ETHERTYPE,
     ICMP,
     ICMPV6,
+    LINK_LOCAL,
     MESH,
     OWN,
     RAW,
@@ -115,10 +116,11 @@ def _send_raw(packet: Packet) -> None:
 
 def _ends(packet: Packet, unnamed: str | None = None) -> tuple[str, str]:
     """Return source and destination; `unnamed` is the source of a packet without one, by default the uplink's."""
-    family = packet.family
-    default = OWN[family][WAN] if unnamed is None else unnamed
+    family, destination = packet.family, format_address(packet.family, packet.destination)
+    own = LINK_LOCAL if destination.startswith("fe80:") else OWN[family][WAN]
+    default = own if unnamed is None else unnamed
     source = default if packet.source is None else format_address(family, packet.source)
-    return source, format_address(family, packet.destination)
+    return source, destination
 
 
 def _whole(packet: Packet) -> bytes:

@@ -14,6 +14,7 @@ OWN = {
     4: {WAN: "192.0.2.2", MESH: "203.0.113.2"},
     6: {WAN: "2001:db8:1::2", MESH: "2001:db8:3::2"},
 }
+LINK_LOCAL = "fe80::5eff:fe00:5361"  # of the uplink, from its MACS (RFC 4291, appendix A)
 GATEWAYS = {4: {WAN: "192.0.2.1", MESH: "203.0.113.1"}, 6: {WAN: "2001:db8:1::1", MESH: "2001:db8:3::1"}}
 FAR = {4: "198.51.100.9", 6: "2001:db8:9::9"}  # behind the uplink
 NEAR = {4: "192.0.2.77", 6: "2001:db8:1::77"}  # on the uplink's link
