@@ -75,7 +75,7 @@ def can_send(packet: Packet) -> bool:
         return packet.fields.keys() <= known | {_ETHER_TYPE} and packet.bound in (None, WAN)
     if (
         packet.protocol in _NEEDS_CHUNKS
-        or packet.flow != CtInfo("new" if can_begin_flow(packet.protocol, packet.fields) else "invalid")
+        or packet.flow != CtInfo("new" if can_begin_flow(packet.family, packet.protocol, packet.fields) else "invalid")
         or packet.ethertype is not None
         or packet.cgroup is not None
     ):

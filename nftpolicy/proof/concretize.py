@@ -93,7 +93,8 @@ def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = N
         state, icmp_type = "new", choose(box.get("icmpv6.type"), _NEIGHBOUR_SOLICITATION)
         if family == 6 and choose(box.get("protocol"), ICMPV6) == ICMPV6 and icmp_type in UNTRACKED_TYPES:
             protocol, fields["icmpv6", "type"] = ICMPV6, icmp_type
-    if state == "new" and origin != FRAME and not can_begin_flow(protocol, fields):
+            fields.pop(("tcp", "flags"), None)
+    if state == "new" and origin != FRAME and not can_begin_flow(family, protocol, fields):
         state = "invalid"
     return Packet(
         family,
@@ -126,7 +127,7 @@ def _tcp_flags(box: Box, is_new: bool) -> int:
         flags = sum(
             choose(box.get(f"tcp.{flag}"), int(flag == usual)) << bit for bit, flag in enumerate(symbols.TCP_FLAGS)
         )
-        if can_begin_flow(TCP, {("tcp", "flags"): flags}) == is_new:
+        if can_begin_flow(4, TCP, {("tcp", "flags"): flags}) == is_new:
             break
     return flags
 

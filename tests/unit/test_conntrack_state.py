@@ -13,12 +13,12 @@ FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
 
 @pytest.mark.parametrize("flags", [SYN, SYN | URG, SYN | ECE | CWR, ACK, ACK | PSH, ACK | URG])
 def test_segment_with_these_flags_begins_a_flow(flags: int) -> None:
-    assert can_begin_flow(TCP, {("tcp", "flags"): flags})
+    assert can_begin_flow(4, TCP, {("tcp", "flags"): flags})
 
 
 @pytest.mark.parametrize("flags", [0, FIN, FIN | ACK, RST, RST | ACK, SYN | ACK, SYN | FIN, SYN | RST, PSH, URG])
 def test_segment_with_other_flags_is_invalid(flags: int) -> None:
-    assert not can_begin_flow(TCP, {("tcp", "flags"): flags})
+    assert not can_begin_flow(4, TCP, {("tcp", "flags"): flags})
 
 
 @pytest.mark.parametrize(
@@ -27,11 +27,14 @@ def test_segment_with_other_flags_is_invalid(flags: int) -> None:
     + [(ICMPV6, 128, True), (ICMPV6, 139, True), (ICMPV6, 129, False), (ICMPV6, 1, False), (ICMPV6, 135, True)],
 )  # fmt: skip
 def test_requests_and_untracked_types_are_not_invalid(protocol: int, kind: int, begins: bool) -> None:
-    assert can_begin_flow(protocol, {("icmp" if protocol == ICMP else "icmpv6", "type"): kind}) == begins
+    family, layer = {ICMP: (4, "icmp"), ICMPV6: (6, "icmpv6")}[protocol]
+    assert can_begin_flow(family, protocol, {(layer, "type"): kind}) == begins
+    assert not can_begin_flow(10 - family, protocol, {(layer, "type"): kind}), "the protocol of the other family"
 
 
 def test_packets_with_usual_fields_begin_a_flow() -> None:
-    assert all(can_begin_flow(protocol, {}) for protocol in (TCP, UDP, ICMP, ICMPV6, 47, 50, 253))
+    assert all(can_begin_flow(4, protocol, {}) for protocol in (TCP, UDP, ICMP, 47, 50, 253))
+    assert all(can_begin_flow(6, protocol, {}) for protocol in (TCP, UDP, ICMPV6, 47, 50, 253))
 
 
 def test_script_makes_the_invalid_flow_of_a_segment() -> None:

@@ -104,7 +104,7 @@ def _natural_states(packet: Packet) -> tuple[str, ...]:
     if packet.origin == FRAME:
         return (packet.flow.state,)  # connection tracking does not see it
     if packet.origin != KERNEL:
-        return ("new" if can_begin_flow(packet.protocol, packet.fields) else "invalid",)
+        return ("new" if can_begin_flow(packet.family, packet.protocol, packet.fields) else "invalid",)
     is_error = packet.protocol in (ICMP, ICMPV6) and headers.icmp_type_code(packet)[0] != headers.echo_types(packet)[1]
     return ("new", "related" if is_error else "established")
 
