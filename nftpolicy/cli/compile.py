@@ -34,7 +34,6 @@ class Form(StrEnum):
 
 
 def _json_text(_: Policy, state: NetState) -> str:
-
     return json_line(nft_json_encode.encode_ruleset(state.tables), indent=1) + "\n"
 
 
@@ -131,7 +130,6 @@ def _write_tree(policy: Policy, source: PolicyText, root: Path, link_guard: bool
 
 def _print_template(policy: Policy, source: PolicyText, link_guard: bool) -> None:
     """Print a template for OpenWISP, with warnings for what it cannot express."""
-
     from ..integration.openwrt.openwisp import MANUAL_STEPS, template
 
     _require_proofs(policy, source)

@@ -123,7 +123,6 @@ def _with_location(location: str, text: str) -> str:
 
 
 def _print_json(result: ImportResult, has_ruleset: bool) -> None:
-
     from ..proof.verdict import describe_packet
     from ..runtime.import_openwrt import leak_route
     from .render.proof_report import proof_json

@@ -25,7 +25,6 @@ COMMANDS = (
 )  # fmt: skip
 _OLD_NAMES = {"settings": "netconfig"}  # accepted until 0.3, not listed by --help
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_BAD_INPUT = 2  # EXIT_BAD_INPUT
 _SIGTERM_EXIT = 128 + signal.SIGTERM
 _SIGINT_EXIT = 128 + signal.SIGINT
 
@@ -55,7 +54,10 @@ def _run() -> int:
     own = arguments[: arguments.index("--")] if "--" in arguments else arguments  # not those of a program to run
     for argument in own:
         if _CONTROL.search(argument):
-            return _fail(f"{argument!r} has a control character, which no file and no value here can have", _BAD_INPUT)
+            from .common import EXIT_BAD_INPUT
+
+            message = f"{argument!r} has a control character, which no file and no value here can have"
+            return _fail(message, EXIT_BAD_INPUT)
     # typer would end the process with status 1 for an abort, and print usage errors around plain_streams.
     status = application(arguments)()
     return status if isinstance(status, int) else 0
@@ -63,27 +65,26 @@ def _run() -> int:
 
 def _status_of(operation: Callable[[], int]) -> int:
     """Return the exit status of an operation, after the message of its error."""
-    from .common import EXIT_DEFECT, Failure
-
     try:
         return operation()
-    except Failure as failure:
-        return _fail(failure, failure.status)
     except OutputLost as lost:
         return _status_of_lost_output(lost)
     except KeyboardInterrupt:
         return _fail("interrupted", _SIGINT_EXIT)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else EXIT_DEFECT
-    except Exception as error:
+    except (SystemExit, Exception) as error:
         return _status_of_error(error)
 
 
-def _status_of_error(error: Exception) -> int:
+def _status_of_error(error: SystemExit | Exception) -> int:
+    # Imported for an error only: `--version` needs none of them.
     from ..generated_text import Unwritable
     from ..kernel.errors import Unavailable
-    from .common import EXIT_BAD_INPUT, EXIT_DEFECT, EXIT_UNAVAILABLE
+    from .common import EXIT_BAD_INPUT, EXIT_DEFECT, EXIT_UNAVAILABLE, Failure
 
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else EXIT_DEFECT
+    if isinstance(error, Failure):
+        return _fail(error, error.status)
     if isinstance(error, Unavailable):
         return _fail(error, EXIT_UNAVAILABLE)
     if isinstance(error, Unwritable):

@@ -221,7 +221,6 @@ def _source_locator(policy: tuple[Policy, PolicyText] | None) -> Callable[[tuple
 
 
 def _print_json(judged_state: Verification, policy: tuple[Policy, PolicyText] | None) -> None:
-
     from .render.proof_report import proof_json
 
     print_json(proof_json(judged_state, _source_locator(policy)))
