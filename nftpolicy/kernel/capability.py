@@ -50,12 +50,13 @@ def limit_capabilities(numbers: Iterable[int]) -> None:
         if not mask >> capability & 1:
             with suppress(OSError):  # no such capability, or no CAP_SETPCAP
                 libc.call("prctl", _PR_CAPBSET_DROP, capability, 0, 0, 0)
-    _set_capabilities(mask & _permitted(), inheritable=0)
+    _set_capabilities(mask & read_capabilities("CapPrm"), inheritable=0)
 
 
-def _permitted() -> int:
-    status = Path("/proc/thread-self/status").read_text()
-    return next(int(line.split()[1], 16) for line in status.splitlines() if line.startswith("CapPrm:"))
+def read_capabilities(kind: str) -> int:
+    """Return the capabilities of this thread as bits (proc_pid_status(5)): "CapEff" or "CapPrm"; 0: not known."""
+    status = Path("/proc/thread-self/status").read_text(errors="replace")
+    return next((int(line.split()[1], 16) for line in status.splitlines() if line.startswith(f"{kind}:")), 0)
 
 
 def _set_capabilities(mask: int, inheritable: int) -> None:

@@ -26,6 +26,7 @@ from ..netstate.routing import Sysctl
 from ..netstate.state import CounterValues, NetState
 from . import nft_list
 from .bypass import take_looks
+from .capability import CAP_NET_ADMIN, read_capabilities
 from .errors import RulesetUnreadable, StepRefused, SysctlMissing, Unavailable, error_reason
 from .libnft import Nft, parse_error
 from .netlink import nft_counters, nft_ruleset
@@ -47,7 +48,6 @@ _GLOBAL_SYSCTLS = (
 
 
 _DEVICE_SYSCTLS = ("rp_filter", "forwarding", "accept_local", "src_valid_mark", "route_localnet", "bc_forwarding")
-_CAP_NET_ADMIN = 12  # include/uapi/linux/capability.h
 
 
 def _device_sysctls(device: str) -> Iterable[str]:
@@ -189,6 +189,4 @@ def open_kernel() -> Linux:
 
 def _has_net_admin() -> bool:
     """Return True if this process has the effective capability CAP_NET_ADMIN (proc_pid_status(5))."""
-    lines = Path("/proc/self/status").read_text(errors="replace").splitlines()
-    effective = next((line.split()[1] for line in lines if line.startswith("CapEff")), "0")
-    return bool(int(effective, 16) >> _CAP_NET_ADMIN & 1)
+    return bool(read_capabilities("CapEff") >> CAP_NET_ADMIN & 1)

@@ -157,11 +157,7 @@ class LiveSockets:
 def _reset_rules(marks: Iterable[tuple[int, int]], addresses: set[str], devices: set[str]) -> Iterator[CheckedText]:
     """Yield a rule for each mark, and one for the addresses of each family. Raises ValueError."""
     for value, mask in marks:
-        yield fill(
-            '        oifname != "lo" meta mark & {mask:#x} == {value:#x} tcp flags & rst != 0 drop\n',
-            mask=mask,
-            value=value,
-        )
+        yield fill(_MARK_RULE, mask=mask, value=value)
     names = join(", ", [nft_text.quoted_name(device) for device in (*sorted(devices), "lo")])
     for family, separator in (("ip", "."), ("ip6", ":")):
         sources = join(", ", [word(address) for address in sorted(addresses) if separator in address])

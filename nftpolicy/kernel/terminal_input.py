@@ -13,7 +13,7 @@ import signal
 import termios
 
 from .architecture import Architecture, this_architecture
-from .bpf.classic import AND, JUMP_IF_EQUAL, LOAD_WORD, RETURN, ClassicFilter, Instruction
+from .bpf.classic import AND, JUMP_IF_EQUAL, LOAD_WORD, RETURN, ClassicFilter, Instruction, skip_if_any
 from .seccomp_filter import (
     DATA_ARCH,
     DATA_ARGUMENT_2,
@@ -36,12 +36,11 @@ def input_filter(architecture: Architecture) -> ClassicFilter:
     The kernel reads the low 32 bits of the request, and so does the filter. All calls of another
     architecture are refused.
     """
-    is_refused = _any_of(_REFUSED)
-    request = ((LOAD_WORD, 0, 0, DATA_ARGUMENT_2), *is_refused, _ALLOW, _REFUSE)
+    request = ((LOAD_WORD, 0, 0, DATA_ARGUMENT_2), *skip_if_any(_REFUSED), _ALLOW, _REFUSE)
     native = (
         (LOAD_WORD, 0, 0, DATA_NR),
         (AND, 0, 0, ~X32_BIT & 0xFFFFFFFF),
-        *_any_of(architecture.ioctl),
+        *skip_if_any(architecture.ioctl),
         _ALLOW,
         *request,
     )
@@ -56,12 +55,6 @@ def input_filter(architecture: Architecture) -> ClassicFilter:
             *compat,
         )
     )
-
-
-def _any_of(values: tuple[int, ...]) -> tuple[Instruction, ...]:
-    """Return jumps over the next instruction if the loaded word is one of the values."""
-    last = len(values)
-    return tuple((JUMP_IF_EQUAL, last - index, 0, value) for index, value in enumerate(values))
 
 
 def refuse_terminal_input() -> None:

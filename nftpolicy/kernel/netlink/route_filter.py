@@ -11,12 +11,20 @@ import socket
 import struct
 from collections.abc import Collection, Sequence
 
-from ..bpf.classic import JUMP_IF_EQUAL, LOAD_WORD, RETURN, ClassicFilter, Instruction
+from ..bpf.classic import (
+    JUMP_IF_EQUAL,
+    JUMP_IF_SET,
+    LOAD_BYTE,
+    LOAD_HALF,
+    LOAD_WORD,
+    RETURN,
+    ClassicFilter,
+    Instruction,
+    skip_if_any,
+)
 from . import constants as nl
 
 _SO_ATTACH_FILTER = 26
-# BPF_LD|BPF_H|BPF_ABS, BPF_LD|BPF_B|BPF_ABS, BPF_JMP|BPF_JSET|BPF_K
-_LOAD_HALF, _LOAD_BYTE, _JUMP_IF_SET = 0x28, 0x30, 0x45
 _TYPE, _FLAGS, _PORT = 4, 6, 12  # struct nlmsghdr
 _TABLE, _PROTOCOL, _KIND = (
     nl.NLMSGHDR.size + offset for offset in (nl.RTMSG_TABLE_OFFSET, nl.RTMSG_PROTOCOL_OFFSET, nl.RTMSG_TYPE_OFFSET)
@@ -39,13 +47,13 @@ def attach_damage_filter(notifications: socket.socket, protocol: int) -> None:
     These are routes that are deleted, and any route that replaces another one. Other messages pass.
     """
     program = (
-        (_LOAD_HALF, 0, 0, _TYPE),
+        (LOAD_HALF, 0, 0, _TYPE),
         (JUMP_IF_EQUAL, 2, 0, _half(nl.RTM_NEWROUTE)),
         (JUMP_IF_EQUAL, 3, 0, _half(nl.RTM_DELROUTE)),
         _ACCEPT,
-        (_LOAD_HALF, 0, 0, _FLAGS),
-        (_JUMP_IF_SET, 2, 3, _half(nl.NLM_F_REPLACE)),
-        (_LOAD_BYTE, 0, 0, _PROTOCOL),
+        (LOAD_HALF, 0, 0, _FLAGS),
+        (JUMP_IF_SET, 2, 3, _half(nl.NLM_F_REPLACE)),
+        (LOAD_BYTE, 0, 0, _PROTOCOL),
         (JUMP_IF_EQUAL, 0, 1, protocol),
         _ACCEPT,
         _DROP,
@@ -56,20 +64,18 @@ def attach_damage_filter(notifications: socket.socket, protocol: int) -> None:
 def attach_news_filter(notifications: socket.socket, own_ports: Collection[int]) -> None:
     """Let only addresses pass, and new unicast routes outside table local by other netlink ports."""
     ports = sorted(own_ports)
-    # Each test of a port jumps to the last instruction on a match.
-    tests = [(JUMP_IF_EQUAL, len(ports) - number, 0, _word(port)) for number, port in enumerate(ports)]
     program = (
-        (_LOAD_HALF, 0, 0, _TYPE),
+        (LOAD_HALF, 0, 0, _TYPE),
         (JUMP_IF_EQUAL, 3, 0, _half(nl.RTM_NEWROUTE)),
         (JUMP_IF_EQUAL, 1, 0, _half(nl.RTM_NEWADDR)),
         (JUMP_IF_EQUAL, 0, len(ports) + 7, _half(nl.RTM_DELADDR)),
         _ACCEPT,
-        (_LOAD_BYTE, 0, 0, _TABLE),
+        (LOAD_BYTE, 0, 0, _TABLE),
         (JUMP_IF_EQUAL, len(ports) + 4, 0, nl.RT_TABLE_LOCAL),
-        (_LOAD_BYTE, 0, 0, _KIND),
+        (LOAD_BYTE, 0, 0, _KIND),
         (JUMP_IF_EQUAL, 0, len(ports) + 2, nl.RTN_UNICAST),
         (LOAD_WORD, 0, 0, _PORT),
-        *tests,
+        *skip_if_any([_word(port) for port in ports]),
         _ACCEPT,
         _DROP,
     )
