@@ -64,7 +64,7 @@ class Linux:
         self._rtnetlink = Rtnetlink()
 
     def read_own(self, table: str, families: Sequence[str], protocol: int, sysctls: Iterable[str]) -> NetState:
-        tables = read_consistent(lambda: self._tables(families, table))
+        tables = read_consistent(lambda: self._tables(families, table), accept_equal=True)
         versions = self.ip_families()
         rules = tuple(
             rule for version in versions for rule in self._rtnetlink.rules(version) if rule.protocol == protocol

@@ -4,6 +4,7 @@ import errno
 import itertools
 import socket
 import struct
+from contextlib import nullcontext
 
 import pytest
 
@@ -167,9 +168,22 @@ def test_read_consistent_returns_two_equal_results(monkeypatch: pytest.MonkeyPat
     generations = itertools.count()
     monkeypatch.setattr(nft_generation, "generation", lambda: next(generations))
     results = iter(["part", "whole", "whole"])
-    assert nft_generation.read_consistent(lambda: next(results)) == "whole"
+    assert nft_generation.read_consistent(lambda: next(results), accept_equal=True) == "whole"
     with pytest.raises(RulesetChanging):
-        nft_generation.read_consistent(lambda: next(generations))
+        nft_generation.read_consistent(lambda: next(generations), accept_equal=True)
+
+
+def test_equal_reads_of_a_changing_ruleset_are_not_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rulesets that alternate can be read as the same mixture twice."""
+    generations = itertools.count()
+    monkeypatch.setattr(nft_generation, "generation", lambda: next(generations))
+    with pytest.raises(RulesetChanging):
+        nft_generation.read_consistent(lambda: "mixture")
+    monkeypatch.setattr(nft_ruleset, "_dumps", lambda _: nullcontext("mixture"))
+    monkeypatch.setattr(nft_ruleset, "decode_ruleset", lambda messages: (messages,))
+    assert nft_ruleset.read_tables("nftpolicy") == ("mixture",)
+    with pytest.raises(RulesetChanging):
+        nft_ruleset.read_tables()
 
 
 def test_query_returns_its_answer_or_raises() -> None:

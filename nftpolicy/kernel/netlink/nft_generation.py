@@ -27,13 +27,15 @@ def generation() -> int:
     return network_integer(dict(attributes(raw, start + nl.NFGENMSG.size, end))[nl.NFTA_GEN_ID])
 
 
-def read_consistent(read: Callable[[], Result]) -> Result:
-    """Return the result of `read`, repeated until no transaction came between, or two results are equal.
+def read_consistent(read: Callable[[], Result], accept_equal: bool = False) -> Result:
+    """Return the result of `read`, repeated until no transaction came between.
 
-    A transaction of another program seldom concerns what is read.
+    `accept_equal`: two equal results in a row suffice. This is for reads of our own tables, which the
+    transactions of other programs seldom concern. It is not for a proof: two reads can mix parts of the
+    same two rulesets, and such a ruleset never existed.
 
     Raises:
-        RulesetChanging: a transaction came during each of several tries, and each result was another one.
+        RulesetChanging: a transaction came during each of several tries.
     """
     previous: Result | None = None
     for _ in range(_TRIES):
@@ -45,7 +47,7 @@ def read_consistent(read: Callable[[], Result]) -> Result:
             if generation() == before:
                 raise
             continue
-        if generation() == before or result == previous:
+        if generation() == before or (accept_equal and result == previous):
             return result
         previous = result
     raise RulesetChanging("the ruleset changes faster than nftpolicy can read it; try again")

@@ -145,7 +145,7 @@ def read_tables(name: str | None = None) -> tuple[nft.Table, ...]:
             raise RulesetUnreadable(f"cannot decode the kernel's ruleset: {error}") from error
 
     with _paused_collection():
-        return read_consistent(read)
+        return read_consistent(read, accept_equal=name is not None)
 
 
 @contextmanager
