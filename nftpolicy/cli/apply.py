@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report, warn_of_unwritable_ports
+from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report
 from .common import change_errors_as_failure, describe_result, read_policy, this_kernel, warn
 from .options import DryRun, PolicyFile, WaitSeconds
 
@@ -43,6 +43,7 @@ def command(
     """
     policy, source = read_policy(file)
     kernel = this_kernel()
+    from ..runtime.apply.executor import unwritable_port_message
     from ..runtime.apply.transaction import ChangeOptions, TargetPolicy
 
     wanted = TargetPolicy(policy, (source.name, source.text.encode()))
@@ -62,6 +63,7 @@ def command(
             "(kernel too old, or the device does not exist yet): "
             "frames of AF_PACKET sockets are not guarded there"
         )
-    warn_of_unwritable_ports(kernel, policy)
+    for port in sorted(checked_plan.planned.unwritable_ports):
+        warn(unwritable_port_message(port))
     print_report(report)
     print(f"{policy.name}: {describe_result(checked_plan.planned, 'applied', _UNCHANGED)}")

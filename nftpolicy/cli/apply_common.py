@@ -110,11 +110,3 @@ def confirm_errors_as_failure() -> Iterator[None]:
         raise Failure(
             "the policy on trial was confirmed or rolled back just now: look at 'nftpolicy history'"
         ) from None
-
-
-def warn_of_unwritable_ports(kernel: Kernel, policy: Policy) -> None:
-    """Warn of ports of uplinks that have no link guard because of their names."""
-    from ..runtime.apply.executor import unwritable_port_message, unwritable_ports
-
-    for port in sorted(unwritable_ports(kernel, policy)):
-        warn(unwritable_port_message(port))

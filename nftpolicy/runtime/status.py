@@ -12,7 +12,7 @@ from ..kernel.interface import Kernel
 from ..netstate.operations import IpRuleChange, NftTransaction, RouteChange, RouteReplacement, SysctlChange
 from ..netstate.state import CounterValues
 from ..policy.objects import Policy
-from .apply.executor import PlannedChange, unwritable_port_message, unwritable_ports
+from .apply.executor import PlannedChange, unwritable_port_message
 from .apply.step_text import plan_lines
 from .services.socket_classifier import SocketVerdict
 from .services.socket_verdicts import read_verdicts_or_reason
@@ -77,11 +77,10 @@ LAYERS = dict(zip(object_names.FAMILIES, ("ip", "link"), strict=True))
 def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Status:
     """Compare the kernel with a policy. Changes nothing."""
     steps = planned.plan.steps
-    unwritable = unwritable_ports(kernel, policy)
     changed = {operation.family for step in steps if isinstance(step, NftTransaction) for operation in step.operations}
     parts = {
         "guard": "inet" not in changed,
-        "link guard": not (planned.devices_without_link_guard or unwritable or "netdev" in changed),
+        "link guard": not (planned.devices_without_link_guard or planned.unwritable_ports or "netdev" in changed),
         "ip rules": not any(isinstance(step, IpRuleChange) for step in steps),
         "routes": not any(isinstance(step, RouteChange | RouteReplacement) for step in steps),
         "sysctls": not any(isinstance(step, SysctlChange) for step in steps),
@@ -90,7 +89,7 @@ def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Statu
     return Status(
         policy,
         parts,
-        differences=(*plan_lines(planned.plan), *map(unwritable_port_message, sorted(unwritable))),
+        differences=(*plan_lines(planned.plan), *map(unwritable_port_message, sorted(planned.unwritable_ports))),
         counters=kernel.counters(object_names.TABLE),
         sockets=None if sockets is None else tuple(sockets),
         socket_error=trouble,

@@ -61,7 +61,8 @@ class PlannedChange:
 
     `devices_without_link_guard` are uplink devices without a link guard, since this kernel cannot
     hook a chain there now; `bridge_ports` maps the bridges among the uplinks' devices to their
-    ports.
+    ports. `unwritable_ports` are the ports of these that no guard can be hooked at, since nft text
+    cannot carry their names.
     """
 
     observed: NetState
@@ -69,46 +70,43 @@ class PlannedChange:
     plan: Plan
     devices_without_link_guard: frozenset[str] = frozenset()
     bridge_ports: Mapping[str, Sequence[str]] = Factory(dict)
+    unwritable_ports: frozenset[str] = frozenset()
 
 
 def plan_change(kernel: Kernel, policy: Policy, state_dir: StateDir) -> PlannedChange:
     """Read the kernel and plan to apply `policy`. Changes nothing."""
     original = state_dir.saved_sysctls()
     observed = read_own_state(kernel, [sysctl.path for sysctl in required_sysctls(policy)] + list(original))
-    facts = read_host_facts(kernel, policy, observed)
+    facts, unwritable = read_host_facts(kernel, policy, observed)
     desired = compile_policy(policy, facts)
     desired = _of_families(desired, kernel.ip_families())
     # Sysctls that an earlier policy set, and this one does not set, get their original values.
     set_now = {sysctl.path for sysctl in desired.sysctls}
     restored = tuple(Sysctl(path, value) for path, value in original.items() if path not in set_now)
     desired = evolve(desired, sysctls=(*desired.sysctls, *restored))
-    return PlannedChange(observed, desired, plan(observed, desired), facts.unhookable_devices, facts.bridge_ports)
+    steps = plan(observed, desired)
+    return PlannedChange(observed, desired, steps, facts.unhookable_devices, facts.bridge_ports, unwritable)
 
 
-def read_host_facts(kernel: Kernel, policy: Policy, observed: NetState = NetState()) -> HostFacts:
-    """Return the facts about the host for a policy. `observed`: nftpolicy's own objects, as far as known.
+def read_host_facts(
+    kernel: Kernel, policy: Policy, observed: NetState = NetState()
+) -> tuple[HostFacts, frozenset[str]]:
+    """Return the facts about the host for a policy, and the ports that they leave out (`unwritable_ports`).
 
-    Ports whose names nft text cannot carry are left out: see `unwritable_ports`.
+    `observed`: nftpolicy's own objects, as far as known.
     """
     devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
     has_table = observed.table("netdev", object_names.TABLE) is not None
     link_guard = has_table or kernel.supports_egress_hook("lo")
     unhooked = _unhooked(kernel, observed, devices) if link_guard else frozenset(devices)
-    return HostFacts(_writable(kernel.bridge_ports(devices)), link_guard, unhooked)
-
-
-def _writable(ports: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
-    return {device: tuple(filter(can_hook, names)) for device, names in ports.items()}
-
-
-def unwritable_ports(kernel: Kernel, policy: Policy) -> frozenset[str]:
-    """Return the ports of uplink devices that no guard can be hooked at, since nft text cannot carry their names."""
-    devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
-    return frozenset(port for names in kernel.bridge_ports(devices).values() for port in names if not can_hook(port))
+    ports = kernel.bridge_ports(devices)
+    writable = {device: tuple(filter(can_hook, names)) for device, names in ports.items()}
+    unwritable = frozenset(port for names in ports.values() for port in names if not can_hook(port))
+    return HostFacts(writable, link_guard, unhooked), unwritable
 
 
 def unwritable_port_message(port: str) -> str:
-    """Return a warning of a port as of `unwritable_ports`."""
+    """Return a warning of one of PlannedChange.unwritable_ports."""
     return f"port {port}: no link guard against AF_PACKET sockets, since nft text cannot carry its name: rename it"
 
 

@@ -14,7 +14,7 @@ from ...policy.objects import Policy
 from ...proof.policy_spec import build_spec
 from ...proof.prover import prove
 from ...proof.verdict import PROVED, UNKNOWN
-from ..apply.executor import plan_change, unwritable_ports
+from ..apply.executor import plan_change
 from ..apply.transaction import PolicyApplier
 
 # A neighbour can cause any number of routes. These take 2 s and 70 MB to prove.
@@ -33,7 +33,7 @@ def run_full_check(
     is "". Returns a JSON object.
     """
     planned = plan_change(kernel, policy, changer.state_dir)
-    ports = sorted(unwritable_ports(kernel, policy))
+    ports = sorted(planned.unwritable_ports)
     if planned.plan.steps or not proves:
         return {"differs": bool(planned.plan.steps), "unwritable_ports": ports}
     if kernel.has_more_routes(MAX_ROUTES):

@@ -23,7 +23,7 @@ from ...netstate.operations import NftTransaction
 from ...policy.errors import PolicyError
 from ...policy.objects import Policy
 from ..apply.confirm_timer import restart_if_ended
-from ..apply.executor import PlannedChange, apply_change, plan_change, read_host_facts, unwritable_ports
+from ..apply.executor import PlannedChange, apply_change, plan_change, read_host_facts
 from ..apply.journal import PolicySource
 from ..apply.recover import recover
 from ..apply.state_dir import Locked
@@ -115,9 +115,9 @@ class Watch:
         source = self.state_dir.policy()
         policy = self.environment.applier.load(source) if source else named
         if policy is not None:
-            facts = read_host_facts(self.kernel, policy)
+            facts, unwritable_ports = read_host_facts(self.kernel, policy)
             self._tables.load_shadow(shadow_guard_tables(compile_policy(policy, facts)))
-            self._tables.block_ports(unwritable_ports(self.kernel, policy))
+            self._tables.block_ports(unwritable_ports)
 
     def start(self) -> None:
         """Load the shadow guard, then the policy that was applied last, and reconcile the kernel with it."""
@@ -259,7 +259,8 @@ class Watch:
         """Load the guard in spite of a failed reconciliation; block the uplinks if the kernel refuses a part."""
         if self.policy is None or self.state_dir.policy() != self.source:
             return
-        state = compile_policy(self.policy, read_host_facts(self.kernel, self.policy))
+        facts, _ = read_host_facts(self.kernel, self.policy)
+        state = compile_policy(self.policy, facts)
         if not self._tables.load_missing(state.tables) and not self.is_blocked:
             self._block()
 
@@ -292,7 +293,7 @@ class Watch:
             self.desired = DesiredState(planned.desired)
         self.environment.events.watch_sysctls(self.desired.sysctls)
         self._tables.load_shadow(shadow_guard_tables(self.desired.state))
-        self._tables.block_ports(unwritable_ports(self.kernel, policy))
+        self._tables.block_ports(planned.unwritable_ports)
         self._keeper.set_policy(policy)
         self._repairs.preload()
         self._tables.preload(self.desired)
