@@ -64,15 +64,15 @@ def flush_streams() -> None:
 
 
 def print_json(document: Any, indent: int | None = 1) -> None:
-    """Print a document as JSON in ASCII: json.dumps leaves DEL as it is, and its escape here is no JSON."""
+    """Print a document as JSON in printable ASCII: the escape of DEL here would be no JSON."""
     print(json_line(document, indent))
 
 
 def json_line(document: Any, indent: int | None = None) -> str:
     """Return a document as JSON in printable ASCII."""
-    import json
+    from ..netstate.formats.json_text import encode_json
 
-    return json.dumps(document, indent=indent).replace("\x7f", "\\u007f")
+    return encode_json(document, indent)
 
 
 def write_controls(stream: TextIO, text: str) -> None:

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 
 from ..generated_text import CheckedText, fill, fill_marks, join, word
-from .guard_files import GUARD_PATH, block_path, link_guard_path
-from .systemd_units import POLICY_PATH, require_safe_path
+from .systemd_units import POLICY_PATH, path_values
 
 INIT_DIR = "/etc/init.d"
 _GUARD, _SERVICE = SCRIPT_NAMES = ("nftpolicy-guard", "nftpolicy")
@@ -41,14 +40,7 @@ def render_scripts(program: str, nft: str, policy: str = POLICY_PATH) -> dict[st
     Raises:
         ValueError: a path has a character with a special meaning in sh.
     """
-    values = {
-        "PROGRAM": require_safe_path(program),
-        "NFT": require_safe_path(nft),
-        "POLICY": require_safe_path(policy),
-        "GUARD": word(GUARD_PATH),
-        "BLOCK": word(block_path(GUARD_PATH)),
-        "LINK": word(link_guard_path(GUARD_PATH)),
-    }
+    values = {name.upper(): path for name, path in path_values(program, nft, policy).items()}
     return {name: fill_marks(_template(name), {**values, "START": _START[name]}) for name in SCRIPT_NAMES}
 
 

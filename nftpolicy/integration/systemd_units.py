@@ -223,17 +223,24 @@ def render_units(program: str, nft: str, policy: str = POLICY_PATH) -> dict[str,
         ValueError: a path has a character with a special meaning in a unit.
     """
     values = {
+        **path_values(program, nft, policy),
+        "sandbox": own_text(_SANDBOX),
+        "hardening": fill(_HARDENING, sandbox=own_text(_SANDBOX)),
+        "resolvers": own_text(_ALL_RESOLVERS),
+    }
+    return {name: fill(_UNITS[name], **values) for name in _UNITS}
+
+
+def path_values(program: str, nft: str, policy: str) -> dict[str, CheckedText]:
+    """Return the paths that a unit or an init script names, by field. Raises ValueError as require_safe_path."""
+    return {
         "program": require_safe_path(program),
         "nft": require_safe_path(nft),
         "policy": require_safe_path(policy),
         "guard": word(GUARD_PATH),
         "link": word(link_guard_path(GUARD_PATH)),
         "block": word(block_path(GUARD_PATH)),
-        "sandbox": own_text(_SANDBOX),
-        "hardening": fill(_HARDENING, sandbox=own_text(_SANDBOX)),
-        "resolvers": own_text(_ALL_RESOLVERS),
     }
-    return {name: fill(_UNITS[name], **values) for name in _UNITS}
 
 
 def require_safe_path(path: str) -> CheckedText:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from attrs import evolve, frozen
 
 from ..netstate.formats import nft_text
-from ..netstate.nft import Element, Rule, Set, Table
+from ..netstate.nft import Chain, Set, Table
 from ..netstate.operations import (
     IpRuleChange,
     NftTransaction,
@@ -138,35 +138,24 @@ def _step_groups(observed: NetState, desired: NetState) -> _StepGroups:
 
 def writable_part(table: Table) -> Table:
     """Return the table without the foreign objects and rules that this version cannot write."""
-    chains = filter(nft_text.can_name, table.chains)
     return evolve(
         table,
-        chains=tuple(evolve(chain, rules=tuple(filter(_is_writable, chain.rules))) for chain in chains),
+        chains=tuple(map(_writable_rules, filter(nft_text.can_name, table.chains))),
         sets=tuple(map(_writable_elements, filter(nft_text.can_name, table.sets))),
         counters=tuple(filter(nft_text.can_name, table.counters)),
         unknown=(),
     )
 
 
+def _writable_rules(chain: Chain) -> Chain:
+    """Return the chain without the rules that this version cannot write."""
+    return evolve(chain, rules=tuple(rule for rule in chain.rules if nft_text.can_write(nft_text.rule_text, rule)))
+
+
 def _writable_elements(item: Set) -> Set:
     """Return the set without the elements that nft text cannot carry, such as a device with a quote in its name."""
-
-    def is_writable(element: Element) -> bool:
-        try:
-            nft_text.elements_text(item, (element,))
-        except ValueError:
-            return False
-        return True
-
-    return evolve(item, elements=frozenset(filter(is_writable, item.elements)))
-
-
-def _is_writable(rule: Rule) -> bool:
-    try:
-        nft_text.rule_text(rule)
-    except ValueError:
-        return False
-    return True
+    writable = (each for each in item.elements if nft_text.can_write(nft_text.elements_text, item, (each,)))
+    return evolve(item, elements=frozenset(writable))
 
 
 def _route_key(route: Route) -> tuple[int, int, str, int]:

@@ -43,19 +43,11 @@ def diff_tables(old: Table | None, new: Table | None) -> list[NftOperation]:
         return creation + _object_operations(Table(new.family, new.name), new)
     if not old.has_foreign_objects:
         operations = _object_operations(old, new)
-        if all(map(_is_writable, operations)):
+        if all(nft_text.can_write(nft_text.operation_text, operation) for operation in operations):
             return operations
     # Foreign objects in our table cannot be deleted one by one: this version, or nft text, cannot name them.
     deletion = NftOperation("delete", old.family, old.name, old)
     return [deletion, *creation, *_object_operations(Table(new.family, new.name), new)]
-
-
-def _is_writable(operation: NftOperation) -> bool:
-    try:
-        nft_text.operation_text(operation)
-    except ValueError:
-        return False
-    return True
 
 
 def _object_operations(old: Table, new: Table) -> list[NftOperation]:

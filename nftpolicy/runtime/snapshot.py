@@ -6,7 +6,6 @@ A proof of the snapshot, on any machine and without root, is the proof of the ma
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -14,7 +13,7 @@ from attrs import Factory, frozen
 
 from ..exceptions import NftpolicyError
 from ..netstate.formats import router_snapshot
-from ..netstate.formats.json_text import parse_json
+from ..netstate.formats.json_text import encode_json, parse_json
 from ..netstate.formats.snapshot_codec import decode_value, encode_value
 from ..netstate.formats.state_check import require_valid
 from ..netstate.state import NetState, ports_of_devices
@@ -114,8 +113,7 @@ def policy_in_force(name: str, text: bytes, accounts: AccountLookup) -> PolicyIn
 
 def encode_snapshot(snapshot: Snapshot) -> str:
     """Return the document of a snapshot."""
-    document = json.dumps({"format": FORMAT, **encode_value(snapshot)}, indent=1)
-    return document.replace("\x7f", "\\u007f") + "\n"  # printable on a terminal too
+    return encode_json({"format": FORMAT, **encode_value(snapshot)}, indent=1) + "\n"
 
 
 def decode_snapshot(text: bytes) -> Snapshot:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""JSON text to values, without a loss: an object may have each key once."""
+"""JSON text to values, without a loss, and values to JSON in printable ASCII."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def parse_json(text: bytes) -> Any:
         RecursionError: it is nested too deeply.
     """
     return json.loads(text, object_pairs_hook=_unique_keys)
+
+
+def encode_json(document: Any, indent: int | None = None) -> str:
+    """Return a document as JSON in printable ASCII: json.dumps leaves DEL as it is."""
+    return json.dumps(document, indent=indent).replace("\x7f", "\\u007f")
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ into the ruleset.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import attrs
 
@@ -95,10 +95,14 @@ def has_writable_names(table: nft.Table) -> bool:
 
 def can_name(item: nft.Chain | nft.Set | nft.NamedCounter) -> bool:
     """Return True if nft text can carry the name of an object, and the devices that a chain is hooked at."""
+    hook = item.hook if isinstance(item, nft.Chain) else None
+    return can_write(identifier, item.name) and (hook is None or can_write(hook_text, hook))
+
+
+def can_write(write: Callable[..., str], *arguments: object) -> bool:
+    """Return True if a function of this module can write its arguments, False if it raises ValueError."""
     try:
-        identifier(item.name)
-        if isinstance(item, nft.Chain) and item.hook:
-            hook_text(item.hook)
+        write(*arguments)
     except ValueError:
         return False
     return True
