@@ -528,21 +528,20 @@ def test_every_event_of_watch_is_in_the_page() -> None:
 
 def test_page_has_the_numbers_of_ip_rules_and_routes() -> None:
     step = object_names.MARK_RULE_STEP
-    first = [
-        object_names.LINK_LOCAL_RULE_PRIORITY,
-        object_names.MARK_RULE_PRIORITY,
-        object_names.MARK_RULE_PRIORITY + object_names.UNREACHABLE_OFFSET,
+    of_marks = [
+        object_names.MARK_RULE_PRIORITY + offset
+        for offset in (object_names.LINK_LOCAL_OFFSET, 0, object_names.UNREACHABLE_OFFSET)
     ]
-    wanted = [str(first[0]), f"{first[1]} + {step}", f"{first[2]} + {step}"]
-    wanted += [
+    others = [
+        object_names.USER_LINK_LOCAL_PRIORITY,
         object_names.USER_RULE_PRIORITY,
         object_names.USER_UNREACHABLE_PRIORITY,
-        object_names.MAIN_RULE_PRIORITY,
         object_names.FINAL_UNREACHABLE_PRIORITY,
     ]
     source = section(file_page(), "ip rules")
-    assert re.findall(r"^\.It (\d+(?: \+ \d+)?)", source, re.MULTILINE) == [*map(str, wanted)]
-    assert f"above {object_names.FINAL_UNREACHABLE_PRIORITY} are" in plain(source)
+    found = re.findall(r"^\.It (\d+(?: \+ \d+)?)", source, re.MULTILINE)
+    assert found == [*(f"{priority} + {step}" for priority in of_marks), *map(str, others)]
+    assert f"before {of_marks[0]} that" in plain(source)
     routes = plain(section(file_page(), "Routes"))
     assert f"metric {object_names.UNREACHABLE_METRIC}" in routes
     assert f"protocol {RTPROT_NFTPOLICY}" in routes

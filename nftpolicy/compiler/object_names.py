@@ -22,15 +22,16 @@ GUARD_PRIORITY = 10000
 BLOCK_PRIORITY = 20000  # after the guard, so it also drops packets that the guard accepts
 
 # Priorities of the ip rules: before l3mdev's 1000, mwan3's 1001 and netifd's 10000.
-LINK_LOCAL_RULE_PRIORITY = 500
 MARK_RULE_PRIORITY = 510
 MARK_RULE_STEP = 10
+LINK_LOCAL_OFFSET = -2  # IPv6 link-local destinations, before the lookup rule of each mark
 UNREACHABLE_OFFSET = 5  # offset after the lookup rule of each mark
 # After the marks of all uplinks, so that a mark takes precedence over a user.
+USER_LINK_LOCAL_PRIORITY = 848
 USER_RULE_PRIORITY = 850
 USER_UNREACHABLE_PRIORITY = 855
-MAIN_RULE_PRIORITY = 900
-FINAL_UNREACHABLE_PRIORITY = 910
+# After main, default and the rules of all other software, which decide for unmarked packets.
+FINAL_UNREACHABLE_PRIORITY = 40000
 
 FIRST_GATEWAY_METRIC = 1024  # of an uplink's gateways; the kernel's default for IPv6
 # The highest metric that both families accept; 0xffffffff is IPv6's own null route.

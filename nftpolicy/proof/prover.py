@@ -15,7 +15,7 @@ from .bypass import environment_assumptions
 from .context import ProofContext
 from .dns_isolation import check_dns_isolation
 from .inherited_marks import inherited_mark_assumptions
-from .mark_confinement import check_ip_rules, check_mark_confinement
+from .mark_confinement import check_mark_confinement
 from .no_leak import check_no_leak, check_unnamed_devices
 from .spec import Spec
 from .usability import check_usability
@@ -37,8 +37,6 @@ def prove(state: NetState, spec: Spec, progress: Progress = lambda _: None, usab
         findings += check_no_leak(context, spec, uplink)
         progress(f"P2 {uplink.name}")
         findings += check_mark_confinement(context, spec, uplink)
-        if spec.has_policy and uplink.table is not None:
-            findings += check_ip_rules(context, spec, uplink)
         if spec.has_policy and uplink.resolver is not None:
             progress(f"P5 {uplink.name}")
             findings += check_dns_isolation(context, spec, uplink)

@@ -232,12 +232,11 @@ def test_runner_ip_rule_repair_keeps_counters(applied: Router) -> None:
 def test_runner_accepts_rules_made_by_netifd(applied: Router) -> None:
     """netifd deletes all rules when it starts, and adds those of UCI again, which have no protocol."""
     applied.space.ip("rule flush", "rule add priority 32766 lookup main", "rule add priority 510 fwmark 1/1 lookup 1")
-    applied.space.ip("rule add priority 515 fwmark 1/1 unreachable", "rule add priority 900 lookup main")
-    applied.space.ip("rule add priority 910 unreachable")
+    applied.space.ip("rule add priority 515 fwmark 1/1 unreachable", "rule add priority 40000 unreachable")
     assert right(applied)
-    applied.ash("-c", "ip rule del priority 910")
+    applied.ash("-c", "ip rule del priority 40000")
     applied.nftpolicy("reconcile")
-    assert "910:\tfrom all unreachable proto 78" in applied.space.run(["ip", "rule"]).stdout
+    assert "40000:\tfrom all unreachable proto 78" in applied.space.run(["ip", "rule"]).stdout
 
 
 def test_runner_without_egress_hook_guards_ip_layer(router: Router) -> None:
