@@ -45,6 +45,7 @@ def command(
     kernel = this_kernel()
     from ..runtime.apply.executor import unwritable_port_message
     from ..runtime.apply.transaction import ChangeOptions, TargetPolicy
+    from ..runtime.foreign_rules import foreign_rules
 
     wanted = TargetPolicy(policy, (source.name, source.text.encode()))
     with change_errors_as_failure(source):
@@ -65,5 +66,7 @@ def command(
         )
     for port in sorted(checked_plan.planned.unwritable_ports):
         warn(unwritable_port_message(port))
+    for conflict in foreign_rules(kernel.ip_rules(), policy):
+        warn(str(conflict))
     print_report(report)
     print(f"{policy.name}: {describe_result(checked_plan.planned, 'applied', _UNCHANGED)}")

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
     """Show if the policy is in force, with counters and sockets.
 
-    Exits with 1 if guard, ip rules, routes or sysctls differ from the policy.
+    Exits with 1 if guard, ip rules, routes or sysctls differ from the policy, if the uplinks are stopped, or if
+    a foreign ip rule starves the services.
     """
     kernel = this_kernel()
     from ..runtime.apply.executor import plan_change
@@ -47,6 +48,8 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
         warn(line)
     for route in state.misplaced_routes:
         warn(f"not in its uplink's table, so the guard drops packets that use it: {route}")
+    for conflict in state.foreign_rules:
+        warn(str(conflict))
     for line in leaks:
         warn(line)
     if not state.as_expected:

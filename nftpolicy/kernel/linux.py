@@ -22,7 +22,7 @@ from ..netstate.operations import (
     Step,
     SysctlChange,
 )
-from ..netstate.routing import Sysctl
+from ..netstate.routing import IpRule, Sysctl
 from ..netstate.state import CounterValues, NetState
 from . import nft_list
 from .bypass import take_looks
@@ -137,6 +137,9 @@ class Linux:
 
     def ip_families(self) -> tuple[int, ...]:
         return (4, 6) if (PROC_SYS / "net/ipv6").exists() else (4,)
+
+    def ip_rules(self) -> tuple[IpRule, ...]:
+        return tuple(rule for family in self.ip_families() for rule in self._rtnetlink.rules(family))
 
     def device_names(self) -> set[str]:
         return self._rtnetlink.device_names()

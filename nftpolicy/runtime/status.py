@@ -14,6 +14,7 @@ from ..netstate.state import CounterValues
 from ..policy.objects import Policy
 from .apply.executor import PlannedChange, unwritable_port_message
 from .apply.step_text import plan_lines
+from .foreign_rules import STARVES, ForeignRule, foreign_rules
 from .services.socket_classifier import SocketVerdict
 from .services.socket_verdicts import read_verdicts_or_reason
 
@@ -27,7 +28,8 @@ class Status:
     steps to the policy, as text. `misplaced_routes`: foreign routes over an uplink outside its
     table; they open no path and do not count for `as_expected`. `sockets`: the sockets related to
     an uplink, None if they cannot be read, for the reason in `socket_error`; they do not count for
-    `as_expected`, since the guard drops packets of wrong sockets.
+    `as_expected`, since the guard drops packets of wrong sockets. `foreign_rules`: the ip rules of
+    others that conflict with the policy.
     """
 
     policy: Policy
@@ -38,11 +40,17 @@ class Status:
     sockets: tuple[SocketVerdict, ...] | None = None
     socket_error: str = ""
     is_blocked: bool = False
+    foreign_rules: tuple[ForeignRule, ...] = ()
 
     @property
     def as_expected(self) -> bool:
-        """True if the kernel holds exactly the compiled policy, and no block."""
-        return all(self.parts.values()) and not self.is_blocked
+        """True if the kernel holds exactly the compiled policy, no block, and no foreign rule that starves services."""
+        return all(self.parts.values()) and not self.is_blocked and not self.is_starved
+
+    @property
+    def is_starved(self) -> bool:
+        """True if a foreign ip rule decides for all packets of services."""
+        return any(conflict.effect == STARVES for conflict in self.foreign_rules)
 
     @property
     def guarded(self) -> bool:
@@ -58,6 +66,7 @@ class Status:
             "parts": self.parts,
             "differences": list(self.differences),
             "strays": list(self.misplaced_routes),
+            "foreign_rules": [conflict.as_json() for conflict in self.foreign_rules],
             "uplinks": {
                 name: {"devices": list(uplink.devices), "mark": str(uplink.mark), "table": uplink.table}
                 for name, uplink in self.policy.uplink.items()
@@ -94,4 +103,5 @@ def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Statu
         sockets=None if sockets is None else tuple(sockets),
         socket_error=trouble,
         is_blocked=any(name == object_names.BLOCK_TABLE for _, name in kernel.table_names()),
+        foreign_rules=foreign_rules(kernel.ip_rules(), policy),
     )

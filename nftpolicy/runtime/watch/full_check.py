@@ -16,11 +16,13 @@ from ...proof.prover import prove
 from ...proof.verdict import PROVED, UNKNOWN
 from ..apply.executor import plan_change
 from ..apply.transaction import PolicyApplier
+from ..foreign_rules import STARVES, foreign_rules
 
 # A neighbour can cause any number of routes. These take 2 s and 70 MB to prove.
 MAX_ROUTES = 20_000
 _TOO_MANY_ROUTES = -1  # stands for the hash of such a state
 _MAX_FAILURES = 6  # reported findings
+_MAX_FOREIGN_RULES = 20  # reported
 
 
 def run_full_check(
@@ -74,6 +76,10 @@ def run_full_check(
         "state": state_hash,
         "verdict": proof.verdict,
         "failures": failures[:_MAX_FAILURES],
+        "foreign_rules": [
+            {"what": str(conflict), "starves": conflict.effect == STARVES}
+            for conflict in foreign_rules(state.rules, policy)[:_MAX_FOREIGN_RULES]
+        ],
     }
 
 

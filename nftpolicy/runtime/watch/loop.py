@@ -391,7 +391,8 @@ class Watch:
         if self.policy is None:
             return "no policy is in force"
         blocked = "BLOCKED, " if self.is_blocked else ""
-        return f"{blocked}{self.policy.name}: {self.verdict or 'enforced'}"
+        starved = ", services are starved by foreign ip rules: see nftpolicy status" if self._proof.is_starved else ""
+        return f"{blocked}{self.policy.name}: {self.verdict or 'enforced'}{starved}"
 
     def _notify_status(self) -> None:
         self.environment.service_manager.notify(STATUS=self._status())

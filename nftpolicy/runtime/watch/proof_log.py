@@ -14,7 +14,8 @@ class ProofLog:
     """Last verdict, and the state that it is about.
 
     `state` is a hash of that state; None: no state, so the next one is proved. `verdict` is "" before
-    the first proof. `failures` are the statements that it did not prove.
+    the first proof. `failures` are the statements that it did not prove. `is_starved`: a foreign ip
+    rule decides for all packets of services.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -27,6 +28,8 @@ class ProofLog:
         self.state: int | None = None
         self.verdict = ""
         self.failures: list[str] = []
+        self.is_starved = False
+        self._foreign_rules: frozenset[str] = frozenset()
 
     def record(self, result: dict[str, Any]) -> None:
         """Take over the result of a full check that includes a proof; log a verdict that is new."""
@@ -38,6 +41,15 @@ class ProofLog:
             self._logged = proof
             why = {"why": self.failures} if self.failures else {}
             self._environment.log_event("proof", {"verdict": self.verdict, **why})
+        self._record_foreign_rules(result.get("foreign_rules", []))
+
+    def _record_foreign_rules(self, conflicts: list[dict[str, Any]]) -> None:
+        """Log the foreign ip rules that conflict with the policy since this check."""
+        for conflict in conflicts:
+            if conflict["what"] not in self._foreign_rules:
+                self._environment.log_event("foreign-rule", {"what": conflict["what"]})
+        self._foreign_rules = frozenset(conflict["what"] for conflict in conflicts)
+        self.is_starved = any(conflict["starves"] for conflict in conflicts)
 
     @property
     def requires_block(self) -> bool:
