@@ -9,7 +9,7 @@ import typer
 
 from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report
 from .common import change_errors_as_failure, describe_result, read_policy, this_kernel, warn
-from .options import DryRun, PolicyFile, WaitSeconds
+from .options import LOCK_WAIT, DryRun, PolicyFile, WaitSeconds
 
 _UNCHANGED = "in force already, nothing to change"
 
@@ -26,7 +26,7 @@ def command(
             help="Seconds until rollback, unless 'nftpolicy confirm'.",
         ),
     ] = 0,
-    wait: WaitSeconds = 0,
+    wait: WaitSeconds = LOCK_WAIT,
     via_block: Annotated[
         bool, typer.Option("--via-block", help="Stop all traffic on the uplinks during the change.")
     ] = False,

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report
 from .common import Failure, applied_policy, change_errors_as_failure, describe_result, this_kernel
-from .options import DryRun, UnreadPolicyFile, WaitSeconds
+from .options import LOCK_WAIT, DryRun, UnreadPolicyFile, WaitSeconds
 
 if TYPE_CHECKING:
     from ..policy.errors import PolicyText
 
 
-def command(file: UnreadPolicyFile = None, dry_run: DryRun = False, wait: WaitSeconds = 0) -> None:
+def command(file: UnreadPolicyFile = None, dry_run: DryRun = False, wait: WaitSeconds = LOCK_WAIT) -> None:
     """Remove all of nftpolicy from the kernel: opens the uplinks.
 
     It needs no policy file. The guard is removed last.

@@ -47,7 +47,7 @@ class ChangeOptions:
     during the change. `ignore_foreign`: apply also if a foreign ruleset lets packets leak.
     """
 
-    wait: float = 0
+    wait: float = 5  # watch holds the lock for a moment whenever it repairs
     via_block: bool = False
     ignore_foreign: bool = False
 
