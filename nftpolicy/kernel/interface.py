@@ -48,6 +48,9 @@ class Kernel(Protocol):
     def ip_families(self) -> tuple[int, ...]:
         """Return the address families of this kernel: (4, 6) or (4,)."""
 
+    def loopback_families(self) -> tuple[int, ...]:
+        """Return the address families that lo has now: neither if it is down, no IPv6 if that is switched off."""
+
     def device_names(self) -> set[str]:
         """Return the names of all network devices."""
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .live_sockets import LiveSockets
 
 PROC_SYS = Path("/proc/sys")
+_LOOPBACK_ADDRESSES = {4: "127.0.0.1", 6: "::1"}
 _GLOBAL_SYSCTLS = (
     "net/ipv4/fwmark_reflect",
     "net/ipv6/fwmark_reflect",
@@ -137,6 +138,10 @@ class Linux:
 
     def ip_families(self) -> tuple[int, ...]:
         return (4, 6) if (PROC_SYS / "net/ipv6").exists() else (4,)
+
+    def loopback_families(self) -> tuple[int, ...]:
+        addresses = self._rtnetlink.loopback_addresses()
+        return tuple(family for family, address in _LOOPBACK_ADDRESSES.items() if address in addresses)
 
     def device_names(self) -> set[str]:
         return self._rtnetlink.device_names()

@@ -13,7 +13,7 @@ from attrs import evolve
 
 from ..netstate.routing import TABLE_MAIN, IpRule
 from ..netstate.state import NetState
-from .assumptions import TABLE_LOCAL
+from .assumptions import TABLE_DEFAULT, TABLE_LOCAL
 from .spec import UplinkSpec
 
 _TERMINAL_ACTIONS = ("unreachable", "prohibit", "blackhole")
@@ -30,7 +30,7 @@ def rpdb_faults(state: NetState, uplink: UplinkSpec, family: int, other_uplinks:
     faults = [
         *_faults_of_marked(rules, uplink),
         *_faults_of_table(state, uplink, family),
-        *_faults_of_unmarked(rules, uplink, other_tables),
+        *_faults_of_unmarked(state, rules, uplink, other_tables),
     ]
     for uid in uplink.unmarked_uids:
         faults += _faults_of_user(rules, uplink, uid, other_tables)
@@ -50,7 +50,7 @@ def _faults_of_marked(rules: Sequence[IpRule], uplink: UplinkSpec) -> Iterator[s
             yield f"ip rule {rule.priority} ({rule.action}) is not supported by this check"
     if not any(_sends_all_to_table(rule, uplink, True) for rule in deciding):
         yield f"no ip rule sends all packets with the mark to table {uplink.table}"
-    if not _ends_terminally(deciding):
+    if not _ends_terminally(deciding, uplink, True):
         yield f"if table {uplink.table} is emptied, packets with the mark continue at the next rule"
 
 
@@ -67,14 +67,18 @@ def _faults_of_table(state: NetState, uplink: UplinkSpec, family: int) -> Iterat
         yield f"table {uplink.table} does not end in an unreachable route"
 
 
-def _faults_of_unmarked(rules: Sequence[IpRule], uplink: UplinkSpec, other_tables: set[int | None]) -> Iterator[str]:
+def _faults_of_unmarked(
+    state: NetState, rules: Sequence[IpRule], uplink: UplinkSpec, other_tables: set[int | None]
+) -> Iterator[str]:
     """Yield the faults in the lookups of packets without the mark."""
     deciding = list(_deciding_rules(rules, uplink, False))
-    allowed = {TABLE_LOCAL, TABLE_MAIN, *other_tables}
+    allowed = {TABLE_LOCAL, TABLE_MAIN, TABLE_DEFAULT, *other_tables}
     for rule in deciding:
         if rule.action == "lookup" and rule.table not in allowed and not _is_uid_rule(rule, uplink):
+            if _leads_to_loopback(state, rule):
+                continue
             yield f"packets without the mark may be looked up in table {rule.table} (ip rule {rule.priority})"
-    if not _ends_terminally(deciding):
+    if not _ends_terminally(deciding, uplink, False):
         yield "no unreachable rule ends the lookups of packets without a route"
 
 
@@ -90,7 +94,7 @@ def _faults_of_user(
             yield f"packets of user {uid} may be looked up in table {rule.table} (ip rule {rule.priority})"
     if not any(_sends_all_to_table(rule, uplink, False) for rule in deciding):
         yield f"no ip rule sends the packets of user {uid} to table {uplink.table}"
-    if not _ends_terminally(deciding):
+    if not _ends_terminally(deciding, uplink, False):
         yield f"if table {uplink.table} is emptied, packets of user {uid} continue at the next rule"
 
 
@@ -142,8 +146,19 @@ def _sends_all_to_table(rule: IpRule, uplink: UplinkSpec, marked: bool) -> bool:
     return rule.action == "lookup" and rule.table == uplink.table and _must_match(rule, uplink, marked)
 
 
-def _ends_terminally(deciding: Sequence[IpRule]) -> bool:
-    return bool(deciding) and deciding[-1].action in _TERMINAL_ACTIONS
+def _ends_terminally(deciding: Sequence[IpRule], uplink: UplinkSpec, marked: bool) -> bool:
+    return bool(deciding) and deciding[-1].action in _TERMINAL_ACTIONS and _must_match(deciding[-1], uplink, marked)
+
+
+def _leads_to_loopback(state: NetState, rule: IpRule) -> bool:
+    """Return True if all routes of the rule's table leave by lo."""
+    hops = [
+        hop
+        for route in state.routes
+        if (route.family, route.table) == (rule.family, rule.table)
+        for hop in route.all_nexthops
+    ]
+    return bool(hops) and all(hop.device == "lo" for hop in hops)
 
 
 def _is_uid_rule(rule: IpRule, uplink: UplinkSpec) -> bool:

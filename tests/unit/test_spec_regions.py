@@ -6,6 +6,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.compiler.object_names import FINAL_UNREACHABLE_PRIORITY
 from nftpolicy.model.symbolic.box import points
 from nftpolicy.netstate.routing import IpRule
 from nftpolicy.policy.load import load
@@ -103,7 +104,11 @@ def test_compiled_ip_rule_for_some_packets_only_is_a_fault(selector):
     """Narrow the rule for the mark, the end of its lookups, and the end of those without the mark."""
     everything = with_rule(IpRule(4, 32766, table=254))
     assert faults(rules=everything) == []
-    narrowed = [rule for rule in everything if rule.family == 4 and (rule.mark == WAN.value or rule.priority == 910)]
+    narrowed = [
+        rule
+        for rule in everything
+        if rule.family == 4 and (rule.mark == WAN.value or rule.priority == FINAL_UNREACHABLE_PRIORITY)
+    ]
     assert len(narrowed) == 3
     for rule in narrowed:
         assert faults(rules=tuple(evolve(each, **selector) if each is rule else each for each in everything)) != []
@@ -133,7 +138,7 @@ def test_ip_rule_before_the_compiled_ones_is_a_fault(rule, part):
         IpRule(4, 5, action="nop"),
         IpRule(4, 5, table=255, mark=1, mask=1),
         IpRule(4, 5, table=7, mark=1, mask=255),
-        IpRule(4, 950, table=99),  # behind the end
+        IpRule(4, 50000, table=99),  # behind the end
         IpRule(6, 5, table=99),
     ],
 )
@@ -144,7 +149,9 @@ def test_ip_rule_that_leaves_marked_packets_is_no_fault(rule):
 
 def test_missing_ip_rule_or_route_is_a_fault():
     for index, rule in enumerate(STATE.rules):
-        if rule.family == 4 and (rule.table == 7 or (rule.mask and rule.mark == 1) or rule.priority == 910):
+        if rule.family == 4 and (
+            rule.table == 7 or (rule.mask and rule.mark == 1) or rule.priority == FINAL_UNREACHABLE_PRIORITY
+        ):
             assert faults(rules=(*STATE.rules[:index], *STATE.rules[index + 1 :]))
     terminal = next(route for route in STATE.routes if (route.family, route.table) == (4, 7))
     assert faults(routes=tuple(route for route in STATE.routes if route != terminal))
