@@ -10,7 +10,7 @@ from attrs import Factory, frozen
 from ..netstate.nft import NamedCounter, Table
 from ..netstate.state import NetState
 from ..policy.objects import Policy, Uplink
-from . import dns, exemptions, guard, ip_rules, mark_owner, object_names, replies, service_sets
+from . import dns, exemptions, guard, ip_rules, mark_owner, object_names, query_routing, replies, service_sets
 from .object_names import object_name
 from .sysctls import required_sysctls
 
@@ -21,12 +21,14 @@ class HostFacts:
 
     `bridge_ports`: bridge -> its ports. `has_egress_hook`: True if the kernel has the netdev egress hook;
     without it AF_PACKET sockets are not covered. `unhookable_devices`: absent devices, on a kernel that
-    cannot hook a chain at an absent device.
+    cannot hook a chain at an absent device. `loopback_families`: the IP families that lo has, without which
+    there is neither a resolver on lo nor a route by it.
     """
 
     bridge_ports: Mapping[str, Sequence[str]] = Factory(dict)
     has_egress_hook: bool = True
     unhookable_devices: frozenset[str] = frozenset()
+    loopback_families: tuple[int, ...] = query_routing.FAMILIES
 
 
 def compile_policy(policy: Policy, host: HostFacts = HostFacts()) -> NetState:
@@ -34,7 +36,14 @@ def compile_policy(policy: Policy, host: HostFacts = HostFacts()) -> NetState:
     tables = [_ip_table(policy)]
     if host.has_egress_hook:
         tables.append(_link_table(policy, host))
-    return NetState(tuple(tables), ip_rules.ip_rules(policy), ip_rules.uplink_routes(policy), required_sysctls(policy))
+    families = host.loopback_families
+    rules = (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy, families))
+    return NetState(
+        tuple(tables),
+        tuple(sorted(rules, key=lambda rule: (rule.family, rule.priority))),
+        (*ip_rules.uplink_routes(policy), *query_routing.routes(policy, families)),
+        required_sysctls(policy),
+    )
 
 
 def _ip_table(policy: Policy) -> Table:
@@ -43,6 +52,9 @@ def _ip_table(policy: Policy) -> Table:
     chains = [*replies.arrival_chains(policy), replies.restore_chain(policy)]
     if has_resolver:
         chains.append(dns.redirect_chain(policy, services))
+    refusal_chain = query_routing.refusal_chain(policy)
+    if refusal_chain is not None:
+        chains.append(refusal_chain)
     chains += guard.guard_chains(policy, services)
     for name, uplink in policy.uplink.items():
         chains.append(mark_owner.mark_owner_chain(name, uplink, services[name], has_resolver))
@@ -53,6 +65,8 @@ def _ip_table(policy: Policy) -> Table:
         sets += service_sets.nft_sets(name, services[name])
     sets += dns.listen_sets(policy)
     counters = [NamedCounter(object_names.UNNAMED_DEVICE)]
+    if refusal_chain is not None:
+        counters.append(NamedCounter(object_names.UNROUTED_QUERIES))
     for name, uplink in policy.uplink.items():
         counters += [NamedCounter(counter, ("uplink", name)) for counter in _counters(name, uplink)]
     return Table("inet", object_names.TABLE, tuple(chains), tuple(sets), tuple(counters))

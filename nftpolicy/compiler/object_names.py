@@ -12,6 +12,7 @@ SHADOW_TABLE = "nftpolicy-second"  # shadow guard: a copy of the guard, writable
 PORT_BLOCK_TABLE = "nftpolicy-ports"  # drops all frames at ports whose names nft text cannot carry
 AUXILIARY_TABLES = (BLOCK_TABLE, SHADOW_TABLE, PORT_BLOCK_TABLE)  # temporary; proofs of the guard do not rely on them
 UNNAMED_DEVICE = "unnamed-device"  # counter of packets to devices that the policy does not name
+UNROUTED_QUERIES = "dns-unrouted"  # chain and counter of DNS queries without a route that are not redirected
 
 # Hook priorities. Connection tracking is at -200, destination NAT at -100, source NAT at 100
 # (include/uapi/linux/netfilter_ipv4.h); the guard comes after every foreign base chain.
@@ -30,7 +31,9 @@ UNREACHABLE_OFFSET = 5  # offset after the lookup rule of each mark
 USER_LINK_LOCAL_PRIORITY = 848
 USER_RULE_PRIORITY = 850
 USER_UNREACHABLE_PRIORITY = 855
-# After main, default and the rules of all other software, which decide for unmarked packets.
+# Behind main (32766), default (32767) and the rules of other software, which decide for unmarked packets.
+QUERY_RULE_PRIORITY = 33000
+QUERY_TABLE = 7853  # of the routes of DNS queries by lo; 853 is the port of DNS over TLS
 FINAL_UNREACHABLE_PRIORITY = 40000
 
 FIRST_GATEWAY_METRIC = 1024  # of an uplink's gateways; the kernel's default for IPv6

@@ -88,6 +88,9 @@ class FakeKernel:
     def ip_families(self) -> tuple[int, ...]:
         return self._families
 
+    def loopback_families(self) -> tuple[int, ...]:
+        return self._families
+
     def bridge_ports(self, devices: Iterable[str]) -> Mapping[str, Sequence[str]]:
         return {device: self._ports[device] for device in devices if device in self._ports}
 

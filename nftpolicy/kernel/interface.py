@@ -52,6 +52,9 @@ class Kernel(Protocol):
     def ip_rules(self) -> tuple[IpRule, ...]:
         """Return all ip rules of the families of this kernel, in the order in which it asks them."""
 
+    def loopback_families(self) -> tuple[int, ...]:
+        """Return the address families that lo has now: neither if it is down, no IPv6 if that is switched off."""
+
     def device_names(self) -> set[str]:
         """Return the names of all network devices."""
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from .live_sockets import LiveSockets
 
 PROC_SYS = Path("/proc/sys")
+_LOOPBACK_ADDRESSES = {4: "127.0.0.1", 6: "::1"}
 _GLOBAL_SYSCTLS = (
     "net/ipv4/fwmark_reflect",
     "net/ipv6/fwmark_reflect",
@@ -140,6 +141,10 @@ class Linux:
 
     def ip_rules(self) -> tuple[IpRule, ...]:
         return tuple(rule for family in self.ip_families() for rule in self._rtnetlink.rules(family))
+
+    def loopback_families(self) -> tuple[int, ...]:
+        addresses = self._rtnetlink.loopback_addresses()
+        return tuple(family for family, address in _LOOPBACK_ADDRESSES.items() if address in addresses)
 
     def device_names(self) -> set[str]:
         return self._rtnetlink.device_names()

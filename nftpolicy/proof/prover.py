@@ -17,6 +17,7 @@ from .dns_isolation import check_dns_isolation
 from .inherited_marks import inherited_mark_assumptions
 from .mark_confinement import check_mark_confinement
 from .no_leak import check_no_leak, check_unnamed_devices
+from .query_routes import check_query_routes, query_route_assumptions
 from .spec import Spec
 from .usability import check_usability
 from .verdict import Finding, Proof
@@ -40,6 +41,7 @@ def prove(state: NetState, spec: Spec, progress: Progress = lambda _: None, usab
         if spec.has_policy and uplink.resolver is not None:
             progress(f"P5 {uplink.name}")
             findings += check_dns_isolation(context, spec, uplink)
+            findings += check_query_routes(context, spec, uplink)
     if spec.has_policy:
         findings += check_unnamed_devices(context, spec)
     if spec.has_policy and usability:
@@ -93,5 +95,6 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
         yield f"AF_PACKET sockets (CAP_NET_RAW) reach an uplink by {hooked} only, not by a renamed or new device"
     for port in (port for uplink in spec.uplinks for port in uplink.ports):
         yield f"a frame that a bridge forwards to {port} from another port is not of this machine"
+    yield from query_route_assumptions(state, spec)
     if spec.has_policy and spec.frames:
         yield "a frame of an AF_PACKET socket that set the mark itself counts as marked, whatever process sent it"

@@ -200,13 +200,15 @@ class Spec:
 
     Without a policy, `inside` is None and only the devices and marks of the uplinks are known.
     `frames`: AF_PACKET sockets are checked too; without the egress hook of netdev in the kernel they
-    become an assumption instead. `families` are the IP families of the machine.
+    become an assumption instead. `families` are the IP families of the machine, `loopback_families` those
+    of lo, for a state without devices.
     """
 
     uplinks: tuple[UplinkSpec, ...]
     inside: tuple[str, ...] | None = None
     frames: bool = True
     families: tuple[int, ...] = IP_FAMILIES
+    loopback_families: tuple[int, ...] = IP_FAMILIES
 
     @property
     def has_policy(self) -> bool:

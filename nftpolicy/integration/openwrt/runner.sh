@@ -79,10 +79,12 @@ route_changes() {
 	ROUTES
 }
 
-# Convert lines of `route_changes` to commands of `ip -batch`. `ip -N` prints unreachable as 7.
+# Convert lines of `route_changes` to commands of `ip -batch`. `ip -N` prints unreachable as 7, and ipproto 17 as
+# ipproto ipproto-17, which ip does not read.
 ip_commands() {
 	while read -r kind line; do
 		case $line in
+		*" ipproto ipproto-"*) line="${line%%ipproto-*}${line#*ipproto-}" ;;
 		*" lookup "*) ;;
 		[0-9]*" 7") line="${line% 7} unreachable" ;;
 		esac

@@ -153,23 +153,16 @@ def _route_tests(version: int) -> dict[str, _Test]:
     }
 
 
-def _as_number(value: OptionValue | None) -> int:
-    """Return a number, 0 for what is not one: its own test reports that."""
-    try:
-        return parse_number(value) if isinstance(value, str) else 0
-    except ValueError:
-        return 0
-
-
 def _rule_faults(options: dict[str, OptionValue]) -> Iterator[str]:
     if "priority" not in options:
         yield "has no priority: netifd numbers such rules from 1, so a rule before it in the file changes its priority"
     if not options.keys() & {"lookup", "action", "goto"}:
         yield "has neither lookup, action nor goto: the rule has no effect"
-    if options.keys() & {"mark", "uidrange"} and _as_number(options.get("priority")) >= NETIFD_FIRST_PRIORITY:
-        yield f"comes after netifd's own rules, which begin at {NETIFD_FIRST_PRIORITY} and decide for its packets first"
     if {"lookup", "action"} <= options.keys():
         yield "has lookup and action: the action wins"
+    with suppress(ValueError):  # a fault of the option
+        if "action" not in options and parse_number(str(options.get("priority", 0))) >= NETIFD_FIRST_PRIORITY:
+            yield f"comes after netifd's own rules, which begin at {NETIFD_FIRST_PRIORITY}"
 
 
 def _route_faults(options: dict[str, OptionValue]) -> Iterator[str]:

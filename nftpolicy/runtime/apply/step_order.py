@@ -23,13 +23,16 @@ from .executor import PlannedChange
 from .proved_order import ProvedOrder
 
 
-def prove_desired(planned: PlannedChange, policy: Policy, families: tuple[int, ...]) -> Proof:
+def prove_desired(planned: PlannedChange, policy: Policy, kernel: Kernel) -> Proof:
     """Prove that the desired state leaks nothing.
 
     Usability (P3, P4) is not checked here; 'nftpolicy check' does.
     """
     spec = evolve(
-        build_spec(policy, planned.bridge_ports), frames=not planned.devices_without_link_guard, families=families
+        build_spec(policy, planned.bridge_ports),
+        frames=not planned.devices_without_link_guard,
+        families=kernel.ip_families(),
+        loopback_families=kernel.loopback_families(),
     )
     return prove(planned.desired, spec, usability=False)
 

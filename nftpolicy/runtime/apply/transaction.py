@@ -119,7 +119,7 @@ class PolicyApplier:
         after = None
         if target is not None:
             after = target.policy
-            proof = prove_desired(planned, after, self.kernel.ip_families())
+            proof = prove_desired(planned, after, self.kernel)
             if proof.verdict != PROVED:
                 raise PolicyNotProved(proof)
         order = self._safe_order(planned, earlier, after)
