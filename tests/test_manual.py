@@ -537,6 +537,7 @@ def test_page_has_the_numbers_of_ip_rules_and_routes() -> None:
         object_names.USER_RULE_PRIORITY,
         object_names.USER_UNREACHABLE_PRIORITY,
         object_names.QUERY_RULE_PRIORITY,
+        object_names.REPLY_RULE_PRIORITY,
         object_names.FINAL_UNREACHABLE_PRIORITY,
     ]
     source = section(file_page(), "ip rules")

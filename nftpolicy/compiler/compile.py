@@ -10,7 +10,19 @@ from attrs import Factory, frozen
 from ..netstate.nft import NamedCounter, Table
 from ..netstate.state import NetState
 from ..policy.objects import Policy, Uplink
-from . import dns, exemptions, guard, ip_rules, mark_owner, object_names, query_routing, replies, service_sets
+from . import (
+    dns,
+    exemptions,
+    guard,
+    ip_rules,
+    mark_owner,
+    object_names,
+    query_routing,
+    replies,
+    reply_routing,
+    service_sets,
+    wildcard_replies,
+)
 from .object_names import object_name
 from .sysctls import required_sysctls
 
@@ -37,7 +49,7 @@ def compile_policy(policy: Policy, host: HostFacts = HostFacts()) -> NetState:
     if host.has_egress_hook:
         tables.append(_link_table(policy, host))
     families = host.loopback_families
-    rules = (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy, families))
+    rules = (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy, families), *reply_routing.ip_rules(policy))
     return NetState(
         tuple(tables),
         tuple(sorted(rules, key=lambda rule: (rule.family, rule.priority))),
@@ -61,8 +73,9 @@ def _ip_table(policy: Policy) -> Table:
         chains.append(replies.reply_chain(name, uplink))
     chains += dns.resolver_chains(policy, services)
     sets = [guard.inside_set(policy)] if policy.inside else []
-    for name in policy.uplink:
+    for name, uplink in policy.uplink.items():
         sets += service_sets.nft_sets(name, services[name])
+        sets += wildcard_replies.sets(name, uplink)
     sets += dns.listen_sets(policy)
     counters = [NamedCounter(object_names.UNNAMED_DEVICE)]
     if refusal_chain is not None:
@@ -74,6 +87,8 @@ def _ip_table(policy: Policy) -> Table:
 
 def _counters(name: str, uplink: Uplink) -> list[str]:
     reasons = ["dropped", "stray", "unentitled", "unanswered", "not-local"]
+    if reply_routing.answered_udp_ports(uplink):
+        reasons.append(object_names.MISROUTED_REPLIES)
     if uplink.resolver:
         reasons += ["resolver-refused", "dns-blocked"]
     return [

@@ -13,7 +13,7 @@ from attrs import evolve
 
 from ..netstate.nft import ACCEPT, Chain, Hook, Match, Meta, Rule, Set, SetRef, Verdict
 from ..policy.objects import Policy, Uplink
-from . import dns, exemptions, matches, object_names
+from . import dns, exemptions, matches, object_names, wildcard_replies
 from .exemptions import kernel_chains
 from .matches import OUTPUT_DEVICE, TO_DNS
 from .object_names import object_name
@@ -80,7 +80,8 @@ def _inside(policy: Policy, services: Mapping[str, ServiceSets]) -> Chain:
         for name, uplink_services in services.items()
         for match in unmarked_user_matches(name, uplink_services)
     )
-    return Chain("inside", (*users, *strays, *_dns_jump(policy), Rule((ACCEPT,))), origin=("inside",))
+    replies = wildcard_replies.inside_drops(policy)
+    return Chain("inside", (*users, *strays, *replies, *_dns_jump(policy), Rule((ACCEPT,))), origin=("inside",))
 
 
 def _stray_chain(name: str) -> Chain:

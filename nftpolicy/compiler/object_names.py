@@ -11,6 +11,7 @@ BLOCK_TABLE = "nftpolicy-block"  # drops an uplink's packets; separate, so the g
 SHADOW_TABLE = "nftpolicy-second"  # shadow guard: a copy of the guard, writable by its owner only
 PORT_BLOCK_TABLE = "nftpolicy-ports"  # drops all frames at ports whose names nft text cannot carry
 AUXILIARY_TABLES = (BLOCK_TABLE, SHADOW_TABLE, PORT_BLOCK_TABLE)  # temporary; proofs of the guard do not rely on them
+MISROUTED_REPLIES = "misrouted-reply"  # counter of UDP replies that a route leads inside
 UNNAMED_DEVICE = "unnamed-device"  # counter of packets to devices that the policy does not name
 UNROUTED_QUERIES = "dns-unrouted"  # chain and counter of DNS queries without a route that are not redirected
 
@@ -34,6 +35,7 @@ USER_UNREACHABLE_PRIORITY = 855
 # Behind main (32766), default (32767) and the rules of other software, which decide for unmarked packets.
 QUERY_RULE_PRIORITY = 33000
 QUERY_TABLE = 7853  # of the routes of DNS queries by lo; 853 is the port of DNS over TLS
+REPLY_RULE_PRIORITY = 33100
 FINAL_UNREACHABLE_PRIORITY = 40000
 
 FIRST_GATEWAY_METRIC = 1024  # of an uplink's gateways; the kernel's default for IPv6

@@ -25,7 +25,7 @@ from ..netstate.nft import (
 )
 from ..policy.mark import Mark
 from ..policy.objects import Answer, Policy, Uplink
-from . import matches, object_names
+from . import matches, object_names, wildcard_replies
 from .matches import FLOW_MARK, INPUT_DEVICE
 from .object_names import object_name
 
@@ -64,6 +64,7 @@ def _uplink_arrival(name: str, uplink: Uplink, mark_bits: int) -> Chain:
         matches.count_and_drop(
             object_name(name, "not-local"), Match(Fib("type", ("daddr", "iif")), _LOCAL_TYPES, "!="), origin=origin
         ),
+        *wildcard_replies.arrival_rules(name, uplink),
         Rule((matches.IS_ORIGINAL, matches.BEGINS_FLOW, flow_mark), origin=origin),
         Rule((matches.IS_ORIGINAL, began_elsewhere, matches.set_mark(Mark(0, mark_bits)), ACCEPT), origin=origin),
         Rule((matches.set_mark(uplink.mark),), origin=origin),

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from ..model.packet import UDP
+from ..model.symbolic.box import points
 from ..netstate.state import NetState
 from .assumptions import add_assumed_environment
 from .bypass import environment_assumptions
@@ -96,5 +98,13 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
     for port in (port for uplink in spec.uplinks for port in uplink.ports):
         yield f"a frame that a bridge forwards to {port} from another port is not of this machine"
     yield from query_route_assumptions(state, spec)
+    udp = points(UDP)
+    for uplink in spec.uplinks:
+        for reply in uplink.replies:
+            if any(region.fields.get("protocol") == udp for region in reply.headers.get(4, ())):
+                yield (
+                    f"the server of answer {reply.name} sends its UDP replies from the address that was asked; "
+                    "one from another address is dropped where a route leads it inside"
+                )
     if spec.has_policy and spec.frames:
         yield "a frame of an AF_PACKET socket that set the mark itself counts as marked, whatever process sent it"
