@@ -97,6 +97,9 @@ class FakeKernel:
     def supports_egress_hook(self, device: str) -> bool:
         return device not in self._unhooked
 
+    def route_mover(self) -> None:
+        return None
+
     def live_sockets(self) -> None:
         return None
 

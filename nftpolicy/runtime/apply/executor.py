@@ -190,6 +190,22 @@ def run_plan(
         on_step()
 
 
+def run_release(kernel: Kernel, planned: Plan, state_dir: StateDir, on_step: OnStep = lambda: None) -> Plan:
+    """Run the steps of a release; return the steps that remain, none if all of nftpolicy is gone.
+
+    A release is not undone: if a step is refused, since another process changed the same objects, what is there then
+    is removed.
+    """
+    with suppress(StepRefused, RollbackFailed):
+        run_plan(kernel, planned, on_step)
+    for _ in range(_RESTORE_ATTEMPTS):
+        missing = plan_release(kernel, state_dir).plan
+        if not missing.steps:
+            break
+        _run_ignoring_refusals(kernel, missing.steps)
+    return plan_release(kernel, state_dir).plan
+
+
 def _apply_unless_gone(kernel: Kernel, step: Step) -> bool:
     """Apply a step; return False if it sets a sysctl of a device that has gone. Raises StepRefused.
 

@@ -294,7 +294,7 @@ class Watch:
         self.environment.events.watch_sysctls(self.desired.sysctls)
         self._tables.load_shadow(shadow_guard_tables(self.desired.state))
         self._tables.block_ports(planned.unwritable_ports)
-        self._keeper.set_policy(policy)
+        self._keeper.set_policy(policy, self.source)
         self._repairs.preload()
         self._tables.preload(self.desired)
         self.environment.events.ignore_ports(self.environment.netlink_ports())
@@ -316,6 +316,7 @@ class Watch:
         self._keeper.set_policy(None)
         if latest is None:
             self._tables.load_shadow(())
+            self._tables.block_ports(())
             self._unblock("policy released")
             self.environment.events.watch_sysctls(())
             self.environment.log_event("released", {"then": "no policy is enforced until one is applied"})
