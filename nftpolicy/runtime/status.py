@@ -12,7 +12,7 @@ from ..kernel.interface import Kernel
 from ..netstate.operations import IpRuleChange, NftTransaction, RouteChange, RouteReplacement, SysctlChange
 from ..netstate.state import CounterValues
 from ..policy.objects import Policy
-from .apply.executor import PlannedChange, unwritable_port_message
+from .apply.executor import PlannedChange, link_guard_messages, unwritable_port_message
 from .apply.step_text import plan_lines
 from .services.socket_classifier import SocketVerdict
 from .services.socket_verdicts import read_verdicts_or_reason
@@ -27,7 +27,9 @@ class Status:
     steps to the policy, as text. `misplaced_routes`: foreign routes over an uplink outside its
     table; they open no path and do not count for `as_expected`. `sockets`: the sockets related to
     an uplink, None if they cannot be read, for the reason in `socket_error`; they do not count for
-    `as_expected`, since the guard drops packets of wrong sockets.
+    `as_expected`, since the guard drops packets of wrong sockets. `notes` say which devices have no
+    link guard, for instance since they are absent, so that no packet can leave by them.
+    `block_reasons` say why watch loaded the block; none if another command did.
     """
 
     policy: Policy
@@ -38,6 +40,8 @@ class Status:
     sockets: tuple[SocketVerdict, ...] | None = None
     socket_error: str = ""
     is_blocked: bool = False
+    notes: tuple[str, ...] = ()
+    block_reasons: tuple[str, ...] = ()
 
     @property
     def as_expected(self) -> bool:
@@ -55,8 +59,10 @@ class Status:
             "policy": self.policy.name,
             "as_expected": self.as_expected,
             "blocked": self.is_blocked,
+            "block_reasons": list(self.block_reasons),
             "parts": self.parts,
             "differences": list(self.differences),
+            "notes": list(self.notes),
             "strays": list(self.misplaced_routes),
             "uplinks": {
                 name: {"devices": list(uplink.devices), "mark": str(uplink.mark), "table": uplink.table}
@@ -80,7 +86,7 @@ def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Statu
     changed = {operation.family for step in steps if isinstance(step, NftTransaction) for operation in step.operations}
     parts = {
         "guard": "inet" not in changed,
-        "link guard": not (planned.devices_without_link_guard or planned.unwritable_ports or "netdev" in changed),
+        "link guard": planned.host.has_egress_hook and not planned.unwritable_ports and "netdev" not in changed,
         "ip rules": not any(isinstance(step, IpRuleChange) for step in steps),
         "routes": not any(isinstance(step, RouteChange | RouteReplacement) for step in steps),
         "sysctls": not any(isinstance(step, SysctlChange) for step in steps),
@@ -93,5 +99,6 @@ def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Statu
         counters=kernel.counters(object_names.TABLE),
         sockets=None if sockets is None else tuple(sockets),
         socket_error=trouble,
+        notes=tuple(link_guard_messages(planned.host)),
         is_blocked=any(name == object_names.BLOCK_TABLE for _, name in kernel.table_names()),
     )

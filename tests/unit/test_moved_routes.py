@@ -154,7 +154,7 @@ def test_route_that_moves_on_keeps_its_first_table() -> None:
     assert record(moved(DEFAULT), [copy_of(DEFAULT)], [onward]) == (MovedRoute(DEFAULT, 2),)
 
 
-def test_route_behind_a_policy_route_ends_with_it() -> None:
+def test_end_of_a_policy_route_ends_the_record_of_another() -> None:
     ours = copy_of(DEFAULT, gateway="192.0.2.3", protocol=78)
     assert record(moved(DEFAULT, is_copied=False), [ours]) == moved(DEFAULT, is_copied=False)
     assert record(moved(DEFAULT, is_copied=False), []) == ()

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from attrs import Factory, evolve, frozen
 
 from ...compiler import object_names
-from ...compiler.compile import HostFacts
 from ...exceptions import NftpolicyError
 from ...kernel.interface import Kernel
 from ...netstate.nft import Table
@@ -138,10 +137,8 @@ class PolicyApplier:
         if self.options.via_block:
             from ...compiler.block import block_tables
 
-            hooks = any(table.family == "netdev" for table in planned.desired.tables)
-            machine = HostFacts(planned.bridge_ports, hooks, planned.devices_without_link_guard)
             policies = [policy for policy in (*earlier, after) if policy is not None]
-            tables = block_tables(policies, machine)
+            tables = block_tables(policies, planned.host)
         from .step_order import find_safe_order
 
         ignore_foreign = self.options.ignore_foreign or after is None
