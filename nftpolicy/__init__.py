@@ -197,10 +197,9 @@ def prove(state: NetState, policy: Policy, host: HostFacts | None = None, *, usa
     from .proof.prover import prove as prove_spec
 
     facts = host if host is not None else HostFacts()
-    covers_frames = facts.has_egress_hook and not facts.unhookable_devices
-    spec = evolve(
-        build_spec(policy, facts.bridge_ports), frames=covers_frames, loopback_families=facts.loopback_families
-    )
+    spec = build_spec(policy, facts.bridge_ports)
+    spec = evolve(spec, frames=facts.has_egress_hook, absent_devices=facts.unhookable_devices)
+    spec = evolve(spec, loopback_families=facts.loopback_families)
     return prove_spec(state, spec, usability=usability)
 
 

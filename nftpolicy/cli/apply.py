@@ -43,7 +43,7 @@ def command(
     """
     policy, source = read_policy(file)
     kernel = this_kernel()
-    from ..runtime.apply.executor import unwritable_port_message
+    from ..runtime.apply.executor import link_guard_messages, unwritable_port_message
     from ..runtime.apply.transaction import ChangeOptions, TargetPolicy
     from ..runtime.foreign_rules import foreign_rules
 
@@ -58,12 +58,8 @@ def command(
             announce(checked_plan)
             with confirm_guard(applier, checked_plan, confirm):
                 report = applier.apply(checked_plan, wanted)
-    for device in sorted(checked_plan.planned.devices_without_link_guard):
-        warn(
-            f"{device}: no nft chain can be hooked at its egress "
-            "(kernel too old, or the device does not exist yet): "
-            "frames of AF_PACKET sockets are not guarded there"
-        )
+    for line in link_guard_messages(checked_plan.planned.host):
+        warn(line)
     for port in sorted(checked_plan.planned.unwritable_ports):
         warn(unwritable_port_message(port))
     for conflict in foreign_rules(kernel.ip_rules(), policy):

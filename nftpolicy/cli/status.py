@@ -25,6 +25,7 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
     a foreign ip rule starves the services.
     """
     kernel = this_kernel()
+    from ..runtime.apply.block_reason import WAY_OUT, BlockReasonFile
     from ..runtime.apply.executor import plan_change
     from ..runtime.apply.state_dir import current_state_dir
     from ..runtime.resolver.resolv_files import find_host_leaks as resolver_leaks
@@ -37,6 +38,8 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
             read_status(kernel, policy, plan_change(kernel, policy, state_dir)),
             misplaced_routes=_misplaced_routes(policy),
         )
+        if state.is_blocked:
+            state = evolve(state, block_reasons=BlockReasonFile(state_dir.directory).read())
     leaks = [str(leak) for leak in resolver_leaks(policy)]
     if as_json:
         print_json({**state.as_json(), "resolver_leaks": leaks})
@@ -44,7 +47,11 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
         from .render.tables import print_status
 
         print_status(state)
-    for line in _pending_lines(state_dir):
+    if state.is_blocked:
+        for reason in state.block_reasons:
+            warn(f"the uplinks are stopped: {reason}")
+        warn(WAY_OUT)
+    for line in (*state.notes, *_pending_lines(state_dir)):
         warn(line)
     for route in state.misplaced_routes:
         warn(f"not in its uplink's table, so the guard drops packets that use it: {route}")

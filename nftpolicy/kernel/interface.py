@@ -19,6 +19,7 @@ from ..netstate.state import CounterValues, NetState
 
 if TYPE_CHECKING:
     from .live_sockets import LiveSockets
+    from .netlink.route_mover import RouteMover
 
 
 class Kernel(Protocol):
@@ -63,6 +64,9 @@ class Kernel(Protocol):
 
     def supports_egress_hook(self, device: str) -> bool:
         """Return True if an nft chain can be hooked at the egress of the device now."""
+
+    def route_mover(self) -> RouteMover | None:
+        """Return access to routes with all their attributes; None if this kernel has none."""
 
     def live_sockets(self) -> LiveSockets | None:
         """Return access to sockets and conntrack entries; None if this kernel has none."""

@@ -35,6 +35,7 @@ from .netlink.rtnetlink import Rtnetlink
 
 if TYPE_CHECKING:
     from .live_sockets import LiveSockets
+    from .netlink.route_mover import RouteMover
 
 PROC_SYS = Path("/proc/sys")
 _LOOPBACK_ADDRESSES = {4: "127.0.0.1", 6: "::1"}
@@ -159,6 +160,11 @@ class Linux:
         operations = (NftOperation("add", *table.key, table), NftOperation("add", *table.key, chain))
         probe = "".join(f"{nft_text.operation_text(operation)}\n" for operation in operations)
         return self._nft.load(probe, check=True) is None
+
+    def route_mover(self) -> RouteMover:
+        from .netlink.route_mover import RouteMover
+
+        return RouteMover()
 
     def live_sockets(self) -> LiveSockets:
         from .live_sockets import LiveSockets

@@ -48,6 +48,20 @@ def assumed_link_local(index: int) -> int:
     return parse_address("fe80::a00:27ff:fe00:2") + index
 
 
+def without_absent_devices(state: NetState, spec: Spec) -> Spec:
+    """Return the specification with the uplinks' devices that are absent in the state, and have no chain at egress.
+
+    A kernel before Linux 6.18 hooks no chain at an absent device. A state without devices, such as a
+    compiled one, does not say which are absent: the specification does.
+    """
+    if not state.devices:
+        return spec
+    present = {name for device in state.devices for name in (device.name, *device.other_names)}
+    hooked = {chain.hook.device for table in state.tables for chain in table.chains if chain.hook}
+    named = {device for uplink in spec.uplinks for device in uplink.devices if "*" not in device}
+    return evolve(spec, absent_devices=frozenset(named - present - hooked))
+
+
 def restrict_to_present(state: NetState, spec: Spec) -> tuple[Spec, dict[str, None]]:
     """Return the specification restricted to devices that are up, and notes of the parts left out.
 

@@ -54,7 +54,7 @@ def check_no_leak(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iter
     for origin, sender in _SENDERS.items():
         if origin == FRAME:
             violations = [*beside, *_frame_violations(context, spec, uplink, unmarked)]
-            devices = (*uplink.devices, *uplink.ports)
+            devices = spec.frame_devices(uplink)
         else:
             violations = [*bypasses, *marked_by_rule]
             if origin == SOCKET:
@@ -111,13 +111,13 @@ def _frame_violations(context: ProofContext, spec: Spec, uplink: UplinkSpec, reg
         return violations  # an assumption instead
     for family in IP_FAMILIES:
         exempt = [*_ip_frames(exempt_headers(uplink, family), family), *_other_frames(uplink)]
-        for device in (*uplink.devices, *uplink.ports):
+        for device in spec.frame_devices(uplink):
             violation = _frame_violation(context, uplink, family, device, region, exempt)
             if violation is not None:
                 violations.append(violation)
     # Frames that are IP packets, of a sender that says another ethertype.
     claimed = region.narrowed(oiftype=points(_ARPHRD_ETHER), ether_type=points(*ETHERTYPES.values()))
-    for device in (*uplink.devices, *uplink.ports):
+    for device in spec.frame_devices(uplink):
         violation = _frame_violation(context, uplink, 0, device, claimed, ())
         if violation is not None:
             violations.append(violation)
@@ -224,7 +224,7 @@ def _may_be_rerouted(context: ProofContext, family: int) -> bool:
 
 def _other_ethertypes(context: ProofContext, spec: Spec, uplink: UplinkSpec, region: Region) -> Finding:
     """Return the finding about frames that are neither IPv4 nor IPv6."""
-    devices = (*uplink.devices, *uplink.ports)
+    devices = spec.frame_devices(uplink)
     violations = integrity_violations(context, 0, uplink, "egress")
     for device in devices:
         violation = _frame_violation(context, uplink, 0, device, region, _other_frames(uplink))

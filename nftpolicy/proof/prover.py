@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from ..model.packet import UDP
 from ..model.symbolic.box import points
 from ..netstate.state import NetState
-from .assumptions import add_assumed_environment
+from .assumptions import add_assumed_environment, without_absent_devices
 from .bypass import environment_assumptions
 from .context import ProofContext
 from .dns_isolation import check_dns_isolation
@@ -32,6 +32,7 @@ def prove(state: NetState, spec: Spec, progress: Progress = lambda _: None, usab
 
     Without `usability` only the safety properties P1, P2 and P5 are proved, not usability (P3, P4).
     """
+    spec = without_absent_devices(state, spec)
     full_state, assumed = add_assumed_environment(state, spec)
     context = ProofContext(full_state, spec.devices, spec.masks)
     findings: list[Finding] = []
@@ -60,6 +61,7 @@ def prove_guard(state: NetState, spec: Spec) -> Proof:
 
     It also holds in the intermediate states of a change.
     """
+    spec = without_absent_devices(state, spec)
     full_state, assumed = add_assumed_environment(state, spec)
     context = ProofContext(full_state, spec.devices, spec.masks)
     findings: list[Finding] = []
@@ -93,8 +95,11 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
                     f"AF_PACKET sockets (CAP_NET_RAW) are not used on {device}: this kernel has no netdev egress hook"
                 )
     if spec.frames:
-        hooked = ", ".join(device for uplink in spec.uplinks for device in (*uplink.devices, *uplink.ports))
-        yield f"AF_PACKET sockets (CAP_NET_RAW) reach an uplink by {hooked} only, not by a renamed or new device"
+        hooked = ", ".join(device for uplink in spec.uplinks for device in spec.frame_devices(uplink))
+        if hooked:
+            yield f"AF_PACKET sockets (CAP_NET_RAW) reach an uplink by {hooked} only, not by a renamed or new device"
+        for device in sorted(spec.absent_devices):
+            yield f"device {device} is absent, so no packet leaves by it until watch or apply has added its link guard"
     for port in (port for uplink in spec.uplinks for port in uplink.ports):
         yield f"a frame that a bridge forwards to {port} from another port is not of this machine"
     yield from query_route_assumptions(state, spec)

@@ -201,7 +201,7 @@ class Spec:
     Without a policy, `inside` is None and only the devices and marks of the uplinks are known.
     `frames`: AF_PACKET sockets are checked too; without the egress hook of netdev in the kernel they
     become an assumption instead. `families` are the IP families of the machine, `loopback_families` those
-    of lo, for a state without devices.
+    of lo, for a state without devices. `absent_devices` are devices that do not exist and have no chain at the egress hook: no frame can leave by them.
     """
 
     uplinks: tuple[UplinkSpec, ...]
@@ -209,6 +209,11 @@ class Spec:
     frames: bool = True
     families: tuple[int, ...] = IP_FAMILIES
     loopback_families: tuple[int, ...] = IP_FAMILIES
+    absent_devices: frozenset[str] = frozenset()
+
+    def frame_devices(self, uplink: UplinkSpec) -> tuple[str, ...]:
+        """Return the devices by which frames of an uplink can leave."""
+        return tuple(name for name in (*uplink.devices, *uplink.ports) if name not in self.absent_devices)
 
     @property
     def has_policy(self) -> bool:

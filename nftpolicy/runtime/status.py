@@ -12,7 +12,7 @@ from ..kernel.interface import Kernel
 from ..netstate.operations import IpRuleChange, NftTransaction, RouteChange, RouteReplacement, SysctlChange
 from ..netstate.state import CounterValues
 from ..policy.objects import Policy
-from .apply.executor import PlannedChange, unwritable_port_message
+from .apply.executor import PlannedChange, link_guard_messages, unwritable_port_message
 from .apply.step_text import plan_lines
 from .foreign_rules import STARVES, ForeignRule, foreign_rules
 from .services.socket_classifier import SocketVerdict
@@ -29,7 +29,9 @@ class Status:
     table; they open no path and do not count for `as_expected`. `sockets`: the sockets related to
     an uplink, None if they cannot be read, for the reason in `socket_error`; they do not count for
     `as_expected`, since the guard drops packets of wrong sockets. `foreign_rules`: the ip rules of
-    others that conflict with the policy.
+    other programs that conflict with the policy. `notes` say which devices have no
+    link guard, for instance since they are absent, so that no packet can leave by them.
+    `block_reasons` say why watch loaded the block; none if another command did.
     """
 
     policy: Policy
@@ -41,6 +43,8 @@ class Status:
     socket_error: str = ""
     is_blocked: bool = False
     foreign_rules: tuple[ForeignRule, ...] = ()
+    notes: tuple[str, ...] = ()
+    block_reasons: tuple[str, ...] = ()
 
     @property
     def as_expected(self) -> bool:
@@ -63,8 +67,10 @@ class Status:
             "policy": self.policy.name,
             "as_expected": self.as_expected,
             "blocked": self.is_blocked,
+            "block_reasons": list(self.block_reasons),
             "parts": self.parts,
             "differences": list(self.differences),
+            "notes": list(self.notes),
             "strays": list(self.misplaced_routes),
             "foreign_rules": [conflict.as_json() for conflict in self.foreign_rules],
             "uplinks": {
@@ -89,7 +95,7 @@ def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Statu
     changed = {operation.family for step in steps if isinstance(step, NftTransaction) for operation in step.operations}
     parts = {
         "guard": "inet" not in changed,
-        "link guard": not (planned.devices_without_link_guard or planned.unwritable_ports or "netdev" in changed),
+        "link guard": planned.host.has_egress_hook and not planned.unwritable_ports and "netdev" not in changed,
         "ip rules": not any(isinstance(step, IpRuleChange) for step in steps),
         "routes": not any(isinstance(step, RouteChange | RouteReplacement) for step in steps),
         "sysctls": not any(isinstance(step, SysctlChange) for step in steps),
@@ -102,6 +108,7 @@ def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Statu
         counters=kernel.counters(object_names.TABLE),
         sockets=None if sockets is None else tuple(sockets),
         socket_error=trouble,
+        notes=tuple(link_guard_messages(planned.host)),
         is_blocked=any(name == object_names.BLOCK_TABLE for _, name in kernel.table_names()),
         foreign_rules=foreign_rules(kernel.ip_rules(), policy),
     )

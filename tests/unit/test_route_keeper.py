@@ -3,6 +3,8 @@
 import errno
 import socket
 import struct
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from attrs import evolve
@@ -12,6 +14,7 @@ from nftpolicy.kernel.netlink.attributes import attribute
 from nftpolicy.kernel.netlink.monitor import ChangeSet
 from nftpolicy.kernel.netlink.route_mover import KernelRoute, RouteListing
 from nftpolicy.netstate.routing import Route
+from nftpolicy.runtime.apply.state_dir import StateDir
 from nftpolicy.runtime.watch.route_keeper import SETTLE_SECONDS, RouteKeeper, misplaced_routes
 from tests.unit.test_watch import POLICY
 
@@ -24,11 +27,14 @@ ROUTED = ChangeSet(route_added=True)
 class RouteMemory:
     """Routes of a kernel in memory, with the environment of the route keeper."""
 
+    directory = Path()  # set for each test
+
     def __init__(self, *routes: Route) -> None:
         self.held, self.at, self.log, self.done = list(routes), 100.0, [], []
         self.refuse: dict[str, int] = {}
         self.known = {"br-wan": ("192.0.2.2/24",)}
         self.routes, self.now = self, lambda: self.at
+        self.applier = SimpleNamespace(state_dir=StateDir(self.directory))
         self.too_many: tuple[tuple[str, int], ...] = ()
 
     def log_event(self, event, facts):
@@ -60,6 +66,11 @@ class RouteMemory:
 
     def events(self, name):
         return [facts for event, facts in self.log if event == name]
+
+
+@pytest.fixture(autouse=True)
+def state_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(RouteMemory, "directory", tmp_path)
 
 
 def started_keeper(memory):

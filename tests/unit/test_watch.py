@@ -641,7 +641,7 @@ def test_release_removes_the_block(enforcing: WatchRun) -> None:
     enforcing.hear(ours_changed=True, files=True, deleted_families={"inet", "netdev"})
     enforcing.pass_time()
     assert enforcing.kernel.tables == {}
-    assert enforcing.events() == ["unblocked", "released"]
+    assert enforcing.events() == ["blocked", "unblocked", "released"]
     assert enforcing.watch.desired is None
 
 

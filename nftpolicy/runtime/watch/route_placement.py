@@ -16,10 +16,10 @@ from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 
 from attrs import frozen
 
-from ...netstate.routing import RTPROT_NFTPOLICY, TABLE_LOCAL, Route
+from ...netstate.routing import RTPROT_KERNEL, RTPROT_NFTPOLICY, RTPROT_RA, TABLE_LOCAL, Route
 from ...policy.objects import Policy
+from ..apply.moved_routes import has_same_nexthops, route_key
 
-RTPROT_KERNEL, RTPROT_RA = 2, 9  # RTPROT_KERNEL, RTPROT_RA
 _LINK_LOCAL = IPv6Network("fe80::/10")
 
 # Device -> its addresses and peer addresses, as ADDRESS/LENGTH.
@@ -79,7 +79,7 @@ def plan_moves(targets: Mapping[str, UplinkTable], routes: Iterable[Route], addr
     all_routes = list(routes)
     by_key: dict[object, list[Route]] = {}
     for route in all_routes:
-        by_key.setdefault((route.table, _route_key(route)), []).append(route)
+        by_key.setdefault((route.table, route_key(route)), []).append(route)
     misplaced: list[MisplacedRoute] = []
     stale: list[Route] = []
     mixed: list[Route] = []
@@ -92,7 +92,7 @@ def plan_moves(targets: Mapping[str, UplinkTable], routes: Iterable[Route], addr
             mixed.append(route)
         elif route.table != target.table:
             misplaced.append(
-                _misplaced_route(route, target, by_key.get((target.table, _route_key(route)), ()), addresses)
+                _misplaced_route(route, target, by_key.get((target.table, route_key(route)), ()), addresses)
             )
         elif route.protocol == RTPROT_KERNEL and _is_on_link(route) and not _is_of_address(route, addresses):
             stale.append(route)
@@ -118,7 +118,7 @@ def _misplaced_route(
     return MisplacedRoute(
         route,
         target,
-        already_there=any(_has_same_nexthops(other, route) for other in same_key),
+        already_there=any(has_same_nexthops(other, route) for other in same_key),
         ours_wins=any(other.protocol == RTPROT_NFTPOLICY for other in same_key),
         # A route that expires comes from a router, and needs no other route to it than the
         # link-local one.
@@ -148,24 +148,3 @@ def _is_of_address(route: Route, addresses: AddressesByDevice) -> bool:
     if route.prefsrc and not any(str(interface.ip) == route.prefsrc for interface in interfaces):
         return False
     return destination_network(route) in {interface.network for interface in interfaces}
-
-
-def _route_key(route: Route) -> tuple[object, ...]:
-    """Return the fields that identify a route in its table.
-
-    IPv6 routes may share them with other nexthops.
-    """
-    return (route.family, route.destination, route.metric, route.tos, route.source)
-
-
-def _has_same_nexthops(route: Route, wanted: Route) -> bool:
-    """Return True if `route` already has the nexthops and the source address of `wanted`.
-
-    The kernel dumps IPv6 routes with the same key as one multipath route. Gateways of moved routes
-    are onlink.
-    """
-    if route.prefsrc != wanted.prefsrc:
-        return False
-    present = {(hop.device, hop.gateway) for hop in route.all_nexthops}
-    required = {(hop.device, hop.gateway) for hop in wanted.all_nexthops}
-    return present == required if route.family == 4 else present >= required
