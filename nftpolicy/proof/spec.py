@@ -201,7 +201,8 @@ class Spec:
     Without a policy, `inside` is None and only the devices and marks of the uplinks are known.
     `frames`: AF_PACKET sockets are checked too; without the egress hook of netdev in the kernel they
     become an assumption instead. `families` are the IP families of the machine, `loopback_families` those
-    of lo, for a state without devices. `absent_devices` are devices that do not exist and have no chain at the egress hook: no frame can leave by them.
+    of lo, for a state without devices. `absent_devices` do not exist and have no chain at the egress
+    hook: no frame can leave by them.
     """
 
     uplinks: tuple[UplinkSpec, ...]
