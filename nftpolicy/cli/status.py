@@ -28,6 +28,7 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
     from ..runtime.apply.state_dir import current_state_dir
     from ..runtime.resolver.resolv_files import find_host_leaks as resolver_leaks
     from ..runtime.status import read_status
+    from ..runtime.sysctl_files import find_sysctl_conflicts
 
     state_dir = current_state_dir()
     with change_errors_as_failure(None):
@@ -37,8 +38,9 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
             misplaced_routes=_misplaced_routes(policy),
         )
     leaks = [str(leak) for leak in resolver_leaks(policy)]
+    conflicts = [str(conflict) for conflict in find_sysctl_conflicts(policy)]
     if as_json:
-        print_json({**state.as_json(), "resolver_leaks": leaks})
+        print_json({**state.as_json(), "resolver_leaks": leaks, "sysctl_files": conflicts})
     else:
         from .render.tables import print_status
 
@@ -47,7 +49,7 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
         warn(line)
     for route in state.misplaced_routes:
         warn(f"not in its uplink's table, so the guard drops packets that use it: {route}")
-    for line in leaks:
+    for line in (*leaks, *conflicts):
         warn(line)
     if not state.as_expected:
         raise typer.Exit(EXIT_REFUTED)
