@@ -32,11 +32,10 @@ def command(file: PolicyFile = None) -> None:
     for line in warning_lines(source, find_warnings(policy, present)):
         warn(line)
     from ..runtime.resolver.resolv_files import find_host_leaks as resolver_leaks
+    from ..runtime.sysctl_files import find_sysctl_conflicts
 
-    for leak in resolver_leaks(policy):
-        warn(str(leak))
-    for line in _foreign_rules(policy):
-        warn(line)
+    for fault in (*resolver_leaks(policy), *find_sysctl_conflicts(policy), *_foreign_rules(policy)):
+        warn(str(fault))
     require_proof(policy, source, f"type 'nftpolicy verify {file}' for the whole report")
     counts = f"{quantity(len(policy.uplink), 'uplink')}, {quantity(len(policy.service), 'service')}"
     print(f"{file}: {policy.name}: good: {counts}, proved")
