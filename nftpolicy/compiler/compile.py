@@ -10,7 +10,7 @@ from attrs import Factory, frozen
 from ..netstate.nft import NamedCounter, Table
 from ..netstate.state import NetState
 from ..policy.objects import Policy, Uplink
-from . import dns, exemptions, guard, ip_rules, mark_owner, object_names, replies, service_sets
+from . import dns, exemptions, forwards, guard, ip_rules, mark_owner, object_names, replies, service_sets
 from .object_names import object_name
 from .sysctls import required_sysctls
 
@@ -41,24 +41,26 @@ def _ip_table(policy: Policy) -> Table:
     services = service_sets.collect_service_sets(policy)
     has_resolver = bool(dns.uplinks_with_resolver(policy))
     chains = [*replies.arrival_chains(policy), replies.restore_chain(policy)]
+    chains += forwards.forward_chains(policy)
     if has_resolver:
         chains.append(dns.redirect_chain(policy, services))
     chains += guard.guard_chains(policy, services)
     for name, uplink in policy.uplink.items():
-        chains.append(mark_owner.mark_owner_chain(name, uplink, services[name], has_resolver))
+        chains.append(mark_owner.mark_owner_chain(name, uplink, services[name], policy))
         chains.append(replies.reply_chain(name, uplink))
     chains += dns.resolver_chains(policy, services)
     sets = [guard.inside_set(policy)] if policy.inside else []
     for name in policy.uplink:
         sets += service_sets.nft_sets(name, services[name])
     sets += dns.listen_sets(policy)
+    sets += forwards.forward_sets(policy)
     counters = [NamedCounter(object_names.UNNAMED_DEVICE)]
     for name, uplink in policy.uplink.items():
-        counters += [NamedCounter(counter, ("uplink", name)) for counter in _counters(name, uplink)]
+        counters += [NamedCounter(counter, ("uplink", name)) for counter in _counters(name, uplink, policy)]
     return Table("inet", object_names.TABLE, tuple(chains), tuple(sets), tuple(counters))
 
 
-def _counters(name: str, uplink: Uplink) -> list[str]:
+def _counters(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     reasons = ["dropped", "stray", "unentitled", "unanswered", "not-local"]
     if uplink.resolver:
         reasons += ["resolver-refused", "dns-blocked"]
@@ -66,6 +68,7 @@ def _counters(name: str, uplink: Uplink) -> list[str]:
         *(object_name(name, reason) for reason in reasons),
         *exemptions.exemption_counters(name, uplink.exempt, "inet"),
         *replies.counter_names(name, uplink),
+        *forwards.counter_names(policy, name),
     ]
 
 
