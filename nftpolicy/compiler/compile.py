@@ -13,6 +13,7 @@ from ..policy.objects import Policy, Uplink
 from . import (
     dns,
     exemptions,
+    forwards,
     guard,
     ip_rules,
     mark_owner,
@@ -62,6 +63,7 @@ def _ip_table(policy: Policy) -> Table:
     services = service_sets.collect_service_sets(policy)
     has_resolver = bool(dns.uplinks_with_resolver(policy))
     chains = [*replies.arrival_chains(policy), replies.restore_chain(policy)]
+    chains += forwards.forward_chains(policy)
     if has_resolver:
         chains.append(dns.redirect_chain(policy, services))
     refusal_chain = query_routing.refusal_chain(policy)
@@ -69,7 +71,7 @@ def _ip_table(policy: Policy) -> Table:
         chains.append(refusal_chain)
     chains += guard.guard_chains(policy, services)
     for name, uplink in policy.uplink.items():
-        chains.append(mark_owner.mark_owner_chain(name, uplink, services[name], has_resolver))
+        chains.append(mark_owner.mark_owner_chain(name, uplink, services[name], policy))
         chains.append(replies.reply_chain(name, uplink))
     chains += dns.resolver_chains(policy, services)
     sets = [guard.inside_set(policy)] if policy.inside else []
@@ -77,15 +79,16 @@ def _ip_table(policy: Policy) -> Table:
         sets += service_sets.nft_sets(name, services[name])
         sets += wildcard_replies.sets(name, uplink)
     sets += dns.listen_sets(policy)
+    sets += forwards.forward_sets(policy)
     counters = [NamedCounter(object_names.UNNAMED_DEVICE)]
     if refusal_chain is not None:
         counters.append(NamedCounter(object_names.UNROUTED_QUERIES))
     for name, uplink in policy.uplink.items():
-        counters += [NamedCounter(counter, ("uplink", name)) for counter in _counters(name, uplink)]
+        counters += [NamedCounter(counter, ("uplink", name)) for counter in _counters(name, uplink, policy)]
     return Table("inet", object_names.TABLE, tuple(chains), tuple(sets), tuple(counters))
 
 
-def _counters(name: str, uplink: Uplink) -> list[str]:
+def _counters(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     reasons = ["dropped", "stray", "unentitled", "unanswered", "not-local"]
     if reply_routing.answered_udp_ports(uplink):
         reasons.append(object_names.MISROUTED_REPLIES)
@@ -95,6 +98,7 @@ def _counters(name: str, uplink: Uplink) -> list[str]:
         *(object_name(name, reason) for reason in reasons),
         *exemptions.exemption_counters(name, uplink.exempt, "inet"),
         *replies.counter_names(name, uplink),
+        *forwards.counter_names(policy, name),
     ]
 
 

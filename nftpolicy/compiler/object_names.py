@@ -20,6 +20,8 @@ UNROUTED_QUERIES = "dns-unrouted"  # chain and counter of DNS queries without a 
 ARRIVAL_PRIORITY = -150
 RESTORE_PRIORITY = -150
 REDIRECT_PRIORITY = -100
+FORWARD_PRIORITY = -90
+MASQUERADE_PRIORITY = 100
 GUARD_PRIORITY = 10000
 BLOCK_PRIORITY = 20000  # after the guard, so it also drops packets that the guard accepts
 

@@ -58,6 +58,11 @@ ROUTER_ADVERTISEMENT_SYSCTLS = {
 }
 
 
+# Of each device of a forward or published port, if its name is no pattern. The reverse path check looks up the
+# mark (src_valid_mark), whose route leads to the uplink: 2 accepts any route to the source.
+FORWARD_SYSCTL = "net/ipv4/conf/{device}/rp_filter"
+
+
 def required_sysctls(policy: Policy) -> tuple[Sysctl, ...]:
     """Return the required sysctls of the host and of each uplink device."""
     host = [Sysctl(path, value) for path, value in HOST_SYSCTLS.items()]
@@ -68,4 +73,13 @@ def required_sysctls(policy: Policy) -> tuple[Sysctl, ...]:
         for device in uplink.devices:
             # Paths under /proc/sys: a dot in a device name is not a separator.
             devices += [Sysctl(path.format(device=device), value, origin) for path, value in settings.items()]
-    return (*host, *devices)
+    arrivals = [
+        (device, ("forward", name, "from")) for name, forward in policy.forward.items() for device in forward.devices
+    ]
+    arrivals += [(publish.to, ("publish", name, "to")) for name, publish in policy.publish.items()]
+    by_path = {
+        path: Sysctl(path, "2", origin)
+        for device, origin in arrivals
+        if (path := FORWARD_SYSCTL.format(device=device)) and not device.endswith("*")
+    }
+    return (*host, *devices, *by_path.values())

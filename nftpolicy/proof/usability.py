@@ -14,6 +14,7 @@ from ..netstate.nft import CounterRef, Rule
 from ..netstate.routing import IpRule
 from .assumptions import restrict_to_present
 from .context import ProofContext
+from .forward_cases import forward_notes
 from .spec import Spec, UplinkSpec
 from .usability_case import UsabilityCase
 from .usability_cases import usability_cases
@@ -60,6 +61,7 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
         for name in (result.property, "P4"):
             by_family = results.setdefault((name, case.uplink, case.entry, case.origin), {})
             by_family.setdefault(family, []).append(result)
+    skipped |= dict.fromkeys(forward_notes(context, present))
     findings = [_usable(title, by_family) for title, by_family in results.items() if title[0] != "P4"]
     findings += [
         _parity(title, by_family) for title, by_family in results.items() if title[0] == "P4" and len(by_family) == 2
@@ -153,8 +155,11 @@ def _is_met_in_branch(context: ProofContext, case: UsabilityCase, trace: Trace) 
 def _dropped_by_firewall(trace: Trace, uplink: str) -> bool:
     """Return True if a foreign rule dropped the packet.
 
-    Compiled rules count the packets that they drop, in a counter named after the uplink.
+    Compiled rules count the packets that they drop, in a counter named after the uplink. From postrouting on, the
+    guard may have dropped it.
     """
+    if any(step.kind == "hook" and step.text.startswith("postrouting") for step in trace.steps):
+        return False
     last_rules = [step.subject for step in trace.steps[-2:] if isinstance(step.subject, Rule)]
     counters = {
         statement.name for rule in last_rules for statement in rule.statements if isinstance(statement, CounterRef)
