@@ -14,6 +14,7 @@ from attrs import evolve
 from ..netstate.routing import TABLE_MAIN, IpRule
 from ..netstate.state import NetState
 from .assumptions import TABLE_DEFAULT, TABLE_LOCAL
+from .entitlement import DNS_PORT
 from .spec import UplinkSpec
 
 _TERMINAL_ACTIONS = ("unreachable", "prohibit", "blackhole")
@@ -151,14 +152,14 @@ def _ends_terminally(deciding: Sequence[IpRule], uplink: UplinkSpec, marked: boo
 
 
 def _leads_to_loopback(state: NetState, rule: IpRule) -> bool:
-    """Return True if all routes of the rule's table leave by lo."""
-    hops = [
+    """Return True if the rule is for DNS queries of this machine, and all routes of its table leave by lo."""
+    hops = (
         hop
         for route in state.routes
         if (route.family, route.table) == (rule.family, rule.table)
         for hop in route.all_nexthops
-    ]
-    return bool(hops) and all(hop.device == "lo" for hop in hops)
+    )
+    return (rule.iif, rule.dports) == ("lo", (DNS_PORT, DNS_PORT)) and all(hop.device == "lo" for hop in hops)
 
 
 def _is_uid_rule(rule: IpRule, uplink: UplinkSpec) -> bool:

@@ -8,7 +8,7 @@ from attrs import evolve
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.compiler.object_names import FINAL_UNREACHABLE_PRIORITY
 from nftpolicy.model.symbolic.box import points
-from nftpolicy.netstate.routing import IpRule
+from nftpolicy.netstate.routing import IpRule, Route
 from nftpolicy.policy.load import load
 from nftpolicy.proof.context import ProofContext
 from nftpolicy.proof.entitlement import entitled_regions, reply_regions
@@ -145,6 +145,23 @@ def test_ip_rule_before_the_compiled_ones_is_a_fault(rule, part):
 def test_ip_rule_that_leaves_marked_packets_is_no_fault(rule):
     found = [fault for fault in faults(rules=with_rule(rule)) if "without the mark" not in fault]
     assert found == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "device", "is_fault"),
+    [
+        ({"iif": "lo", "dports": (53, 53)}, "lo", False),
+        ({"iif": "lo", "dports": (53, 53)}, "lan", True),
+        ({"iif": "lo", "dports": (53, 54)}, "lo", True),
+        ({"dports": (53, 53)}, "lo", True),
+        ({"iif": "lo"}, "lo", True),
+    ],
+)
+def test_ip_rule_to_other_table_is_for_queries_by_lo_only(rule, device, is_fault):
+    found = faults(
+        rules=with_rule(IpRule(4, 950, table=99, **rule)), routes=(*STATE.routes, Route(4, 99, device=device))
+    )
+    assert any("without the mark may be looked up in table 99" in fault for fault in found) == is_fault
 
 
 def test_missing_ip_rule_or_route_is_a_fault():
