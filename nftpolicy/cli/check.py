@@ -29,6 +29,10 @@ def command(file: PolicyFile = None) -> None:
 
     for leak in resolver_leaks(policy):
         warn(str(leak))
+    from ..runtime.services.name_services import find_name_daemons
+
+    for message in find_name_daemons(policy):
+        warn(message)
     require_proof(policy, source, f"type 'nftpolicy verify {file}' for the whole report")
     counts = f"{quantity(len(policy.uplink), 'uplink')}, {quantity(len(policy.service), 'service')}"
     print(f"{file}: {policy.name}: good: {counts}, proved")

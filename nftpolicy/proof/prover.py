@@ -97,6 +97,8 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
         yield f"AF_PACKET sockets (CAP_NET_RAW) reach an uplink by {hooked} only, not by a renamed or new device"
     for port in (port for uplink in spec.uplinks for port in uplink.ports):
         yield f"a frame that a bridge forwards to {port} from another port is not of this machine"
+    if any(uplink.resolver is not None and uplink.services for uplink in spec.uplinks):
+        yield "services ask for names by DNS, not by D-Bus (systemd-resolved) or another program of this machine"
     yield from query_route_assumptions(state, spec)
     if spec.has_policy and spec.frames:
         yield "a frame of an AF_PACKET socket that set the mark itself counts as marked, whatever process sent it"
