@@ -32,9 +32,16 @@ def command(file: PolicyFile = None) -> None:
     for line in warning_lines(source, find_warnings(policy, present)):
         warn(line)
     from ..runtime.resolver.resolv_files import find_host_leaks as resolver_leaks
+    from ..runtime.services.name_services import find_name_daemons
     from ..runtime.sysctl_files import find_sysctl_conflicts
 
-    for fault in (*resolver_leaks(policy), *find_sysctl_conflicts(policy), *_foreign_rules(policy)):
+    faults = (
+        *resolver_leaks(policy),
+        *find_sysctl_conflicts(policy),
+        *_foreign_rules(policy),
+        *find_name_daemons(policy),
+    )
+    for fault in faults:
         warn(str(fault))
     require_proof(policy, source, f"type 'nftpolicy verify {file}' for the whole report")
     counts = f"{quantity(len(policy.uplink), 'uplink')}, {quantity(len(policy.service), 'service')}"

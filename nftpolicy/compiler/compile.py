@@ -49,16 +49,11 @@ def compile_policy(policy: Policy, host: HostFacts = HostFacts()) -> NetState:
     tables = [_ip_table(policy)]
     if host.has_egress_hook:
         tables.append(_link_table(policy, host))
-    families = host.loopback_families
-    rules = (
-        *ip_rules.ip_rules(policy),
-        *query_routing.ip_rules(policy, families),
-        *reply_routing.ip_rules(policy),
-    )
+    rules = (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy), *reply_routing.ip_rules(policy))
     return NetState(
         tuple(tables),
         tuple(sorted(rules, key=lambda rule: (rule.family, rule.priority))),
-        (*ip_rules.uplink_routes(policy), *query_routing.routes(policy, families)),
+        (*ip_rules.uplink_routes(policy), *query_routing.routes(policy, host.loopback_families)),
         required_sysctls(policy),
     )
 
