@@ -29,6 +29,12 @@ def command(file: PolicyFile = None) -> None:
 
     for leak in resolver_leaks(policy):
         warn(str(leak))
+    from ..runtime.published_ports import unpublished_notes
+
+    for note in unpublished_notes(policy):
+        warn(note)
     require_proof(policy, source, f"type 'nftpolicy verify {file}' for the whole report")
     counts = f"{quantity(len(policy.uplink), 'uplink')}, {quantity(len(policy.service), 'service')}"
+    for noun, entries in (("forward", policy.forward), ("published port", policy.publish)):
+        counts += f", {quantity(len(entries), noun)}" if entries else ""
     print(f"{file}: {policy.name}: good: {counts}, proved")
