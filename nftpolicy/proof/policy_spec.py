@@ -209,7 +209,7 @@ def _forward(name: str, policy: Policy) -> ForwardSpec:
     forward = policy.forward[name]
     earlier = itertools.takewhile(lambda key: key != name, policy.forward)
     precedence = [policy.forward[key] for key in earlier if policy.forward[key].uplink != forward.uplink]
-    arriving, leaving, elsewhere = {}, {}, {}
+    arriving, leaving, elsewhere, inside_ranges = {}, {}, {}, {}
     for family in forward.families:
         sources, destinations = _bounds(forward.source, family), _bounds(forward.to, family)
         to = {"daddr": destinations} if forward.to else {}
@@ -218,6 +218,7 @@ def _forward(name: str, policy: Policy) -> ForwardSpec:
         source = {"saddr": sources} if forward.source else {}
         arriving[family] = tuple(Region({**region.fields, **source}) for region in leaving[family])
         inside = _bounds([net for other in policy.forward.values() for net in other.source], family)
+        inside_ranges[family] = inside
         excluded_regions = [Region({"daddr": inside})] if inside else []
         for other in (other for other in precedence if family in other.families):
             fields = {"saddr": _bounds(other.source, family), "daddr": _bounds(other.to, family)}
@@ -226,7 +227,16 @@ def _forward(name: str, policy: Policy) -> ForwardSpec:
                 excluded_regions.append(Region({**region.fields, **networks}, iifname=other.devices))
         elsewhere[family] = tuple(excluded_regions)
     origin = ("forward", name)
-    return ForwardSpec(name, origin, forward.devices, arriving, leaving, elsewhere, forward.masquerade)
+    return ForwardSpec(
+        name,
+        origin,
+        forward.devices,
+        arriving,
+        leaving,
+        elsewhere,
+        inside_ranges,
+        forward.masquerade,
+    )
 
 
 def _publish(name: str, publish: objects.Publish) -> PublishSpec:
