@@ -10,7 +10,7 @@ from attrs import Factory, frozen
 from ..netstate.nft import NamedCounter, Table
 from ..netstate.state import NetState
 from ..policy.objects import Policy, Uplink
-from . import dns, exemptions, guard, ip_rules, mark_owner, object_names, replies, service_sets
+from . import dns, exemptions, guard, ip_rules, mark_owner, object_names, replies, service_sets, uplink_addresses
 from .object_names import object_name
 from .sysctls import required_sysctls
 
@@ -49,8 +49,8 @@ def _ip_table(policy: Policy) -> Table:
         chains.append(replies.reply_chain(name, uplink))
     chains += dns.resolver_chains(policy, services)
     sets = [guard.inside_set(policy)] if policy.inside else []
-    for name in policy.uplink:
-        sets += service_sets.nft_sets(name, services[name])
+    for name, uplink in policy.uplink.items():
+        sets += [*service_sets.nft_sets(name, services[name]), *uplink_addresses.address_sets(name, uplink)]
     sets += dns.listen_sets(policy)
     counters = [NamedCounter(object_names.UNNAMED_DEVICE)]
     for name, uplink in policy.uplink.items():
@@ -59,7 +59,7 @@ def _ip_table(policy: Policy) -> Table:
 
 
 def _counters(name: str, uplink: Uplink) -> list[str]:
-    reasons = ["dropped", "stray", "unentitled", "unanswered", "not-local"]
+    reasons = ["dropped", "stray", "unentitled", "unanswered", "foreign-source", "not-local"]
     if uplink.resolver:
         reasons += ["resolver-refused", "dns-blocked"]
     return [

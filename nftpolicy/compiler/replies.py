@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from ..netstate.nft import (
     ACCEPT,
-    AnonymousSet,
     Chain,
     CounterRef,
     Fib,
@@ -25,11 +24,9 @@ from ..netstate.nft import (
 )
 from ..policy.mark import Mark
 from ..policy.objects import Answer, Policy, Uplink
-from . import matches, object_names
+from . import matches, object_names, uplink_addresses
 from .matches import FLOW_MARK, INPUT_DEVICE
 from .object_names import object_name
-
-_LOCAL_TYPES = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anycast"}))
 
 
 def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
@@ -50,7 +47,12 @@ def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
         Rule((matches.BEGINS_FLOW, matches.lacks_mark(no_mark, FLOW_MARK), matches.set_mark(no_mark, FLOW_MARK))),
     )
     base = Chain("arrival", rules, Hook("filter", "prerouting", object_names.ARRIVAL_PRIORITY))
-    return (base, *(_uplink_arrival(name, uplink, mark_bits) for name, uplink in policy.uplink.items()))
+    arrivals = (
+        chain
+        for name, uplink in policy.uplink.items()
+        for chain in (_uplink_arrival(name, uplink, mark_bits), *uplink_addresses.destination_chains(name, uplink))
+    )
+    return (base, *arrivals)
 
 
 def _uplink_arrival(name: str, uplink: Uplink, mark_bits: int) -> Chain:
@@ -59,11 +61,7 @@ def _uplink_arrival(name: str, uplink: Uplink, mark_bits: int) -> Chain:
     flow_mark = matches.set_mark(Mark(uplink.mark.value, mark_bits), FLOW_MARK)
     rules = (
         *_dhcp_replies(uplink, origin),
-        # Packets to an address of another device get no reply, so that the address is not revealed
-        # (CVE-2019-14899).
-        matches.count_and_drop(
-            object_name(name, "not-local"), Match(Fib("type", ("daddr", "iif")), _LOCAL_TYPES, "!="), origin=origin
-        ),
+        *uplink_addresses.destination_rules(name, uplink),
         Rule((matches.IS_ORIGINAL, matches.BEGINS_FLOW, flow_mark), origin=origin),
         Rule((matches.IS_ORIGINAL, began_elsewhere, matches.set_mark(Mark(0, mark_bits)), ACCEPT), origin=origin),
         Rule((matches.set_mark(uplink.mark),), origin=origin),

@@ -152,10 +152,17 @@ def _service(name: str, service: objects.Service) -> ServiceSpec:
             continue
         destinations: dict[str, Ranges] = {}
         if networks:
-            bounds = ((int(network.network_address), int(network.broadcast_address)) for network in networks)
-            destinations["daddr"] = merge_ranges(bounds)
+            destinations["daddr"] = _networks(networks, family)
         regions[family] = tuple(Region({**port_region.fields, **destinations}) for port_region in ports)
     return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, service.unmarked)
+
+
+def _networks(networks: Iterable[objects.Network], family: int) -> Ranges:
+    return merge_ranges(
+        (int(network.network_address), int(network.broadcast_address))
+        for network in networks
+        if network.version == family
+    )
 
 
 def _ports(ports: Iterable[Port], field: str = "dport") -> tuple[Region, ...]:
@@ -199,6 +206,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
         any(answer.port is not None and answer.port.protocol == "tcp" for answer in uplink.answer),
         resolver_spec,
         ("uplink", name),
+        addresses={family: _networks(uplink.addresses, family) for family in IP_FAMILIES},
     )
 
 

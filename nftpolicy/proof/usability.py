@@ -13,7 +13,7 @@ from ..netstate.nft import CounterRef, Rule
 from .assumptions import restrict_to_present
 from .context import ProofContext
 from .spec import Spec
-from .usability_case import UsabilityCase
+from .usability_case import UsabilityCase, lacks_source
 from .usability_cases import usability_cases
 from .verdict import Counterexample, Finding, Proved, Refuted, Unknown, describe_packet
 
@@ -48,6 +48,9 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
         switched_off = _switched_off_device(context, case)
         if switched_off is not None:
             skipped[f"no IPv6 packet was tried by {switched_off}: IPv6 is switched off there (disable_ipv6)"] = None
+            continue
+        if lacks_source(context, present, case):
+            skipped[f"{case.device} has no address now to send from, for: {case.entry} (IPv{family})"] = None
             continue
         result = _try(context, case)
         failure = result.failure
