@@ -101,6 +101,11 @@ def accounts():
     return numbers.map(lambda number: Account(str(number), number))
 
 
+def own_networks():
+    """Generate addresses of other devices that an uplink's network knows."""
+    return st.lists(networks().filter(validate.is_routed), max_size=3, unique=True).map(tuple)
+
+
 def gateways():
     """Generate at most one gateway of each family."""
     usable = addresses().filter(lambda one: not (one.is_loopback or one.is_multicast or one.is_unspecified))
@@ -201,8 +206,9 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
         learn = draw(st.sampled_from(((), ("ra",))))
         resolver = draw(st.none() | resolvers(index))
         uplinks[name] = Uplink(
-            mine, worn[index], tables[index], draw(exempt), draw(answered), draw(gateways()), learn, resolver
-        )
+            mine, worn[index], tables[index], draw(exempt), draw(answered), draw(gateways()), draw(own_networks()),
+            learn, resolver,
+        )  # fmt: skip
     inside = draw(st.lists(patterns(), max_size=4, unique=True).map(_apart))
     held = draw(st.dictionaries(names(), services(wanted), max_size=most_services))
     # What draws can't easily keep apart is left out: better than to throw the whole policy away.
@@ -297,6 +303,7 @@ def _uplink(uplink):
         "exempt": _list(uplink.exempt),
         "answer": _list(answer.name for answer in uplink.answer),
         "gateways": _list(uplink.gateways),
+        "addresses": _list(uplink.addresses),
         "learn": _list(uplink.learn),
     }
 

@@ -22,6 +22,7 @@ from . import (
     replies,
     reply_routing,
     service_sets,
+    uplink_addresses,
     wildcard_replies,
 )
 from .object_names import object_name
@@ -76,6 +77,7 @@ def _ip_table(policy: Policy) -> Table:
     sets = [guard.inside_set(policy)] if policy.inside else []
     for name, uplink in policy.uplink.items():
         sets += service_sets.nft_sets(name, services[name])
+        sets += uplink_addresses.address_sets(name, uplink)
         sets += wildcard_replies.sets(name, uplink)
     sets += dns.listen_sets(policy)
     sets += forwards.forward_sets(policy)
@@ -88,7 +90,7 @@ def _ip_table(policy: Policy) -> Table:
 
 
 def _counters(name: str, uplink: Uplink, policy: Policy) -> list[str]:
-    reasons = ["dropped", "stray", "unentitled", "unanswered", "not-local"]
+    reasons = ["dropped", "stray", "unentitled", "unanswered", "foreign-source", "not-local"]
     if reply_routing.answered_udp_ports(uplink):
         reasons.append(object_names.MISROUTED_REPLIES)
     if uplink.resolver:

@@ -158,6 +158,14 @@ def _service(name: str, service: objects.Service) -> ServiceSpec:
     return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, service.unmarked)
 
 
+def _networks(networks: Iterable[objects.Network], family: int) -> Ranges:
+    return merge_ranges(
+        (int(network.network_address), int(network.broadcast_address))
+        for network in networks
+        if network.version == family
+    )
+
+
 def _ports(ports: Iterable[Port], field: str = "dport") -> tuple[Region, ...]:
     by_protocol: dict[str, list[tuple[int, int]]] = {}
     for port in ports:
@@ -201,6 +209,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
         ("uplink", name),
         forwards=tuple(_forward(key, policy) for key, each in policy.forward.items() if each.uplink == name),
         publishes=tuple(_publish(key, each) for key, each in policy.publish.items() if each.uplink == name),
+        addresses={family: _bounds(uplink.addresses, family) for family in IP_FAMILIES},
     )
 
 

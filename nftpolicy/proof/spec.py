@@ -183,6 +183,7 @@ class ResolverSpec:
 class UplinkSpec:
     """Specification of one uplink. `ports` are the ports of bridges and bonds among its devices.
 
+    `addresses`: by family, addresses of other devices with which the uplink may be used, too.
     `marked_flows` and `marked_sockets` are the numbers of conntrack entries and sockets that carry
     the mark in the kernel; None if they were not read.
     """
@@ -203,6 +204,7 @@ class UplinkSpec:
     marked_sockets: int | None = None
     forwards: tuple[ForwardSpec, ...] = ()
     publishes: tuple[PublishSpec, ...] = ()
+    addresses: Mapping[int, Ranges] = Factory(dict)
 
     @property
     def unmarked_uids(self) -> tuple[int, ...]:

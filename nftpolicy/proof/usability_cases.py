@@ -29,6 +29,7 @@ from .usability_case import (
     UsabilityCase,
     device_address,
     inside_address,
+    known_address,
     link_local_address,
     needs_device,
     region_parts,
@@ -139,8 +140,7 @@ def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterat
                 for region in (part for full_region in regions for part in region_parts(family, full_region)):
                     frame = sample_packet(context, family, region, FRAME, device)
                     if family == 6:
-                        own_address = link_local_address(context.state, device)
-                        source = own_address if frame.source is None else frame.source
+                        source = frame.source if frame.source == 0 else link_local_address(context.state, device)
                         destination = frame.destination if "daddr" in region.fields else _ALL_NODES
                         frame = evolve_packet(frame, source=source, destination=destination)
                     if device in hooked and region.fields.get("socket") != points(0):
@@ -178,8 +178,9 @@ def _replies(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[
     for reply in uplink.replies:
         for family, regions in reply.headers.items():
             packet = evolve_packet(
-                sample_packet(context, family, regions[0], SOCKET), flow=flow, uid=0, gid=0, dport=40000
-            )
+                sample_packet(context, family, regions[0], SOCKET), flow=flow, uid=0, gid=0, dport=40000,
+                source=device_address(context.state, family, device),
+            )  # fmt: skip
             if packet.protocol == TCP:
                 packet = evolve_packet(packet, fields={("tcp", "flags"): _TCP_ACK})
             by_kernel = evolve_packet(packet, origin=KERNEL, mark=uplink.value)
@@ -254,6 +255,9 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
                 title = "DHCP replies to the client on a bridge"
                 yield UsabilityCase("P3", uplink.name, title, origin, offer, "dropped", mark=mark)
                 title = "arriving packets are marked"
+            known = known_address(context.state, uplink, family)
+            if known is not None:
+                yield from _known_addresses(uplink, evolve_packet(arriving, destination=known))
             forwarded = evolve_packet(arriving, destination=REMOTE_ADDRESS[family] + 1)
             yield UsabilityCase("P2", uplink.name, "no packet is forwarded", origin, forwarded, "dropped")
         for pattern in (spec.inside or ())[:1]:
@@ -274,6 +278,19 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
                     "P1", uplink.name, "hosts inside cannot use the mark", origin, marked, "leaves",
                     sample_device(pattern), (0, uplink.mask), may_equal_unmarked=True,
                 )  # fmt: skip
+
+
+def _known_addresses(uplink: UplinkSpec, arriving: Packet) -> Iterator[UsabilityCase]:
+    """Yield a packet to an address of another device that the uplink knows, and the end of a connection from there."""
+    mark, origin, title = (uplink.value, uplink.mask), ("uplink", uplink.name, "addresses"), "addresses"
+    yield UsabilityCase(
+        "P3", uplink.name, title, origin, arriving, "delivered", mark=mark, flow_mark=mark, may_be_firewalled=True
+    )
+    closed = evolve_packet(
+        arriving, destination=arriving.source, source=arriving.destination, protocol=TCP, origin=KERNEL, iif=None,
+        mark=uplink.value, flow=CtInfo("established"),
+    )  # fmt: skip
+    yield UsabilityCase("P3", uplink.name, title, origin, closed, "leaves", uplink.devices[0], mark)
 
 
 def _frames(uplink: UplinkSpec) -> Iterator[UsabilityCase]:
