@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from .policy.objects import (
         Account,
         Answer,
+        Forward,
         Listen,
         Policy,
         Port,
+        Publish,
         Resolver,
         Server,
         Service,
@@ -55,6 +57,7 @@ __all__ = [
     "Answer",
     "Counterexample",
     "Finding",
+    "Forward",
     "HostFacts",
     "Listen",
     "Mark",
@@ -65,6 +68,7 @@ __all__ = [
     "PolicyError",
     "Port",
     "Proof",
+    "Publish",
     "Resolver",
     "Server",
     "Service",
@@ -91,7 +95,19 @@ _EXPORTS = {
     "planner.plan": ("Plan", "plan"),
     "policy.errors": ("PolicyError",),
     "policy.mark": ("Mark",),
-    "policy.objects": ("Account", "Answer", "Listen", "Policy", "Port", "Resolver", "Server", "Service", "Uplink"),
+    "policy.objects": (
+        "Account",
+        "Answer",
+        "Forward",
+        "Listen",
+        "Policy",
+        "Port",
+        "Publish",
+        "Resolver",
+        "Server",
+        "Service",
+        "Uplink",
+    ),
     "proof.verdict": ("PROVED", "REFUTED", "UNKNOWN", "Counterexample", "Finding", "Proof", "describe_packet"),
     "runtime.apply.step_text": ("plan_lines",),
 }
@@ -199,6 +215,7 @@ def prove(state: NetState, policy: Policy, host: HostFacts | None = None, *, usa
     facts = host if host is not None else HostFacts()
     spec = build_spec(policy, facts.bridge_ports)
     spec = evolve(spec, frames=facts.has_egress_hook, absent_devices=facts.unhookable_devices)
+    spec = evolve(spec, loopback_families=facts.loopback_families)
     return prove_spec(state, spec, usability=usability)
 
 

@@ -9,7 +9,7 @@ import typer
 
 from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report
 from .common import change_errors_as_failure, describe_result, read_policy, this_kernel, warn
-from .options import DryRun, PolicyFile, WaitSeconds
+from .options import LOCK_WAIT, DryRun, PolicyFile, WaitSeconds
 
 _UNCHANGED = "in force already, nothing to change"
 
@@ -26,7 +26,7 @@ def command(
             help="Seconds until rollback, unless 'nftpolicy confirm'.",
         ),
     ] = 0,
-    wait: WaitSeconds = 0,
+    wait: WaitSeconds = LOCK_WAIT,
     via_block: Annotated[
         bool, typer.Option("--via-block", help="Stop all traffic on the uplinks during the change.")
     ] = False,
@@ -45,6 +45,7 @@ def command(
     kernel = this_kernel()
     from ..runtime.apply.executor import link_guard_messages, unwritable_port_message
     from ..runtime.apply.transaction import ChangeOptions, TargetPolicy
+    from ..runtime.foreign_rules import foreign_rules
 
     wanted = TargetPolicy(policy, (source.name, source.text.encode()))
     with change_errors_as_failure(source):
@@ -61,5 +62,7 @@ def command(
         warn(line)
     for port in sorted(checked_plan.planned.unwritable_ports):
         warn(unwritable_port_message(port))
+    for conflict in foreign_rules(kernel.ip_rules(), policy):
+        warn(str(conflict))
     print_report(report)
     print(f"{policy.name}: {describe_result(checked_plan.planned, 'applied', _UNCHANGED)}")

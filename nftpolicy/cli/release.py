@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..compiler.object_names import AUXILIARY_TABLES
 from .apply_common import announce, create_applier, dry_run_text, print_report
 from .common import Failure, applied_policy, change_errors_as_failure, describe_result, this_kernel, warn
-from .options import DryRun, UnreadPolicyFile, WaitSeconds
+from .options import LOCK_WAIT, DryRun, UnreadPolicyFile, WaitSeconds
 
 if TYPE_CHECKING:
     from ..kernel.linux import Linux
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _WATCH_SECONDS, _POLL_SECONDS = 3.0, 0.02  # for `watch` to hear of the release, and between two looks
 
 
-def command(file: UnreadPolicyFile = None, dry_run: DryRun = False, wait: WaitSeconds = 0) -> None:
+def command(file: UnreadPolicyFile = None, dry_run: DryRun = False, wait: WaitSeconds = LOCK_WAIT) -> None:
     """Remove all of nftpolicy from the kernel: opens the uplinks.
 
     It needs no policy file. The guard is removed last.

@@ -10,7 +10,20 @@ from attrs import Factory, frozen
 from ..netstate.nft import NamedCounter, Table
 from ..netstate.state import NetState
 from ..policy.objects import Policy, Uplink
-from . import dns, exemptions, guard, ip_rules, mark_owner, object_names, replies, service_sets
+from . import (
+    dns,
+    exemptions,
+    forwards,
+    guard,
+    ip_rules,
+    mark_owner,
+    object_names,
+    query_routing,
+    replies,
+    reply_routing,
+    service_sets,
+    wildcard_replies,
+)
 from .object_names import object_name
 from .sysctls import required_sysctls
 
@@ -21,12 +34,14 @@ class HostFacts:
 
     `bridge_ports`: bridge -> its ports. `has_egress_hook`: True if the kernel has the netdev egress hook;
     without it AF_PACKET sockets are not covered. `unhookable_devices`: absent devices, on a kernel that
-    cannot hook a chain at an absent device.
+    cannot hook a chain at an absent device. `loopback_families`: the IP families that lo has, without which
+    there is neither a resolver on lo nor a route by it.
     """
 
     bridge_ports: Mapping[str, Sequence[str]] = Factory(dict)
     has_egress_hook: bool = True
     unhookable_devices: frozenset[str] = frozenset()
+    loopback_families: tuple[int, ...] = query_routing.FAMILIES
 
 
 def compile_policy(policy: Policy, host: HostFacts = HostFacts()) -> NetState:
@@ -34,38 +49,56 @@ def compile_policy(policy: Policy, host: HostFacts = HostFacts()) -> NetState:
     tables = [_ip_table(policy)]
     if host.has_egress_hook:
         tables.append(_link_table(policy, host))
-    return NetState(tuple(tables), ip_rules.ip_rules(policy), ip_rules.uplink_routes(policy), required_sysctls(policy))
+    families = host.loopback_families
+    rules = (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy, families), *reply_routing.ip_rules(policy))
+    return NetState(
+        tuple(tables),
+        tuple(sorted(rules, key=lambda rule: (rule.family, rule.priority))),
+        (*ip_rules.uplink_routes(policy), *query_routing.routes(policy, families)),
+        required_sysctls(policy),
+    )
 
 
 def _ip_table(policy: Policy) -> Table:
     services = service_sets.collect_service_sets(policy)
     has_resolver = bool(dns.uplinks_with_resolver(policy))
     chains = [*replies.arrival_chains(policy), replies.restore_chain(policy)]
+    chains += forwards.forward_chains(policy)
     if has_resolver:
         chains.append(dns.redirect_chain(policy, services))
+    refusal_chain = query_routing.refusal_chain(policy)
+    if refusal_chain is not None:
+        chains.append(refusal_chain)
     chains += guard.guard_chains(policy, services)
     for name, uplink in policy.uplink.items():
-        chains.append(mark_owner.mark_owner_chain(name, uplink, services[name], has_resolver))
+        chains.append(mark_owner.mark_owner_chain(name, uplink, services[name], policy))
         chains.append(replies.reply_chain(name, uplink))
     chains += dns.resolver_chains(policy, services)
     sets = [guard.inside_set(policy)] if policy.inside else []
-    for name in policy.uplink:
-        sets += service_sets.nft_sets(name, services[name])
-    sets += dns.listen_sets(policy)
-    counters = [NamedCounter(object_names.UNNAMED_DEVICE)]
     for name, uplink in policy.uplink.items():
-        counters += [NamedCounter(counter, ("uplink", name)) for counter in _counters(name, uplink)]
+        sets += service_sets.nft_sets(name, services[name])
+        sets += wildcard_replies.sets(name, uplink)
+    sets += dns.listen_sets(policy)
+    sets += forwards.forward_sets(policy)
+    counters = [NamedCounter(object_names.UNNAMED_DEVICE)]
+    if refusal_chain is not None:
+        counters.append(NamedCounter(object_names.UNROUTED_QUERIES))
+    for name, uplink in policy.uplink.items():
+        counters += [NamedCounter(counter, ("uplink", name)) for counter in _counters(name, uplink, policy)]
     return Table("inet", object_names.TABLE, tuple(chains), tuple(sets), tuple(counters))
 
 
-def _counters(name: str, uplink: Uplink) -> list[str]:
+def _counters(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     reasons = ["dropped", "stray", "unentitled", "unanswered", "not-local"]
+    if reply_routing.answered_udp_ports(uplink):
+        reasons.append(object_names.MISROUTED_REPLIES)
     if uplink.resolver:
         reasons += ["resolver-refused", "dns-blocked"]
     return [
         *(object_name(name, reason) for reason in reasons),
         *exemptions.exemption_counters(name, uplink.exempt, "inet"),
         *replies.counter_names(name, uplink),
+        *forwards.counter_names(policy, name),
     ]
 
 

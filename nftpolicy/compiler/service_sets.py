@@ -111,8 +111,8 @@ def nft_sets(name: str, contents: ServiceSets) -> tuple[Set, ...]:
 
 
 def _kernel_ports_set(name: str, sports: list[Port]) -> Set:
-    merged = _merge_ranges(tuple(sports))
-    flags = frozenset({"interval"}) if any(map(_is_range, merged)) else frozenset[str]()
+    merged = merge_ports(tuple(sports))
+    flags = frozenset({"interval"}) if any(map(is_port_range, merged)) else frozenset[str]()
     numbers = frozenset(map(matches.port_value, merged))
     return Set(object_name(name, "kernel-ports"), ("inet_service",), numbers, flags, origin=("uplink", name))
 
@@ -187,8 +187,8 @@ def _address_columns(service: Service) -> list[tuple[int | None, bool, _Columns]
 def _port_columns(service: Service) -> list[tuple[bool, bool, _Columns]]:
     """Return (True, True for a range, columns) per port; one (False, False, ()) for any port."""
     columns: list[tuple[bool, bool, _Columns]] = []
-    for port in _merge_ranges(service.ports):
-        columns.append((True, _is_range(port), (port.protocol, matches.port_value(port))))
+    for port in merge_ports(service.ports):
+        columns.append((True, is_port_range(port), (port.protocol, matches.port_value(port))))
     return columns or [(False, False, ())]
 
 
@@ -207,7 +207,7 @@ def _merge_networks(service: Service) -> list[Network]:
     return [*collapse_addresses(ipv4), *collapse_addresses(ipv6)]
 
 
-def _merge_ranges(ports: tuple[Port, ...]) -> list[Port]:
+def merge_ports(ports: tuple[Port, ...]) -> list[Port]:
     """Return port ranges without overlaps."""
     merged: list[Port] = []
     for port in sorted(ports, key=lambda port: (port.protocol, port.low)):
@@ -219,5 +219,6 @@ def _merge_ranges(ports: tuple[Port, ...]) -> list[Port]:
     return merged
 
 
-def _is_range(port: Port) -> bool:
+def is_port_range(port: Port) -> bool:
+    """Return True if the entry has more than one port."""
     return port.low != port.high

@@ -14,7 +14,7 @@ from attrs import evolve
 
 from ..netstate.nft import Chain, NamedCounter, Table
 from ..netstate.operations import NftTransaction, RouteChange, RouteReplacement, Step, SysctlChange
-from ..netstate.routing import Sysctl
+from ..netstate.routing import IpRule, Sysctl
 from ..netstate.state import CounterValue, CounterValues, NetState
 from ..netstate.transition import ENOENT_TEXT, StepRejected, state_after
 from .errors import StepRefused, SysctlMissing
@@ -103,8 +103,14 @@ class FakeKernel:
     def ip_families(self) -> tuple[int, ...]:
         return self._families
 
+    def loopback_families(self) -> tuple[int, ...]:
+        return self._families
+
     def bridge_ports(self, devices: Iterable[str]) -> Mapping[str, Sequence[str]]:
         return {device: self._ports[device] for device in devices if device in self._ports}
+
+    def ip_rules(self) -> tuple[IpRule, ...]:
+        return tuple(rule for rule in self.state.rules if rule.family in self._families)
 
     def device_names(self) -> set[str]:
         return set(self._ports) | {port for ports in self._ports.values() for port in ports} | (self.devices or set())

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ..netstate.operations import Step
+from ..netstate.routing import IpRule
 from ..netstate.state import CounterValues, NetState
 
 if TYPE_CHECKING:
@@ -48,6 +49,12 @@ class Kernel(Protocol):
 
     def ip_families(self) -> tuple[int, ...]:
         """Return the address families of this kernel: (4, 6) or (4,)."""
+
+    def ip_rules(self) -> tuple[IpRule, ...]:
+        """Return all ip rules of the families of this kernel, in the order in which it asks them."""
+
+    def loopback_families(self) -> tuple[int, ...]:
+        """Return the address families that lo has now: neither if it is down, no IPv6 if that is switched off."""
 
     def device_names(self) -> set[str]:
         """Return the names of all network devices."""

@@ -22,7 +22,7 @@ from ..netstate.operations import (
     Step,
     SysctlChange,
 )
-from ..netstate.routing import Sysctl
+from ..netstate.routing import IpRule, Sysctl
 from ..netstate.state import CounterValues, NetState
 from . import nft_list
 from .bypass import take_looks
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .netlink.route_mover import RouteMover
 
 PROC_SYS = Path("/proc/sys")
+_LOOPBACK_ADDRESSES = {4: "127.0.0.1", 6: "::1"}
 _GLOBAL_SYSCTLS = (
     "net/ipv4/fwmark_reflect",
     "net/ipv6/fwmark_reflect",
@@ -138,6 +139,13 @@ class Linux:
 
     def ip_families(self) -> tuple[int, ...]:
         return (4, 6) if (PROC_SYS / "net/ipv6").exists() else (4,)
+
+    def ip_rules(self) -> tuple[IpRule, ...]:
+        return tuple(rule for family in self.ip_families() for rule in self._rtnetlink.rules(family))
+
+    def loopback_families(self) -> tuple[int, ...]:
+        addresses = self._rtnetlink.loopback_addresses()
+        return tuple(family for family, address in _LOOPBACK_ADDRESSES.items() if address in addresses)
 
     def device_names(self) -> set[str]:
         return self._rtnetlink.device_names()

@@ -82,14 +82,15 @@ def restrict_to_present(state: NetState, spec: Spec) -> tuple[Spec, dict[str, No
                 notes[f"no packet was tried by {device}: the device does not exist or is down"] = None
     inside = []
     for pattern in spec.inside or ():
-        matching = [name for name in up if _matches(pattern, name)]
+        matching = [name for name in up if device_matches(pattern, name)]
         inside += matching[:1]
         if not matching:
             notes[f"no packet was tried by {pattern}: no such device is up"] = None
     return evolve(spec, uplinks=tuple(uplinks), inside=tuple(inside)), notes
 
 
-def _matches(pattern: str, name: str) -> bool:
+def device_matches(pattern: str, name: str) -> bool:
+    """Return True if a device has the name, or a name that the pattern matches."""
     return name == pattern or (pattern[-1] == "*" and name.startswith(pattern[:-1]))
 
 

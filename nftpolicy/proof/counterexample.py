@@ -18,7 +18,7 @@ from ..model.symbolic.header_space import HeaderSpace
 from ..model.trace import Trace
 from ..netstate.routing import IpRule
 from .bypass import interfering_rules
-from .candidates import candidate_packets, misrouted_packets
+from .candidates import candidate_packets
 from .concretize import choose, concretize
 from .context import ProofContext
 from .entitlement import unmarked_user_regions
@@ -165,27 +165,6 @@ def search_mark_misuse(
                     examples.append(Counterexample(packet, trace, device, reason))
                     break
     return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
-
-
-def search_misrouted(context: ProofContext, uplink: UplinkSpec, family: int) -> tuple[list[Counterexample], list[str]]:
-    """Return packets that the ip rules lead to another device, and that leave there with the mark."""
-    examples: list[Counterexample] = []
-    unsupported: list[str] = []
-    for packet in misrouted_packets(context, uplink, family):
-        if packet.mark & uplink.mask != uplink.value:
-            continue  # the rule is for packets with other marks
-        trace = _trace(context, packet)
-        if trace.outcome == "unknown":
-            unsupported += trace.unsupported
-        elif _leaves_elsewhere(trace, uplink):
-            examples.append(Counterexample(packet, trace, str(trace.device), f"it leaves by {trace.device}"))
-    return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
-
-
-def _leaves_elsewhere(trace: Trace, uplink: UplinkSpec) -> bool:
-    """Return True if the packet leaves with the uplink's mark by another device."""
-    has_mark = trace.mark & uplink.mask == uplink.value
-    return trace.outcome == "leaves" and has_mark and trace.device not in uplink.devices
 
 
 def search_outcome(

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from ..model.packet import UDP
+from ..model.symbolic.box import points
 from ..netstate.state import NetState
 from .assumptions import add_assumed_environment, without_absent_devices
 from .bypass import environment_assumptions
 from .context import ProofContext
 from .dns_isolation import check_dns_isolation
 from .inherited_marks import inherited_mark_assumptions
-from .mark_confinement import check_ip_rules, check_mark_confinement
+from .mark_confinement import check_mark_confinement
 from .no_leak import check_no_leak, check_unnamed_devices
+from .query_routes import check_query_routes, query_route_assumptions
 from .spec import Spec
 from .usability import check_usability
 from .verdict import Finding, Proof
@@ -38,11 +41,10 @@ def prove(state: NetState, spec: Spec, progress: Progress = lambda _: None, usab
         findings += check_no_leak(context, spec, uplink)
         progress(f"P2 {uplink.name}")
         findings += check_mark_confinement(context, spec, uplink)
-        if spec.has_policy and uplink.table is not None:
-            findings += check_ip_rules(context, spec, uplink)
         if spec.has_policy and uplink.resolver is not None:
             progress(f"P5 {uplink.name}")
             findings += check_dns_isolation(context, spec, uplink)
+            findings += check_query_routes(context, spec, uplink)
     if spec.has_policy:
         findings += check_unnamed_devices(context, spec)
     if spec.has_policy and usability:
@@ -100,5 +102,14 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
             yield f"device {device} is absent, so no packet leaves by it until watch or apply has added its link guard"
     for port in (port for uplink in spec.uplinks for port in uplink.ports):
         yield f"a frame that a bridge forwards to {port} from another port is not of this machine"
+    yield from query_route_assumptions(state, spec)
+    udp = points(UDP)
+    for uplink in spec.uplinks:
+        for reply in uplink.replies:
+            if any(region.fields.get("protocol") == udp for region in reply.headers.get(4, ())):
+                yield (
+                    f"the server of answer {reply.name} sends its UDP replies from the address that was asked; "
+                    "one from another address is dropped where a route leads it inside"
+                )
     if spec.has_policy and spec.frames:
         yield "a frame of an AF_PACKET socket that set the mark itself counts as marked, whatever process sent it"

@@ -138,6 +138,33 @@ class ReplySpec:
 
 
 @frozen
+class ForwardSpec:
+    """Forwarded packets that may use the uplink: they arrive by `devices`.
+
+    `arriving` and `leaving`: their header conditions by family, at arrival and when they leave (NAT may change the
+    source). `elsewhere`: packets of these devices that are sent elsewhere. `masquerade`: with the uplink's address.
+    """
+
+    name: str
+    origin: OriginPath
+    devices: tuple[str, ...]
+    arriving: Mapping[int, tuple[Region, ...]]
+    leaving: Mapping[int, tuple[Region, ...]]
+    elsewhere: Mapping[int, tuple[Region, ...]]
+    masquerade: bool = False
+
+
+@frozen
+class PublishSpec:
+    """Port whose requests are forwarded from the uplink to `device`; `replies`: headers of its replies."""
+
+    name: str
+    origin: OriginPath
+    device: str
+    replies: Region
+
+
+@frozen
 class ResolverSpec:
     """Resolver of an uplink: listening endpoints (family, address, port), and its UID."""
 
@@ -172,11 +199,18 @@ class UplinkSpec:
     origin: OriginPath = ()
     marked_flows: int | None = None
     marked_sockets: int | None = None
+    forwards: tuple[ForwardSpec, ...] = ()
+    publishes: tuple[PublishSpec, ...] = ()
 
     @property
     def unmarked_uids(self) -> tuple[int, ...]:
         """Return the UIDs of unmarked users: their sockets may send without the mark."""
         return tuple(owner.number for service in self.services if service.unmarked for owner in service.owners)
+
+    @property
+    def forward_devices(self) -> tuple[str, ...]:
+        """Return the devices, and patterns, by which packets to forward arrive."""
+        return tuple(dict.fromkeys(device for forward in self.forwards for device in forward.devices))
 
     @property
     def has_mark(self) -> MarkTest:
@@ -200,14 +234,16 @@ class Spec:
 
     Without a policy, `inside` is None and only the devices and marks of the uplinks are known.
     `frames`: AF_PACKET sockets are checked too; without the egress hook of netdev in the kernel they
-    become an assumption instead. `families` are the IP families of the machine. `absent_devices` are
-    devices that do not exist and have no chain at the egress hook: no frame can leave by them.
+    become an assumption instead. `families` are the IP families of the machine, `loopback_families` those
+    of lo, for a state without devices. `absent_devices` do not exist and have no chain at the egress
+    hook: no frame can leave by them.
     """
 
     uplinks: tuple[UplinkSpec, ...]
     inside: tuple[str, ...] | None = None
     frames: bool = True
     families: tuple[int, ...] = IP_FAMILIES
+    loopback_families: tuple[int, ...] = IP_FAMILIES
     absent_devices: frozenset[str] = frozenset()
 
     def frame_devices(self, uplink: UplinkSpec) -> tuple[str, ...]:
@@ -223,7 +259,9 @@ class Spec:
     def devices(self) -> tuple[str, ...]:
         """Return every device name or pattern of the specification."""
         names = [name for uplink in self.uplinks for name in (*uplink.devices, *uplink.ports)]
-        return (*names, "lo", *(self.inside or ()))
+        forwards = [device for uplink in self.uplinks for device in uplink.forward_devices]
+        publishes = [publish.device for uplink in self.uplinks for publish in uplink.publishes]
+        return (*names, "lo", *(self.inside or ()), *forwards, *publishes)
 
     @property
     def masks(self) -> tuple[int, ...]:

@@ -18,11 +18,12 @@ from ..model.packet import (
     evolve_packet,
     parse_address,
 )
-from ..model.symbolic.box import points, subtract_ranges
-from .assumptions import sample_device
+from ..model.symbolic.box import intersect_ranges, points, subtract_ranges
+from .assumptions import device_matches, sample_device
 from .concretize import REMOTE_ADDRESS, choose
 from .context import ProofContext
 from .entitlement import DNS_PORT
+from .forward_cases import forward_cases
 from .spec import IP_FAMILIES, ServiceSpec, Spec, UplinkSpec
 from .usability_case import (
     UsabilityCase,
@@ -70,6 +71,7 @@ def usability_cases(context: ProofContext, spec: Spec) -> Iterator[UsabilityCase
         yield from _frames(uplink)
         if uplink.resolver is not None:
             yield from _dns(uplink, spec)
+        yield from forward_cases(context, uplink)
     yield from _inside(spec)
 
 
@@ -209,12 +211,17 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
     """
     mark, origin = (uplink.value, uplink.mask), ("uplink", uplink.name, "answer")
     title = "arriving packets are marked"
+    published = [publish.replies.fields["sport"] for publish in uplink.publishes]
+    port = next(
+        number for number in count(40001) if not any(intersect_ranges(each, points(number)) for each in published)
+    )
+    forward_devices = [device for other in spec.uplinks for device in other.forward_devices]
     for family in IP_FAMILIES:
         for device in uplink.devices:
             own_address = device_address(context.state, family, device)
             if own_address is None:
                 continue
-            arriving = Packet(family, own_address, REMOTE_ADDRESS[family], UDP, 40000, 40001, FORWARD, iif=device)
+            arriving = Packet(family, own_address, REMOTE_ADDRESS[family], UDP, 40000, port, FORWARD, iif=device)
             yield UsabilityCase(
                 "P3",
                 uplink.name,
@@ -259,10 +266,11 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
                 family, REMOTE_ADDRESS[family], REMOTE_ADDRESS[family] + 1, UDP, origin=FORWARD, mark=uplink.value,
                 iif=sample_device(pattern),
             )  # fmt: skip
-            yield UsabilityCase(
-                "P1", uplink.name, "hosts inside cannot use the mark", origin, marked, "leaves",
-                sample_device(pattern), (0, uplink.mask), may_equal_unmarked=True,
-            )  # fmt: skip
+            if not any(device_matches(each, sample_device(pattern)) for each in forward_devices):
+                yield UsabilityCase(
+                    "P1", uplink.name, "hosts inside cannot use the mark", origin, marked, "leaves",
+                    sample_device(pattern), (0, uplink.mask), may_equal_unmarked=True,
+                )  # fmt: skip
 
 
 def _frames(uplink: UplinkSpec) -> Iterator[UsabilityCase]:

@@ -14,6 +14,7 @@ from ..netstate.state import CounterValues
 from ..policy.objects import Policy
 from .apply.executor import PlannedChange, link_guard_messages, unwritable_port_message
 from .apply.step_text import plan_lines
+from .foreign_rules import STARVES, ForeignRule, foreign_rules
 from .services.socket_classifier import SocketVerdict
 from .services.socket_verdicts import read_verdicts_or_reason
 
@@ -27,7 +28,8 @@ class Status:
     steps to the policy, as text. `misplaced_routes`: foreign routes over an uplink outside its
     table; they open no path and do not count for `as_expected`. `sockets`: the sockets related to
     an uplink, None if they cannot be read, for the reason in `socket_error`; they do not count for
-    `as_expected`, since the guard drops packets of wrong sockets. `notes` say which devices have no
+    `as_expected`, since the guard drops packets of wrong sockets. `foreign_rules`: the ip rules of
+    other programs that conflict with the policy. `notes` say which devices have no
     link guard, for instance since they are absent, so that no packet can leave by them.
     `block_reasons` say why watch loaded the block; none if another command did.
     """
@@ -40,13 +42,19 @@ class Status:
     sockets: tuple[SocketVerdict, ...] | None = None
     socket_error: str = ""
     is_blocked: bool = False
+    foreign_rules: tuple[ForeignRule, ...] = ()
     notes: tuple[str, ...] = ()
     block_reasons: tuple[str, ...] = ()
 
     @property
     def as_expected(self) -> bool:
-        """True if the kernel holds exactly the compiled policy, and no block."""
-        return all(self.parts.values()) and not self.is_blocked
+        """True if the kernel holds exactly the compiled policy, no block, and no foreign rule that starves services."""
+        return all(self.parts.values()) and not self.is_blocked and not self.is_starved
+
+    @property
+    def is_starved(self) -> bool:
+        """True if a foreign ip rule decides for all packets of services."""
+        return any(conflict.effect == STARVES for conflict in self.foreign_rules)
 
     @property
     def guarded(self) -> bool:
@@ -64,6 +72,7 @@ class Status:
             "differences": list(self.differences),
             "notes": list(self.notes),
             "strays": list(self.misplaced_routes),
+            "foreign_rules": [conflict.as_json() for conflict in self.foreign_rules],
             "uplinks": {
                 name: {"devices": list(uplink.devices), "mark": str(uplink.mark), "table": uplink.table}
                 for name, uplink in self.policy.uplink.items()
@@ -101,4 +110,5 @@ def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Statu
         socket_error=trouble,
         notes=tuple(link_guard_messages(planned.host)),
         is_blocked=any(name == object_names.BLOCK_TABLE for _, name in kernel.table_names()),
+        foreign_rules=foreign_rules(kernel.ip_rules(), policy),
     )

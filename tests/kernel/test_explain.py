@@ -87,7 +87,7 @@ def test_explain_bound_socket_without_route_differs_by_family(guarded_node: Node
     bound = ("--uid", 65534, "--dev", WAN)
     assert guarded_node.words("--to", FAR[4], *bound) == "dropped by inet nftpolicy wan.guard: counter wan.dropped"
     output = guarded_node.words("--to", FAR[6], *bound)
-    assert re.fullmatch(r"unroutable: rule priority 910 from all unreachable .*: unreachable", output)
+    assert re.fullmatch(r"unroutable: rule priority 40000 from all unreachable .*: unreachable", output)
 
     def send(job: packet_senders.Job) -> None:
         made = job.udp()

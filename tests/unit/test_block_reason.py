@@ -4,6 +4,7 @@ import pytest
 
 from nftpolicy.compiler import object_names
 from nftpolicy.netstate.routing import IpRule
+from nftpolicy.policy.objects import Policy
 from nftpolicy.runtime.apply.block_reason import BlockReasonFile
 from nftpolicy.runtime.watch.repair_plan import status_text
 from tests.unit.test_watch import WatchRun, foreign_marking_state
@@ -81,19 +82,20 @@ def test_removed_block_stays_removed_without_a_leak(enforcing: WatchRun) -> None
     assert not enforcing.watch.is_blocked
 
 
+BLOCKED = "BLOCKED, p: the uplinks are stopped; 'nftpolicy status' has the reason and the way out"
+STARVED = "p: proved, services are starved by foreign ip rules: type 'nftpolicy status'"
+
+
 @pytest.mark.parametrize(
-    ("policy", "verdict", "blocked", "text"),
+    ("policy", "verdict", "blocked", "starved", "text"),
     [
-        (None, "", False, "no policy is in force"),
-        ("p", "", False, "p: enforced"),
-        ("p", "unknown", False, "p: unknown"),
-        (
-            "p",
-            "refuted",
-            True,
-            "BLOCKED, p: the uplinks are stopped; type 'nftpolicy status' for the reason and the way out",
-        ),
+        (None, "", False, False, "no policy is in force"),
+        (Policy("p"), "", False, False, "p: enforced"),
+        (Policy("p"), "unknown", False, False, "p: unknown"),
+        (Policy("p"), "refuted", True, True, BLOCKED),
+        (Policy("p"), "proved", False, True, STARVED),
     ],
+    ids=lambda value: value.name if isinstance(value, Policy) else str(value),
 )
-def test_status_text_names_the_state(policy, verdict, blocked, text) -> None:
-    assert status_text(policy, verdict, blocked) == text
+def test_status_text_names_the_state(policy, verdict, blocked, starved, text) -> None:
+    assert status_text(policy, verdict, blocked, starved) == text

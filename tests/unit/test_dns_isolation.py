@@ -38,11 +38,12 @@ BYPASS, REDIRECT, CLIENTS, OUTSIDE = (
     "sockets of no service that reach the resolver",
     "packets from outside that reach the resolver",
 )
+ROUTE = "DNS queries of a service that have no route before they are redirected"
 TO_RESOLVER = Match(Payload("ip", "daddr"), "192.0.2.54")
 
 
 def test_dns_isolation_has_all_findings():
-    assert p5(STATE) == dict.fromkeys((BYPASS, REDIRECT, CLIENTS, OUTSIDE), "proved")
+    assert p5(STATE) == dict.fromkeys((BYPASS, REDIRECT, CLIENTS, OUTSIDE, ROUTE), "proved")
 
 
 @pytest.mark.parametrize("protocol", ["udp", "tcp"])

@@ -203,6 +203,11 @@ LOOKUP = {"family": socket.AF_INET, "priority": 5, "action": 1, "protocol": 78, 
         (IpRule(4, 5, table=100, destination="10.1.0.0/16"), {**LOOKUP, "dst": "10.1.0.0", "dst_len": 16}),
         (IpRule(4, 5, table=100, uids=(7, 9)), {**LOOKUP, "uid_range": "7:9"}),
         (IpRule(4, 5, table=100, protocol=3), {**LOOKUP, "protocol": 3}),
+        (
+            IpRule(4, 5, table=100, iif="lo", l4proto=17, dports=(53, 53)),
+            {**LOOKUP, "iifname": "lo", "ip_proto": 17, "dport_range": "53:53"},
+        ),
+        (IpRule(4, 5, table=100, l4proto=17, sports=(1, 2)), {**LOOKUP, "ip_proto": 17, "sport_range": "1:2"}),
         *(
             (IpRule(4, 5, action), {"family": socket.AF_INET, "priority": 5, "action": code, "protocol": 78})
             for action, code in (("nop", 3), ("blackhole", 6), ("unreachable", 7), ("prohibit", 8))
@@ -218,11 +223,7 @@ def test_rule_is_written_with_exactly_its_keys(writer: FakeWriter, rule: IpRule,
 @pytest.mark.parametrize(
     "selector",
     [
-        {"iif": "lan"},
         {"oif": "wan"},
-        {"l4proto": 6},
-        {"sports": (1, 2)},
-        {"dports": (1, 2)},
         {"source": "10.0.0.0/8"},
         {"goto": 0},
         {"suppress_prefix": 0},
@@ -262,6 +263,7 @@ DEFAULT = {
             Route(4, 100, gateway="192.0.2.1", device="wan.5", onlink=True, protocol=3),
             {**DEFAULT, "gateway": "192.0.2.1", "oif": 4, "flags": ["onlink"], "proto": 3},
         ),
+        (Route(4, 100, device="wan", prefsrc="10.0.0.1"), {**DEFAULT, "oif": 2, "prefsrc": "10.0.0.1"}),
         (Route(4, 100, kind="unreachable"), {**DEFAULT, "type": "unreachable"}),
         # The kernel shows a device for it (lo, IPv6), and does not take one.
         (Route(4, 100, kind="unreachable", device="lo"), {**DEFAULT, "type": "unreachable"}),
@@ -279,7 +281,6 @@ def test_route_is_written_with_exactly_its_keys(writer: FakeWriter, route: Route
         {"nexthops": (Nexthop("wan"),)},
         {"source": "2001:db8::/32"},
         {"tos": 16},
-        {"prefsrc": "10.0.0.1"},
         {"preference": "low"},
     ],
     ids=str,

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...compiler import guard, ip_rules
+from attrs import evolve
+
+from ...compiler import guard, ip_rules, query_routing, reply_routing
 from ...compiler.sysctls import required_sysctls
 from ...generated_text import CheckedText, device_name, fill, join, scoped_address, sysctl_path, word, words
 from ...netstate.formats import nft_text
@@ -25,9 +27,10 @@ _PORT = "/"  # placeholder for a bridge port; not valid in a device name
 def router_plan(policy: Policy, link_guard: bool = True) -> CheckedText:
     """Return the text of the plan file."""
     lines = [fill("policy {name}", name=word(policy.name))]
-    for rule in map(require_expressible, ip_rules.ip_rules(policy)):
+    # Not in UCI: netifd before 2025 reads neither ipproto nor dport, and would route all packets so.
+    for rule in (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy), *reply_routing.ip_rules(policy)):
         lines.append(fill("rule{family} {rule}", family=rule.family, rule=_rule(rule)))
-    for route in ip_rules.uplink_routes(policy):
+    for route in (*ip_rules.uplink_routes(policy), *query_routing.routes(policy)):
         lines.append(fill("route{family} {route}", family=route.family, route=_route(route)))
     for sysctl in required_sysctls(policy):
         lines.append(fill("sysctl {path} {value}", path=sysctl_path(sysctl.path), value=int(sysctl.value)))
@@ -37,8 +40,8 @@ def router_plan(policy: Policy, link_guard: bool = True) -> CheckedText:
     return join("", (fill("{line}\n", line=line) for line in lines))
 
 
-def require_expressible(rule: IpRule) -> IpRule:
-    """Return the rule, if plan lines and UCI sections can express it.
+def require_expressible(rule: IpRule, *more: str) -> IpRule:
+    """Return the rule, if UCI sections can express it, and plan lines the selectors `more` too.
 
     Raises:
         ValueError: the rule has another selector; without it, it would match too many packets.
@@ -47,20 +50,32 @@ def require_expressible(rule: IpRule) -> IpRule:
         rule.family, rule.priority, rule.action, rule.table, rule.mark, rule.mask, destination=rule.destination,
         uids=rule.uids,
     )  # fmt: skip
+    expressible = evolve(expressible, **{key: getattr(rule, key) for key in more})
     if expressible != rule or rule.unknown:
         raise ValueError(f"ip rule with a selector that the router plan does not support: {rule}")
     return rule
 
 
-def _rule(rule: IpRule) -> CheckedText:
+def _rule(item: IpRule) -> CheckedText:
+    rule = require_expressible(item, "iif", "l4proto", "dports", "sports")
     parts = [fill("{priority}: from all", priority=rule.priority)]
     if rule.destination:
         parts.append(fill("to {prefix}", prefix=word(rule.destination)))
     if rule.mask:
         template = "fwmark {mark:#x}/{mask:#x}" if rule.mask != FULL_MASK else "fwmark {mark:#x}"
         parts.append(fill(template, mark=rule.mark, mask=rule.mask))
+    if rule.iif:
+        parts.append(fill("iif {device}", device=device_name(rule.iif)))
     if rule.uids:
         parts.append(fill("uidrange {low}-{high}", low=rule.uids[0], high=rule.uids[1]))
+    if rule.l4proto:
+        parts.append(fill("ipproto ipproto-{protocol}", protocol=rule.l4proto))
+    if rule.sports:
+        low, high = rule.sports
+        parts.append(fill("sport {low}-{high}" if low != high else "sport {low}", low=low, high=high))
+    if rule.dports:
+        low, high = rule.dports
+        parts.append(fill("dport {low}-{high}" if low != high else "dport {low}", low=low, high=high))
     if rule.action == "lookup":
         parts.append(fill("lookup {table}", table=rule.table))
     else:
@@ -76,7 +91,12 @@ def _route(route: Route) -> CheckedText:
         parts.append(fill("via {gateway}", gateway=word(route.gateway)))
     if route.device:
         parts.append(fill("dev {device}", device=device_name(route.device)))
-    parts.append(fill("table {table} metric {metric}", table=route.table, metric=route.metric))
+    parts.append(fill("table {table}", table=route.table))
+    if route.prefsrc:
+        # The kernel gives an IPv4 route without a gateway the scope of the link.
+        source = "scope 253 src {source}" if route.family == 4 else "src {source}"
+        parts.append(fill(source, source=word(route.prefsrc)))
+    parts.append(fill("metric {metric}", metric=route.metric))
     if route.onlink:
         parts.append(word("onlink"))
     return join(" ", parts)

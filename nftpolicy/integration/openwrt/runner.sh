@@ -79,10 +79,12 @@ route_changes() {
 	ROUTES
 }
 
-# Convert lines of `route_changes` to commands of `ip -batch`. `ip -N` prints unreachable as 7.
+# Convert lines of `route_changes` to commands of `ip -batch`. `ip -N` prints unreachable as 7, and ipproto 17 as
+# ipproto ipproto-17, which ip does not read.
 ip_commands() {
 	while read -r kind line; do
 		case $line in
+		*" ipproto ipproto-"*) line="${line%%ipproto-*}${line#*ipproto-}" ;;
 		*" lookup "*) ;;
 		[0-9]*" 7") line="${line% 7} unreachable" ;;
 		esac
@@ -203,7 +205,12 @@ accepted_link_text() {
 	return 0
 }
 
-list_table() { nft -s list table "$1" "$2" 2>/dev/null | sed -e 1d -e '/^$/d' -e '/^	flags dormant$/d'; }
+# Packets add the elements of the sets *.peers4 and the like, so these are left out.
+list_table() {
+	nft -s list table "$1" "$2" 2>/dev/null | sed -e 1d -e '/^$/d' -e '/^	flags dormant$/d' \
+		-e '/^	set [^ ]*\.peers[46] {$/,/^	}$/{/elements = {.*}$/d;/elements = {/,/}$/d;}' \
+		-e '/^	set [^ ]*\.asked[46] {$/,/^	}$/{/elements = {.*}$/d;/elements = {/,/}$/d;}'
+}
 
 # Print the expected listing of a table: load it as a dormant table with another name, and list that.
 # So the comparison does not depend on how this nft formats a listing. Arguments: family, text.

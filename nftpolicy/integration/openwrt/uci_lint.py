@@ -73,8 +73,6 @@ def _mark(text: str) -> None:
 
 
 def _priority(text: str) -> None:
-    if parse_number(text) >= NETIFD_FIRST_PRIORITY:
-        raise ValueError(f"comes after netifd's own rules, which begin at {NETIFD_FIRST_PRIORITY}")
     if parse_number(text) == 0:
         raise ValueError("comes before the kernel's table of local addresses")
 
@@ -162,6 +160,9 @@ def _rule_faults(options: dict[str, OptionValue]) -> Iterator[str]:
         yield "has neither lookup, action nor goto: the rule has no effect"
     if {"lookup", "action"} <= options.keys():
         yield "has lookup and action: the action wins"
+    with suppress(ValueError):  # a fault of the option
+        if "action" not in options and parse_number(str(options.get("priority", 0))) >= NETIFD_FIRST_PRIORITY:
+            yield f"comes after netifd's own rules, which begin at {NETIFD_FIRST_PRIORITY}"
 
 
 def _route_faults(options: dict[str, OptionValue]) -> Iterator[str]:

@@ -66,7 +66,7 @@ def _rule_keys(rule: IpRule) -> dict[str, Any]:
 
     Raises ValueError for a selector that is not listed here.
     """
-    unsupported = (rule.iif, rule.oif, rule.l4proto, rule.sports, rule.dports, rule.source, rule.goto)
+    unsupported = (rule.oif, rule.source, rule.goto)
     suppressors = (rule.suppress_prefix, rule.suppress_group)
     if any(value is not None for value in (*unsupported, *suppressors)) or rule.tos or rule.invert or rule.l3mdev:
         raise ValueError(f"unsupported selector in a rule to write: {rule}")
@@ -85,6 +85,13 @@ def _rule_keys(rule: IpRule) -> dict[str, Any]:
         keys |= {"dst": address, "dst_len": int(length)}
     if rule.uids:
         keys["uid_range"] = f"{rule.uids[0]}:{rule.uids[1]}"
+    if rule.iif is not None:
+        keys["iifname"] = rule.iif
+    if rule.l4proto is not None:
+        keys["ip_proto"] = rule.l4proto
+    for key, ports in (("sport_range", rule.sports), ("dport_range", rule.dports)):
+        if ports:
+            keys[key] = f"{ports[0]}:{ports[1]}"
     return keys
 
 
@@ -93,7 +100,7 @@ def _route_keys(route: Route, devices: dict[str, int]) -> dict[str, Any]:
 
     Raises ValueError for an attribute that is not listed here.
     """
-    if route.nexthops or route.source or route.tos or route.prefsrc or route.preference != "medium":
+    if route.nexthops or route.source or route.tos or route.preference != "medium":
         raise ValueError(f"unsupported attribute in a route to write: {route}")
     default = {4: "0.0.0.0/0", 6: "::/0"}[route.family]
     keys: dict[str, Any] = {
@@ -106,6 +113,8 @@ def _route_keys(route: Route, devices: dict[str, int]) -> dict[str, Any]:
     }
     if route.gateway:
         keys["gateway"] = route.gateway
+    if route.prefsrc:
+        keys["prefsrc"] = route.prefsrc
     if route.device and route.kind == "unicast":
         if route.device not in devices:
             raise OSError(errno.ENODEV, f"there is no device {route.device}")
@@ -186,6 +195,11 @@ class Rtnetlink:
             )
             for index, master, device, link, is_elsewhere, has_xdp in links
         ]
+
+    def loopback_addresses(self) -> frozenset[str]:
+        """Return the addresses of lo without prefix length, none while it is down."""
+        loopback = (device for device in self.devices() if device.name == "lo" and device.up)
+        return frozenset(address.partition("/")[0] for device in loopback for address in device.addresses)
 
     @staticmethod
     def indexes_and_addresses() -> tuple[dict[int, str], frozenset[str]]:

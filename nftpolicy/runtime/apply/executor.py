@@ -99,7 +99,7 @@ def read_host_facts(
     ports = kernel.bridge_ports(devices)
     writable = {device: tuple(filter(can_hook, names)) for device, names in ports.items()}
     unwritable = frozenset(port for names in ports.values() for port in names if not can_hook(port))
-    return HostFacts(writable, link_guard, unhooked), unwritable
+    return HostFacts(writable, link_guard, unhooked, kernel.loopback_families()), unwritable
 
 
 def unwritable_port_message(port: str) -> str:

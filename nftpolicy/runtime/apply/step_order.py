@@ -25,19 +25,22 @@ from .executor import PlannedChange
 from .proved_order import ProvedOrder
 
 
-def prove_desired(planned: PlannedChange, policy: Policy, families: tuple[int, ...]) -> Proof:
+def prove_desired(planned: PlannedChange, policy: Policy, kernel: Kernel) -> Proof:
     """Prove that the desired state leaks nothing.
 
     Usability (P3, P4) is not checked here; 'nftpolicy check' does.
     """
-    spec = evolve(spec_on_host(policy, planned.host), families=families)
+    spec = evolve(spec_on_host(policy, planned.host), families=kernel.ip_families())
     return prove(planned.desired, spec, usability=False)
 
 
 def spec_on_host(policy: Policy, host: HostFacts) -> Spec:
     """Return the spec of a policy on a host; frames are part of it only where a chain can be hooked."""
     return evolve(
-        build_spec(policy, host.bridge_ports), frames=host.has_egress_hook, absent_devices=host.unhookable_devices
+        build_spec(policy, host.bridge_ports),
+        frames=host.has_egress_hook,
+        absent_devices=host.unhookable_devices,
+        loopback_families=host.loopback_families,
     )
 
 

@@ -49,7 +49,7 @@ class ChangeOptions:
     during the change. `ignore_foreign`: apply also if a foreign ruleset lets packets leak.
     """
 
-    wait: float = 0
+    wait: float = 5  # watch holds the lock for a moment whenever it repairs
     via_block: bool = False
     ignore_foreign: bool = False
 
@@ -121,7 +121,7 @@ class PolicyApplier:
         after = None
         if target is not None:
             after = target.policy
-            proof = prove_desired(planned, after, self.kernel.ip_families())
+            proof = prove_desired(planned, after, self.kernel)
             if proof.verdict != PROVED:
                 raise PolicyNotProved(proof)
         try:

@@ -16,11 +16,13 @@ from ...proof.verdict import PROVED, REFUTED, UNKNOWN, Finding
 from ..apply.executor import plan_change
 from ..apply.step_order import spec_on_host
 from ..apply.transaction import PolicyApplier
+from ..foreign_rules import STARVES, foreign_rules
 
 # A neighbour can cause any number of routes. These take 2 s and 70 MB to prove.
 MAX_ROUTES = 20_000
 _TOO_MANY_ROUTES = -1  # stands for the hash of such a state
 _MAX_FAILURES = 6  # reported findings
+_MAX_FOREIGN_RULES = 20  # reported
 _LEAKING = ("leaves", "delivered")  # outcomes of a trace
 
 
@@ -64,6 +66,10 @@ def run_full_check(
         "unwritable_ports": ports,
         "state": state_hash,
         "verdict": proof.verdict,
+        "foreign_rules": [
+            {"what": str(conflict), "starves": conflict.effect == STARVES}
+            for conflict in foreign_rules(state.rules, policy)[:_MAX_FOREIGN_RULES]
+        ],
         "failures": list(map(_finding_text, failed[:_MAX_FAILURES])),
         "leak_verdict": REFUTED if leaks else UNKNOWN if may_leak else PROVED,
         "leaks": list(map(_finding_text, leaks[:_MAX_FAILURES])),

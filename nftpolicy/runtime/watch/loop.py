@@ -393,7 +393,7 @@ class Watch:
     # --- the service manager ---
 
     def _status(self) -> str:
-        return status_text(self.policy.name if self.policy else None, self.verdict, self.is_blocked)
+        return status_text(self.policy, self.verdict, self.is_blocked, self._proof.is_starved)
 
     def _notify_status(self) -> None:
         self.environment.service_manager.notify(STATUS=self._status())

@@ -15,7 +15,7 @@ class ProofLog:
 
     `state` is a hash of that state; None: no state, so the next one is proved. `verdict` is "" before
     the first proof. `failures` are the statements that it did not prove, `leaks` those of them with a
-    packet that leaves.
+    packet that leaves. `is_starved`: a foreign ip rule decides for all packets of services.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -28,6 +28,8 @@ class ProofLog:
         self.state: int | None = None
         self.verdict = ""
         self.failures: list[str] = []
+        self.is_starved = False
+        self._foreign_rules: frozenset[str] = frozenset()
         self.leaks: list[str] = []
         self._leak_verdict = ""
 
@@ -42,6 +44,15 @@ class ProofLog:
             self._logged = proof
             why = {"why": self.failures} if self.failures else {}
             self._environment.log_event("proof", {"verdict": self.verdict, **why})
+        self._record_foreign_rules(result.get("foreign_rules", []))
+
+    def _record_foreign_rules(self, conflicts: list[dict[str, Any]]) -> None:
+        """Log the foreign ip rules that conflict with the policy since this check."""
+        for conflict in conflicts:
+            if conflict["what"] not in self._foreign_rules:
+                self._environment.log_event("foreign-rule", {"what": conflict["what"]})
+        self._foreign_rules = frozenset(conflict["what"] for conflict in conflicts)
+        self.is_starved = any(conflict["starves"] for conflict in conflicts)
 
     @property
     def requires_block(self) -> bool:

@@ -106,13 +106,17 @@ def uplink_devices(policy: Policy) -> frozenset[str]:
     return frozenset(device for uplink in policy.uplink.values() for device in uplink.devices)
 
 
-def status_text(policy: str | None, verdict: str, is_blocked: bool) -> str:
-    """Return the state for the service manager; `policy` is the name of the policy in force."""
+def status_text(policy: Policy | None, verdict: str, is_blocked: bool, is_starved: bool) -> str:
+    """Return the state for the service manager; `policy` is in force.
+
+    `is_starved`: a foreign ip rule decides for all packets of services.
+    """
     if policy is None:
         return "no policy is in force"
     if is_blocked:
-        return f"BLOCKED, {policy}: the uplinks are stopped; type 'nftpolicy status' for the reason and the way out"
-    return f"{policy}: {verdict or 'enforced'}"
+        return f"BLOCKED, {policy.name}: the uplinks are stopped; 'nftpolicy status' has the reason and the way out"
+    starved = ", services are starved by foreign ip rules: type 'nftpolicy status'" if is_starved else ""
+    return f"{policy.name}: {verdict or 'enforced'}{starved}"
 
 
 def replace_table_text(table: nft.Table) -> str:
