@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import string
 
+from ..netstate.routing import WORST_METRIC
+
 TABLE = "nftpolicy"
 FAMILIES = ("inet", "netdev")  # the guard at the IP layer, and at the link layer
 BLOCK_TABLE = "nftpolicy-block"  # drops an uplink's packets; separate, so the guard stays unchanged
@@ -42,8 +44,7 @@ REPLY_RULE_PRIORITY = 33100
 FINAL_UNREACHABLE_PRIORITY = 40000
 
 FIRST_GATEWAY_METRIC = 1024  # of an uplink's gateways; the kernel's default for IPv6
-# The highest metric that both families accept; 0xffffffff is IPv6's own null route.
-UNREACHABLE_METRIC = 0xFFFFFFFE
+UNREACHABLE_METRIC = WORST_METRIC
 
 _NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits + "._-")
 

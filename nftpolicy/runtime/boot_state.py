@@ -35,7 +35,7 @@ class BootState:
     @property
     def disable_commands(self) -> list[str]:
         """The commands after which the next boot leaves the uplinks open; [] if it does so already."""
-        commands = [f"systemctl disable {' '.join(self.units)}"] if self.units else []
+        commands = [f"systemctl disable --now {' '.join(self.units)}"] if self.units else []
         return commands + [f"{PROCD.directory}/{script} disable" for script in self.scripts]
 
 

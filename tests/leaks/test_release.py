@@ -115,7 +115,7 @@ def test_release_of_static_host_restores_all_attributes(lab: Lab, gateways: str)
         made.file.write_text("not a policy")
         done = made.nftpolicy("release")
         assert wan_routes(lab, 4) == before, done.stdout + done.stderr
-        assert forwarded_by_wan(lab) == ["udp/ipv4/unmarked"]
+        assert "udp/ipv4/unmarked" in forwarded_by_wan(lab)
     finally:
         lab.node.ip(f"addr flush dev {at.WAN}")
         lab.wan_down()

@@ -7,7 +7,7 @@ from nftpolicy.netstate.routing import IpRule
 from nftpolicy.policy.objects import Policy
 from nftpolicy.runtime.apply.block_reason import BlockReasonFile
 from nftpolicy.runtime.watch.repair_plan import status_text
-from tests.unit.test_watch import WatchRun, foreign_marking_state
+from tests.unit.test_watch import POLICY, WatchRun, foreign_marking_state
 
 
 @pytest.fixture
@@ -82,18 +82,18 @@ def test_removed_block_stays_removed_without_a_leak(enforcing: WatchRun) -> None
     assert not enforcing.watch.is_blocked
 
 
-BLOCKED = "BLOCKED, p: the uplinks are stopped; 'nftpolicy status' has the reason and the way out"
-STARVED = "p: proved, services are starved by foreign ip rules: type 'nftpolicy status'"
+BLOCKED = "BLOCKED, small: the uplinks are stopped; 'nftpolicy status' has the reason and the way out"
+STARVED = "small: proved, services are starved by foreign ip rules: type 'nftpolicy status'"
 
 
 @pytest.mark.parametrize(
     ("policy", "verdict", "blocked", "starved", "text"),
     [
         (None, "", False, False, "no policy is in force"),
-        (Policy("p"), "", False, False, "p: enforced"),
-        (Policy("p"), "unknown", False, False, "p: unknown"),
-        (Policy("p"), "refuted", True, True, BLOCKED),
-        (Policy("p"), "proved", False, True, STARVED),
+        (POLICY, "", False, False, "small: enforced"),
+        (POLICY, "unknown", False, False, "small: unknown"),
+        (POLICY, "refuted", True, True, BLOCKED),
+        (POLICY, "proved", False, True, STARVED),
     ],
     ids=lambda value: value.name if isinstance(value, Policy) else str(value),
 )

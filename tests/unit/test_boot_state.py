@@ -29,7 +29,7 @@ def test_enabled_units_are_found_by_their_links(tmp_path, link, directory) -> No
     add_unit(tmp_path, "nftpolicy-watch.service", link, directory)
     state = read_boot_state(tmp_path)
     assert state.units == ("nftpolicy-guard.service", "nftpolicy-watch.service")
-    assert state.disable_commands == ["systemctl disable nftpolicy-guard.service nftpolicy-watch.service"]
+    assert state.disable_commands == ["systemctl disable --now nftpolicy-guard.service nftpolicy-watch.service"]
 
 
 def test_masked_unit_is_not_started(tmp_path) -> None:

@@ -13,12 +13,13 @@ import socket
 import struct
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from ipaddress import IPv4Network, IPv6Network
 from itertools import islice
 from pathlib import Path
 
 from attrs import field, frozen
 
-from ...netstate.routing import TABLE_MAIN, Route
+from ...netstate.routing import ROUTE_TYPES, RTPROT_NFTPOLICY, TABLE_MAIN, WORST_METRIC, Route
 from ..errors import DumpInterrupted
 from . import constants as nl
 from . import rtnl_decode as messages
@@ -27,6 +28,7 @@ from .socket import Message, NetlinkSocket
 
 _GATEWAYS = frozenset((nl.RTA_GATEWAY, nl.RTA_VIA))
 _U32 = struct.Struct("=I")
+_KINDS = {name: number for number, name in ROUTE_TYPES.items()}
 
 
 MAX_ROUTES = 512  # of one device and family
@@ -203,6 +205,34 @@ class RouteMover:
         # IPv6 takes another route of the same metric beside it, and refuses the same route in any case.
         flags = nl.NLM_F_CREATE | (nl.NLM_F_EXCL if route.family == 4 else 0)
         code = self._netlink.change(nl.RTM_NEWROUTE, body, flags)
+        return 0 if code == errno.EEXIST else code
+
+    def unreachable_networks(self) -> dict[str, KernelRoute]:
+        """Return network -> route of nftpolicy's unreachable routes in table main.
+
+        Raises DumpInterrupted or OSError.
+        """
+        routes: dict[str, KernelRoute] = {}
+        for family in nl.ADDRESS_FAMILY.values():
+            # Kernels before 4.20 ignore the filter and return all routes.
+            body = nl.RTMSG.pack(family, 0, 0, 0, 0, RTPROT_NFTPOLICY, 0, _KINDS["unreachable"], 0)
+            with suppress(_NoFamily):
+                for raw, start, end in self._dump(nl.RTM_GETROUTE, body):
+                    if raw[start + nl.RTMSG_PROTOCOL_OFFSET] == RTPROT_NFTPOLICY:
+                        kernel_route = decode_kernel_route(raw[start:end])
+                        route = kernel_route.route
+                        if (route.table, route.kind) == (TABLE_MAIN, "unreachable"):
+                            routes[route.destination] = kernel_route
+        return routes
+
+    def add_unreachable(self, network: IPv4Network | IPv6Network) -> int:
+        """Add an unreachable route of nftpolicy to table main, behind all others; return the errno, or 0."""
+        family, kind = nl.ADDRESS_FAMILY[network.version], _KINDS["unreachable"]
+        body = nl.RTMSG.pack(family, network.prefixlen, 0, 0, TABLE_MAIN, RTPROT_NFTPOLICY, 0, kind, 0)
+        body += attribute(nl.RTA_DST, network.network_address.packed) + attribute(
+            nl.RTA_PRIORITY, _U32.pack(WORST_METRIC)
+        )
+        code = self._netlink.change(nl.RTM_NEWROUTE, body, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
         return 0 if code == errno.EEXIST else code
 
     def delete(self, kernel_route: KernelRoute) -> int:

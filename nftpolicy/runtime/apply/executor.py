@@ -20,7 +20,7 @@ from ...kernel.errors import StepRefused, SysctlMissing
 from ...kernel.interface import Kernel
 from ...netstate.formats.nft_text_values import can_hook
 from ...netstate.operations import Step, SysctlChange
-from ...netstate.routing import RTPROT_NFTPOLICY, Sysctl
+from ...netstate.routing import RTPROT_NFTPOLICY, TABLE_MAIN, Sysctl
 from ...netstate.state import NetState
 from ...planner.plan import Plan, plan, writable_part
 from ...policy.objects import Policy
@@ -123,7 +123,15 @@ def _unhooked(kernel: Kernel, observed: NetState, devices: list[str]) -> frozens
 
 
 def read_own_state(kernel: Kernel, paths: list[str]) -> NetState:
-    """Read nftpolicy's own objects in the kernel, and the sysctls at `paths`."""
+    """Read nftpolicy's own objects in the kernel, and the sysctls at `paths`.
+
+    Its routes in table main belong to the route keeper of watch, and to no desired state.
+    """
+    state = _read_everything(kernel, paths)
+    return evolve(state, routes=tuple(route for route in state.routes if route.table != TABLE_MAIN))
+
+
+def _read_everything(kernel: Kernel, paths: list[str]) -> NetState:
     return kernel.read_own(object_names.TABLE, object_names.FAMILIES, RTPROT_NFTPOLICY, paths)
 
 
@@ -160,7 +168,7 @@ def _remaining_steps(kernel: Kernel, desired: NetState) -> Plan:
 def plan_release(kernel: Kernel, state_dir: StateDir) -> PlannedChange:
     """Read the kernel and plan to remove every object of nftpolicy. Changes nothing."""
     original = state_dir.saved_sysctls()
-    observed = read_own_state(kernel, list(original))
+    observed = _read_everything(kernel, list(original))
     desired = NetState(sysctls=tuple(Sysctl(path, value) for path, value in original.items()))
     return PlannedChange(observed, desired, plan(observed, desired))
 

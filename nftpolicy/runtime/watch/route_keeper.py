@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network
 
 from ...kernel.netlink.monitor import ChangeSet
 from ...kernel.netlink.route_mover import MAX_ROUTES, KernelRoute, RouteListing
@@ -44,6 +45,7 @@ class RouteKeeper:
         self._state_dir = environment.applier.state_dir
         self._source: PolicySource | None = None
         self._targets: Mapping[str, UplinkTable] = {}
+        self._answering: frozenset[str] = frozenset()
         self._limiter = RateLimiter(_PAUSE, _COST_FACTOR)
         self._conflicts = ConflictDetector()
         self._first_seen: dict[Route, float] = {}  # connected routes in main
@@ -60,6 +62,7 @@ class RouteKeeper:
         """
         targets = {} if policy is None else route_placement.uplink_tables(policy)
         self._source = source
+        self._answering = frozenset() if policy is None else route_placement.devices_answering_udp(policy)
         if targets != self._targets:
             self._targets = targets
             self._first_seen.clear()
@@ -78,7 +81,7 @@ class RouteKeeper:
         if self._access is None or not self._targets:
             return
         now = self._now()
-        if changes.route_added or changes.links or changes.addresses:
+        if changes.route_added or changes.links or changes.addresses or changes.deleted_routes:
             self._limiter.request()
         due = earliest_deadline((self._limiter.due(), self._later))
         if due is not None and now >= due:
@@ -102,7 +105,10 @@ class RouteKeeper:
         listing = access.list_routes(self._targets)
         self._log_too_many(listing)
         kernel_routes = {kernel_route.route: kernel_route for kernel_route in listing.routes}
-        moves = route_placement.plan_moves(self._targets, kernel_routes, access.addresses(self._targets))
+        addresses = access.addresses(self._targets)
+        quiet = {device: texts for device, texts in addresses.items() if device not in self._answering}
+        self._place_unreachable(access, route_placement.private_networks(quiet), now)
+        moves = route_placement.plan_moves(self._targets, kernel_routes, addresses)
         self._first_seen = {
             misplaced_route.route: self._first_seen.get(misplaced_route.route, now)
             for misplaced_route in moves.misplaced
@@ -127,6 +133,26 @@ class RouteKeeper:
         settled = [first_seen + SETTLE_SECONDS for first_seen in self._first_seen.values()]
         self._later = earliest_deadline((self._later, *settled))
         self._log_moves(moved, withdrawn, now)
+
+    def _place_unreachable(
+        self, access: RouteAccess, networks: Collection[IPv4Network | IPv6Network], now: float
+    ) -> None:
+        """Make the private networks of the uplinks unreachable in table main, before their routes are moved away.
+
+        The metric is the worst one, so that each other route to the same network wins.
+        """
+        present, wanted = access.unreachable_networks(), {str(network): network for network in networks}
+        unreachable = set(present)
+        for name in sorted(wanted.keys() - present.keys()):
+            if code := access.add_unreachable(wanted[name]):
+                self._log_failure(f"unreachable {name}", code, now)
+            else:
+                unreachable.add(name)
+        for name in sorted(present.keys() - wanted.keys()):
+            if not self._check_errno(access.delete(present[name]), present[name].route, now):
+                unreachable.discard(name)
+        if unreachable != present.keys():
+            self._log("private-networks", {"unreachable": sorted(unreachable)})
 
     def _record_moves(
         self,

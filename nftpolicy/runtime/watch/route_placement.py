@@ -21,6 +21,8 @@ from ...policy.objects import Policy
 from ..apply.moved_routes import has_same_nexthops, route_key
 
 _LINK_LOCAL = IPv6Network("fe80::/10")
+# RFC 1918, RFC 3927, RFC 4193.
+_PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7")))
 
 # Device -> its addresses and peer addresses, as ADDRESS/LENGTH.
 AddressesByDevice = Mapping[str, Collection[str]]
@@ -97,6 +99,34 @@ def plan_moves(targets: Mapping[str, UplinkTable], routes: Iterable[Route], addr
         elif route.protocol == RTPROT_KERNEL and _is_on_link(route) and not _is_of_address(route, addresses):
             stale.append(route)
     return RouteMoves(tuple(misplaced), tuple(stale), tuple(mixed))
+
+
+def devices_answering_udp(policy: Policy) -> frozenset[str]:
+    """Return the devices of the uplinks by which the policy answers over UDP.
+
+    The route of such a reply is looked up in table main before the reply gets the mark, and has to exist.
+    """
+    return frozenset(
+        device
+        for uplink in policy.uplink.values()
+        if any(answer.port is not None and answer.port.protocol == "udp" for answer in uplink.answer)
+        for device in uplink.devices
+    )
+
+
+def private_networks(addresses: AddressesByDevice) -> set[IPv4Network | IPv6Network]:
+    """Return the private networks of the addresses of uplinks' devices.
+
+    What is sent to one of them without the uplink's mark, such as a login to a file server, is meant for
+    that network and for no tunnel. A public prefix could be that of any host, so it is left to routing.
+    """
+    networks = {ip_interface(text).network for texts in addresses.values() for text in texts}
+    return {
+        network
+        for network in networks
+        if network.prefixlen < network.max_prefixlen
+        and any(network.version == block.version and network.subnet_of(block) for block in _PRIVATE)  # type: ignore[arg-type]
+    }
 
 
 def _is_movable(route: Route) -> bool:
