@@ -12,6 +12,7 @@ from ..model.trace import Trace
 from ..netstate.nft import CounterRef, Rule
 from .assumptions import restrict_to_present
 from .context import ProofContext
+from .query_routes import has_no_route
 from .spec import Spec
 from .usability_case import UsabilityCase
 from .usability_cases import usability_cases
@@ -51,7 +52,7 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
             continue
         result = _try(context, case)
         failure = result.failure
-        if failure is not None and context.state.devices and failure.trace.outcome == "unroutable":
+        if failure is not None and context.state.devices and has_no_route(failure.trace):
             skipped[f"no route exists now for: {case.entry} (IPv{family})"] = None
             continue
         for name in (result.property, "P4"):
