@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.exposure_lab import Watched
 from tests.guarded_lab import OTHER_GID, POLICY, SERVICE_GID, Guarded, guarded_lab, watching
 from tests.lab import addresses as at
 from tests.lab.netns import wait_until
@@ -131,6 +132,17 @@ def test_node_without_default_route_is_proved(node: Guarded) -> None:
         assert re.search(r"P5 .*refuted", said), said
     finally:
         node.lab.node.ip(refusing.replace("add", "del"))
+
+
+@families
+def test_watch_restores_rules_and_route_of_queries(node: Guarded, family: int) -> None:
+    def is_routed() -> bool:
+        return ask(node, family) == [at.WHO_AT_HOME[family]]
+
+    with Watched(node, "--leave-routes"):
+        for damage in ("rule del priority 33000", "route del default table 7853"):
+            node.lab.node.ip(f"-{family} {damage}")
+            wait_until(is_routed, 10, f"the repair of: {damage}")
 
 
 def test_policy_applies_without_ipv6_on_lo() -> None:
