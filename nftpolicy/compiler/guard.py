@@ -43,8 +43,7 @@ def guard_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tuple[C
     stray_chains = (_stray_chain(name) for name in policy.uplink)
     uplinks = (_uplink(name, uplink, policy, services[name]) for name, uplink in policy.uplink.items())
     by_kernel = (chain for name, uplink in policy.uplink.items() for chain in kernel_chains(name, uplink.exempt))
-    arrived = forwards.inside_chains(policy)
-    return (base, _loopback(policy), _inside(policy, services), *arrived, *stray_chains, *uplinks, *by_kernel)
+    return (base, _loopback(policy), _inside(policy, services), *stray_chains, *uplinks, *by_kernel)
 
 
 def _dns_jump(policy: Policy) -> tuple[Rule, ...]:
