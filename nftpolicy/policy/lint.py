@@ -115,8 +115,25 @@ def _kernel_services(policy: Policy) -> Iterator[PolicyWarning]:
             )
 
 
+def _forwards(policy: Policy) -> Iterator[PolicyWarning]:
+    for name, forward in policy.forward.items():
+        if not forward.source and not forward.masquerade:
+            yield (
+                ("forward", name),
+                "answers arrive only if another program translates the source address; add masquerade = true, "
+                "or 'source' if the uplink's router knows these networks",
+            )
+        if not forward.source and not forward.to:
+            yield (
+                ("forward", name),
+                "packets to other networks inside go to the uplink too; name the networks behind these devices "
+                "in 'source'",
+            )
+
+
 _CHECKS: tuple[Callable[[Policy], Iterator[PolicyWarning]], ...] = (
     _resolvers,
     _mesh_exemptions,
     _kernel_services,
+    _forwards,
 )
