@@ -453,7 +453,7 @@ def full_policy() -> objects.Policy:
         MINIMAL.replace("wan]", "UPLINK]")
         .replace("wan.", "UPLINK.")
         .replace('"wan"', '"UPLINK"')
-        .replace("table = 1\n", f'table = 1\nexempt = [{exempt}]\nanswer = ["ssh"]\n')
+        .replace("table = 1\n", f'table = 1\nexempt = [{exempt}]\nanswer = ["ssh", "udp/5555"]\n')
         .replace('from = ["guests"]', 'from = ["guests"]\nmasquerade = true')
         .replace("[uplink.UPLINK.resolver]", '[uplink.UPLINK.resolver]\nlisten = ["192.0.2.1:54"]')
     )
@@ -492,7 +492,7 @@ def test_page_has_every_chain(family: str) -> None:
 def test_page_has_every_counter() -> None:
     state = compile_policy(full_policy(), HostFacts())
     compiled = {counter.name for table in state.tables for counter in table.counters}
-    entries = re.compile(r"(answer|forward|publish)\.(ssh|guests|web)")
+    entries = re.compile(r"(answer|forward|publish)\.(ssh|udp-5555|guests|web)")
     compiled = {re.sub(r"exempt\..*", "exempt.WORD", entries.sub(r"\1.NAME", name)) for name in compiled}
     assert {*items(section(page_of("status").read_text(), "COUNTERS", "Sh"), "Cm")} == compiled
 
@@ -549,6 +549,7 @@ def test_page_has_the_numbers_of_ip_rules_and_routes() -> None:
         object_names.USER_LINK_LOCAL_PRIORITY,
         object_names.USER_RULE_PRIORITY,
         object_names.USER_UNREACHABLE_PRIORITY,
+        object_names.DEVICE_RULE_PRIORITY,
         object_names.QUERY_RULE_PRIORITY,
         object_names.REPLY_RULE_PRIORITY,
         object_names.FINAL_UNREACHABLE_PRIORITY,

@@ -31,13 +31,19 @@ def command(file: PolicyFile = None) -> None:
     present = frozenset(sign for sign in MARK_USER_FILES if os.path.exists(sign))  # noqa: PTH110
     for line in warning_lines(source, find_warnings(policy, present)):
         warn(line)
+    from ..runtime.published_ports import unpublished_notes
     from ..runtime.resolver.resolv_files import find_host_leaks as resolver_leaks
+    from ..runtime.services.name_services import find_name_daemons
     from ..runtime.sysctl_files import find_sysctl_conflicts
 
-    for fault in (*resolver_leaks(policy), *find_sysctl_conflicts(policy), *_foreign_rules(policy)):
-        warn(str(fault))
+    finders = (resolver_leaks, find_sysctl_conflicts, _foreign_rules, find_name_daemons, unpublished_notes)
+    for finder in finders:
+        for fault in finder(policy):
+            warn(str(fault))
     require_proof(policy, source, f"type 'nftpolicy verify {file}' for the whole report")
     counts = f"{quantity(len(policy.uplink), 'uplink')}, {quantity(len(policy.service), 'service')}"
+    for noun, entries in (("forward", policy.forward), ("published port", policy.publish)):
+        counts += f", {quantity(len(entries), noun)}" if entries else ""
     print(f"{file}: {policy.name}: good: {counts}, proved")
 
 

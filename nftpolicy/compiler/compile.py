@@ -22,6 +22,7 @@ from . import (
     replies,
     reply_routing,
     service_sets,
+    uplink_addresses,
     wildcard_replies,
 )
 from .object_names import object_name
@@ -49,12 +50,11 @@ def compile_policy(policy: Policy, host: HostFacts = HostFacts()) -> NetState:
     tables = [_ip_table(policy)]
     if host.has_egress_hook:
         tables.append(_link_table(policy, host))
-    families = host.loopback_families
-    rules = (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy, families), *reply_routing.ip_rules(policy))
+    rules = (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy), *reply_routing.ip_rules(policy))
     return NetState(
         tuple(tables),
         tuple(sorted(rules, key=lambda rule: (rule.family, rule.priority))),
-        (*ip_rules.uplink_routes(policy), *query_routing.routes(policy, families)),
+        (*ip_rules.uplink_routes(policy), *query_routing.routes(policy, host.loopback_families)),
         required_sysctls(policy),
     )
 
@@ -77,6 +77,7 @@ def _ip_table(policy: Policy) -> Table:
     sets = [guard.inside_set(policy)] if policy.inside else []
     for name, uplink in policy.uplink.items():
         sets += service_sets.nft_sets(name, services[name])
+        sets += uplink_addresses.address_sets(name, uplink)
         sets += wildcard_replies.sets(name, uplink)
     sets += dns.listen_sets(policy)
     sets += forwards.forward_sets(policy)
@@ -89,7 +90,7 @@ def _ip_table(policy: Policy) -> Table:
 
 
 def _counters(name: str, uplink: Uplink, policy: Policy) -> list[str]:
-    reasons = ["dropped", "stray", "unentitled", "unanswered", "not-local"]
+    reasons = ["dropped", "stray", "unentitled", "unanswered", "foreign-source", "not-local"]
     if reply_routing.answered_udp_ports(uplink):
         reasons.append(object_names.MISROUTED_REPLIES)
     if uplink.resolver:

@@ -48,6 +48,8 @@ def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
         lines.append(f"  publish {key}: replies from {publish.port}, forwarded from {publish.to}")
     lines += [f"  exempt {word}: {vocabulary.EXEMPTIONS[word]}" for word in uplink.exempt]
     lines += [f"  learns {word}: {vocabulary.LEARN_SOURCES[word]}" for word in uplink.learn]
+    if uplink.addresses:
+        lines.append(f"  is known by {_shorten(uplink.addresses)}, too")
     for answer in uplink.answer:
         port = f" ({answer.port})" if answer.port else ""
         lines.append(f"  answers {answer.name}{port}")

@@ -306,6 +306,15 @@ def entitled_publish_rules(name: str, policy: Policy) -> Iterator[Rule]:
         yield Rule((*tests, CounterRef(_publish_name(name, key)), ACCEPT), origin=("publish", key))
 
 
+def arrival_matches(name: str, policy: Policy) -> tuple[Match, ...]:
+    """Return the matches for packets that arrived by a device of an uplink's forwards or published ports."""
+    sets = (
+        *([_forward_devices(name)] if uplink_forwards(policy, name) else []),
+        *([_publish_devices(name)] if uplink_publishes(policy, name) else []),
+    )
+    return tuple(Match(INPUT_DEVICE, SetRef(set_name)) for set_name in sets)
+
+
 def entitled_forward_rules(name: str, policy: Policy) -> Iterator[Rule]:
     """Yield the rules that let forwarded packets leave by their uplink, and drop all others of these devices.
 

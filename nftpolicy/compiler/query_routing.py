@@ -23,9 +23,9 @@ _IS_NOT_LOCAL = Match(Fib("type", ("daddr",)), "local", "!=")
 _REFUSALS = {"udp": Reject("icmpx", "no-route"), "tcp": Reject("tcp reset", None)}
 
 
-def ip_rules(policy: Policy, families: Collection[int] = FAMILIES) -> Iterator[IpRule]:
+def ip_rules(policy: Policy) -> Iterator[IpRule]:
     """Yield the rules that give a DNS query of this machine a route if no other rule does."""
-    for family, origin in _redirected_families(policy, families).items():
+    for family, origin in _redirected_families(policy, FAMILIES).items():
         for protocol in (_UDP, _TCP):
             yield IpRule(
                 family,
@@ -39,7 +39,7 @@ def ip_rules(policy: Policy, families: Collection[int] = FAMILIES) -> Iterator[I
 
 
 def routes(policy: Policy, families: Collection[int] = FAMILIES) -> Iterator[Route]:
-    """Yield the routes of these rules."""
+    """Yield the routes of these rules in the families that lo has; the kernel refuses and removes others."""
     for family, origin in _redirected_families(policy, families).items():
         yield Route(
             family,

@@ -24,8 +24,7 @@ from ..netstate.nft import (
 )
 from ..policy.mark import Mark
 from ..policy.objects import Answer, Policy, Uplink
-from . import forwards, matches, object_names, wildcard_replies
-from .forwards import LOCAL_TYPES
+from . import forwards, matches, object_names, uplink_addresses, wildcard_replies
 from .matches import FLOW_MARK, INPUT_DEVICE
 from .object_names import object_name
 
@@ -48,7 +47,12 @@ def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
         Rule((matches.BEGINS_FLOW, matches.lacks_mark(no_mark, FLOW_MARK), matches.set_mark(no_mark, FLOW_MARK))),
     )
     base = Chain("arrival", rules, Hook("filter", "prerouting", object_names.ARRIVAL_PRIORITY))
-    return (base, *(_uplink_arrival(name, policy, no_mark) for name in policy.uplink))
+    arrivals = (
+        chain
+        for name, uplink in policy.uplink.items()
+        for chain in (_uplink_arrival(name, policy, no_mark), *uplink_addresses.destination_chains(name, uplink))
+    )
+    return (base, *arrivals)
 
 
 def _uplink_arrival(name: str, policy: Policy, no_mark: Mark) -> Chain:
@@ -59,11 +63,7 @@ def _uplink_arrival(name: str, policy: Policy, no_mark: Mark) -> Chain:
     rules = (
         *_dhcp_replies(uplink, origin),
         *forwards.answer_rules(name, policy, no_mark),
-        # Packets to an address of another device get no reply, so that the address is not revealed
-        # (CVE-2019-14899).
-        matches.count_and_drop(
-            object_name(name, "not-local"), Match(Fib("type", ("daddr", "iif")), LOCAL_TYPES, "!="), origin=origin
-        ),
+        *uplink_addresses.destination_rules(name, uplink),
         *wildcard_replies.arrival_rules(name, uplink),
         Rule((matches.IS_ORIGINAL, matches.BEGINS_FLOW, flow_mark), origin=origin),
         Rule((matches.IS_ORIGINAL, began_elsewhere, matches.set_mark(no_mark), ACCEPT), origin=origin),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from itertools import product
@@ -177,10 +177,8 @@ def _destinations(key: str, service: Service) -> Iterator[tuple[SetSchema, _Colu
 def _address_columns(service: Service) -> list[tuple[int | None, bool, _Columns]]:
     """Return (family, True for a prefix of several addresses, column); one without column for any."""
     columns: list[tuple[int | None, bool, _Columns]] = []
-    for network in _merge_networks(service):
-        wide = network.prefixlen != network.max_prefixlen
-        text = str(network) if wide else str(network.network_address)
-        columns.append((network.version, wide, (text,)))
+    for network in merge_networks(service.to):
+        columns.append((network.version, network.prefixlen != network.max_prefixlen, (network_text(network),)))
     return columns or [(None, False, ())]
 
 
@@ -198,12 +196,17 @@ def _schema(key: str, family: int | None, ports: bool, intervals: bool) -> SetSc
     return SetSchema(key, family, ports, intervals)
 
 
-def _merge_networks(service: Service) -> list[Network]:
-    """Return `to` without overlaps, which a set of intervals does not accept."""
-    if all(network.prefixlen == network.max_prefixlen for network in service.to):
-        return list(service.to)
-    ipv4 = [network for network in service.to if isinstance(network, IPv4Network)]
-    ipv6 = [network for network in service.to if isinstance(network, IPv6Network)]
+def network_text(network: Network) -> str:
+    """Return an element of a set of addresses: a prefix, or the only address of one."""
+    return str(network if network.prefixlen < network.max_prefixlen else network.network_address)
+
+
+def merge_networks(networks: Sequence[Network]) -> list[Network]:
+    """Return networks without overlaps, which a set of intervals does not accept."""
+    if all(network.prefixlen == network.max_prefixlen for network in networks):
+        return list(networks)
+    ipv4 = [network for network in networks if isinstance(network, IPv4Network)]
+    ipv6 = [network for network in networks if isinstance(network, IPv6Network)]
     return [*collapse_addresses(ipv4), *collapse_addresses(ipv6)]
 
 

@@ -43,7 +43,7 @@ def arrival_rules(name: str, uplink: Uplink) -> Iterator[Rule]:
     """Yield the rules that remember who asked an answered port, and which address."""
     if not answered_udp_ports(uplink):
         return
-    is_local = Match(Fib("type", ("daddr", "iif")), "local")
+    is_local = Match(Fib("type", ("daddr",)), "local")
     for family, header in _HEADERS.items():
         peer = Concat((Payload(header, "saddr"), Payload("udp", "sport"), Payload("udp", "dport")))
         updates = (

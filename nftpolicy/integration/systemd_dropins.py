@@ -17,6 +17,10 @@ from ..policy.objects import Policy, Service, Uplink
 
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service\Z")
 _ORDER_AFTER = ("nftpolicy-guard.service", "nftpolicy.service")
+# systemd-resolved and nscd answer there for the C library, with names of another network. Not the bus of
+# D-Bus: programs need it for other purposes.
+NAME_DAEMON_DIRECTORIES = ("/run/systemd/resolve", "/run/nscd")
+_NAME_DAEMONS = ("systemd-resolved.service", "nscd.service")
 _NO_MARK_STATUS = 78  # exit status of libpacketmark (EX_CONFIG of sysexits.h)
 
 _TEXT = """\
@@ -64,8 +68,9 @@ def dropin_text(unit: ServiceUnit) -> CheckedText:
     """Return the drop-in of a service. Raises Unwritable, and KeyError if the policy has not its uplink."""
     after = list(_ORDER_AFTER)
     if unit.resolver_unit is not None:
-        after.append(unit.resolver_unit)
-    settings = [_identity(unit.service), *_MARKING[unit.service.marks](unit)]
+        # The directories below have to exist, so that they can be hidden.
+        after += [unit.resolver_unit, *_NAME_DAEMONS]
+    settings = [_identity(unit.service), *_names(unit), *_MARKING[unit.service.marks](unit)]
     return fill(
         _TEXT,
         name=word(unit.name),
@@ -91,6 +96,16 @@ def _identity(service: Service) -> CheckedText:
     assert service.group is not None
     # The policy matches the group of the process; supplementary groups do not count.
     return fill("Group={name}", name=word(service.group.name))
+
+
+def _names(unit: ServiceUnit) -> list[CheckedText]:
+    if unit.resolver_unit is None:
+        return []
+    hidden = join(" ", (fill("-{path}", path=word(path)) for path in NAME_DAEMON_DIRECTORIES))
+    return [
+        own_text("# Names by DNS alone, which the policy redirects to the uplink's resolver."),
+        fill("InaccessiblePaths={paths}", paths=hidden),
+    ]
 
 
 # --- by the value of `marks` ---------------------------------------------------------------

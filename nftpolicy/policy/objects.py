@@ -89,7 +89,10 @@ def lease_file(uplink: str, resolver: Resolver) -> str:
 
 @frozen
 class Uplink:
-    """Uplink: devices of a foreign network, with the mark and routing table of its traffic."""
+    """Uplink: devices of a foreign network, with the mark and routing table of its traffic.
+
+    `addresses`: addresses of this machine on other devices that the uplink's network knows, too.
+    """
 
     devices: tuple[str, ...]
     mark: Mark
@@ -97,6 +100,7 @@ class Uplink:
     exempt: tuple[str, ...] = ()
     answer: tuple[Answer, ...] = ()
     gateways: tuple[Address, ...] = ()
+    addresses: tuple[Network, ...] = ()
     learn: tuple[str, ...] = ()
     resolver: Resolver | None = None
 

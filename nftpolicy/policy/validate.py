@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_network
 from itertools import combinations
 
 from . import vocabulary
 from .errors import did_you_mean
-from .objects import SERVICES_CGROUP, Account, Forward, Policy, Publish, Resolver, Service, service_cgroup
+from .objects import SERVICES_CGROUP, Account, Forward, Network, Policy, Publish, Resolver, Service, service_cgroup
 from .toml_positions import KeyPath
 from .validate_forwards import PolicyFault, find_forward_faults, matching_pattern
 
@@ -18,6 +19,13 @@ MAX_TABLE = 2**32 - 1
 # Tables with a fixed meaning, include/uapi/linux/rtnetlink.h.
 RESERVED_TABLES = frozenset({0, 253, 254, 255})
 _DNS_PORT = 53
+# This network, loopback, link-local addresses, groups and reserved ones (RFC 6890, RFC 4291).
+_NOT_ROUTED = tuple(
+    map(
+        ip_network,
+        ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/127", "fe80::/10", "ff00::/8"),
+    )
+)
 
 
 def find_faults(policy: Policy) -> Iterator[PolicyFault]:
@@ -110,6 +118,7 @@ def _lists(policy: Policy) -> Iterator[tuple[KeyPath, tuple[object, ...]]]:
         yield (*path, "learn"), uplink.learn
         yield (*path, "answer"), tuple(answer.port for answer in uplink.answer)  # "http" is "tcp/80"
         yield (*path, "gateways"), uplink.gateways
+        yield (*path, "addresses"), uplink.addresses
         if uplink.resolver:
             yield (*path, "resolver", "servers"), uplink.resolver.servers
             yield (*path, "resolver", "sources"), uplink.resolver.sources
@@ -183,6 +192,22 @@ def _gateways(policy: Policy) -> Iterator[PolicyFault]:
         for index, gateway in enumerate(uplink.gateways):
             if gateway.is_loopback or gateway.is_multicast or gateway.is_unspecified:
                 yield ("uplink", name, "gateways", index), f"{gateway} cannot be a gateway"
+
+
+def _addresses(policy: Policy) -> Iterator[PolicyFault]:
+    for name, uplink in policy.uplink.items():
+        for index, network in enumerate(uplink.addresses):
+            if not is_routed(network):
+                yield (
+                    ("uplink", name, "addresses", index),
+                    f"{network} holds addresses that no network routes to this machine (loopback, link-local, groups); "
+                    "name those of the uplink",
+                )
+
+
+def is_routed(network: Network) -> bool:
+    """Return True if a network may route all addresses of a prefix to this machine."""
+    return not any(network.overlaps(reserved) for reserved in _NOT_ROUTED if reserved.version == network.version)
 
 
 def _selectors(policy: Policy) -> Iterator[PolicyFault]:
@@ -320,6 +345,7 @@ _CHECKS: tuple[Callable[[Policy], Iterator[PolicyFault]], ...] = (
     _duplicates,
     _resolvers,
     _gateways,
+    _addresses,
     _known_uplinks,
     _selectors,
     _marking,

@@ -14,7 +14,7 @@ PolicyFault = tuple[KeyPath, str]
 
 
 def matching_pattern(device: str, inside: tuple[str, ...]) -> str | None:
-    """Return the first pattern of `inside` that matches the device, or the whole pattern `device`; or None."""
+    """Return the first pattern of `inside` that matches the device, or each device of a pattern; None if none does."""
     for pattern in inside:
         if device == pattern or (pattern[-1] == "*" and device.startswith(pattern[:-1])):
             return pattern
@@ -40,14 +40,11 @@ def _devices(path: KeyPath, forward: Forward, policy: Policy) -> Iterator[Policy
     if not forward.devices:
         yield path, "a forward needs at least one device by which the packets arrive"
     for index, device in enumerate(forward.devices):
-        other_patterns = (*forward.devices[:index], *forward.devices[index + 1 :])
+        pattern = matching_pattern(device, tuple(other for other in forward.devices if other != device))
         if device in forward.devices[:index]:
             yield (*path, index), "is listed twice"
-        elif matching_pattern(device, other_patterns):
-            yield (
-                (*path, index),
-                f"{device!r} matches {matching_pattern(device, other_patterns)!r}, which is listed too",
-            )
+        elif pattern:
+            yield (*path, index), f"{device!r} matches {pattern!r}, which is listed too"
         if not matching_pattern(device, policy.inside):
             yield (*path, index), f"{device!r} is not a device of 'inside'; add it there"
 

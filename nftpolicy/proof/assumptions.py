@@ -138,6 +138,8 @@ def _assumed_routes(spec: Spec, family: int) -> Iterator[Route]:
             yield from _ipv6_kernel_routes(index, device)
     for uplink in spec.uplinks:
         yield from _resolver_routes(uplink, family)
+        for low, high in uplink.addresses.get(family, ()):
+            yield _local_route(family, min(low + 1, high), "lo")
     if inside:
         yield Route(family, TABLE_MAIN, "default", device=inside[0], metric=_ASSUMED_METRIC, protocol=RTPROT_BOOT)
 

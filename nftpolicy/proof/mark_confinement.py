@@ -29,8 +29,24 @@ def check_mark_confinement(context: ProofContext, spec: Spec, uplink: UplinkSpec
     subject = f"packets with the mark that leave by another device than {', '.join(uplink.devices)}"
     examples, unsupported = search_mark_misuse(context, uplink, violations, True)
     yield finding(context, "P2", uplink, subject, violations, examples, unsupported, spec.has_policy)
+    if uplink.inward_regions:
+        yield _inward(context, spec, uplink)
     if uplink.unmarked_uids:
         yield _unmarked_users(context, spec, uplink)
+
+
+def _inward(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Finding:
+    """Return the finding that packets of the uplink leave inside only as answers and requests."""
+    outside = (device for other in spec.uplinks for device in other.devices)
+    region = Region(iifname=uplink.devices, not_oifname=(*outside, "lo"))
+    violations = []
+    for family in IP_FAMILIES:
+        chains = context.filter_chains(family, "postrouting")
+        violation = guard_violation(context, family, chains, region, uplink.inward_regions)
+        if violation is not None:
+            violations.append(violation)
+    subject = "packets from the uplink that leave by devices of no forward or published port"
+    return finding(context, "P2", uplink, subject, violations, *search_outcome(context, violations, "leaves"))
 
 
 def _unmarked_users(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Finding:

@@ -18,6 +18,7 @@ from .entitlement import entitled_regions, unmarked_user_regions
 from .findings import finding, finding_by_search
 from .inherited_marks import accepted_socket_violations
 from .lemmas import Violation, guard_violation, hook_bypasses, integrity_violations
+from .source_addresses import check_source_addresses
 from .spec import IP_FAMILIES, Region, Spec, UplinkSpec
 from .verdict import Finding
 
@@ -70,6 +71,7 @@ def check_no_leak(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iter
         yield _other_ethertypes(context, spec, uplink, unmarked)
     if spec.has_policy:
         yield _mark_entitlement(context, uplink)
+        yield check_source_addresses(context, uplink)
 
 
 def _marked_by_rule(context: ProofContext, uplink: UplinkSpec, violations: Sequence[Violation]) -> list[Violation]:

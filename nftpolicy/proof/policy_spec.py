@@ -158,6 +158,14 @@ def _service(name: str, service: objects.Service) -> ServiceSpec:
     return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, service.unmarked)
 
 
+def _networks(networks: Iterable[objects.Network], family: int) -> Ranges:
+    return merge_ranges(
+        (int(network.network_address), int(network.broadcast_address))
+        for network in networks
+        if network.version == family
+    )
+
+
 def _ports(ports: Iterable[Port], field: str = "dport") -> tuple[Region, ...]:
     by_protocol: dict[str, list[tuple[int, int]]] = {}
     for port in ports:
@@ -201,6 +209,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
         ("uplink", name),
         forwards=tuple(_forward(key, policy) for key, each in policy.forward.items() if each.uplink == name),
         publishes=tuple(_publish(key, each) for key, each in policy.publish.items() if each.uplink == name),
+        addresses={family: _bounds(uplink.addresses, family) for family in IP_FAMILIES},
     )
 
 
@@ -209,7 +218,7 @@ def _forward(name: str, policy: Policy) -> ForwardSpec:
     forward = policy.forward[name]
     earlier = itertools.takewhile(lambda key: key != name, policy.forward)
     precedence = [policy.forward[key] for key in earlier if policy.forward[key].uplink != forward.uplink]
-    arriving, leaving, elsewhere = {}, {}, {}
+    arriving, leaving, elsewhere, inside_ranges = {}, {}, {}, {}
     for family in forward.families:
         sources, destinations = _bounds(forward.source, family), _bounds(forward.to, family)
         to = {"daddr": destinations} if forward.to else {}
@@ -218,6 +227,7 @@ def _forward(name: str, policy: Policy) -> ForwardSpec:
         source = {"saddr": sources} if forward.source else {}
         arriving[family] = tuple(Region({**region.fields, **source}) for region in leaving[family])
         inside = _bounds([net for other in policy.forward.values() for net in other.source], family)
+        inside_ranges[family] = inside
         excluded_regions = [Region({"daddr": inside})] if inside else []
         for other in (other for other in precedence if family in other.families):
             fields = {"saddr": _bounds(other.source, family), "daddr": _bounds(other.to, family)}
@@ -226,7 +236,16 @@ def _forward(name: str, policy: Policy) -> ForwardSpec:
                 excluded_regions.append(Region({**region.fields, **networks}, iifname=other.devices))
         elsewhere[family] = tuple(excluded_regions)
     origin = ("forward", name)
-    return ForwardSpec(name, origin, forward.devices, arriving, leaving, elsewhere, forward.masquerade)
+    return ForwardSpec(
+        name,
+        origin,
+        forward.devices,
+        arriving,
+        leaving,
+        elsewhere,
+        inside_ranges,
+        forward.masquerade,
+    )
 
 
 def _publish(name: str, publish: objects.Publish) -> PublishSpec:

@@ -102,6 +102,8 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
             yield f"device {device} is absent, so no packet leaves by it until watch or apply has added its link guard"
     for port in (port for uplink in spec.uplinks for port in uplink.ports):
         yield f"a frame that a bridge forwards to {port} from another port is not of this machine"
+    if any(uplink.resolver is not None and uplink.services for uplink in spec.uplinks):
+        yield "services ask for names by DNS, not by D-Bus (systemd-resolved) or another program of this machine"
     yield from query_route_assumptions(state, spec)
     udp = points(UDP)
     for uplink in spec.uplinks:

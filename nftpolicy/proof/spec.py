@@ -142,7 +142,8 @@ class ForwardSpec:
     """Forwarded packets that may use the uplink: they arrive by `devices`.
 
     `arriving` and `leaving`: their header conditions by family, at arrival and when they leave (NAT may change the
-    source). `elsewhere`: packets of these devices that are sent elsewhere. `masquerade`: with the uplink's address.
+    source). `elsewhere`: packets of these devices that are sent elsewhere. `inside`: networks of all forwards, by
+    family. `masquerade`: with the uplink's address.
     """
 
     name: str
@@ -151,6 +152,7 @@ class ForwardSpec:
     arriving: Mapping[int, tuple[Region, ...]]
     leaving: Mapping[int, tuple[Region, ...]]
     elsewhere: Mapping[int, tuple[Region, ...]]
+    inside: Mapping[int, Ranges] = Factory(dict)
     masquerade: bool = False
 
 
@@ -181,6 +183,7 @@ class ResolverSpec:
 class UplinkSpec:
     """Specification of one uplink. `ports` are the ports of bridges and bonds among its devices.
 
+    `addresses`: by family, addresses of other devices with which the uplink may be used, too.
     `marked_flows` and `marked_sockets` are the numbers of conntrack entries and sockets that carry
     the mark in the kernel; None if they were not read.
     """
@@ -201,6 +204,7 @@ class UplinkSpec:
     marked_sockets: int | None = None
     forwards: tuple[ForwardSpec, ...] = ()
     publishes: tuple[PublishSpec, ...] = ()
+    addresses: Mapping[int, Ranges] = Factory(dict)
 
     @property
     def unmarked_uids(self) -> tuple[int, ...]:
@@ -211,6 +215,13 @@ class UplinkSpec:
     def forward_devices(self) -> tuple[str, ...]:
         """Return the devices, and patterns, by which packets to forward arrive."""
         return tuple(dict.fromkeys(device for forward in self.forwards for device in forward.devices))
+
+    @property
+    def inward_regions(self) -> tuple[Region, ...]:
+        """Return the packets that may leave inside after they arrived by the uplink: answers and requests."""
+        answers = Region({"ct.direction": points(1)}, oifname=self.forward_devices)
+        requests = Region({"ct.direction": points(0)}, oifname=tuple(each.device for each in self.publishes))
+        return (*((answers,) if self.forwards else ()), *((requests,) if self.publishes else ()))
 
     @property
     def has_mark(self) -> MarkTest:

@@ -16,7 +16,7 @@ from .assumptions import restrict_to_present
 from .context import ProofContext
 from .forward_cases import forward_notes
 from .spec import Spec, UplinkSpec
-from .usability_case import UsabilityCase
+from .usability_case import UsabilityCase, lacks_source
 from .usability_cases import usability_cases
 from .verdict import Counterexample, Finding, Proved, Refuted, Unknown, describe_packet
 
@@ -52,6 +52,9 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
         switched_off = _switched_off_device(context, case)
         if switched_off is not None:
             skipped[f"no IPv6 packet was tried by {switched_off}: IPv6 is switched off there (disable_ipv6)"] = None
+            continue
+        if lacks_source(context, present, case):
+            skipped[f"{case.device} has no address now to send from, for: {case.entry} (IPv{family})"] = None
             continue
         result = _try(context, case, uplinks.get(case.uplink))
         failure = result.failure

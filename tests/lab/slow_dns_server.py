@@ -1,4 +1,4 @@
-"""Slow DNS server that has one answer for every query."""
+"""Slow DNS server that has one answer for every query, or an error that the name asks for."""
 
 import ipaddress
 import select
@@ -25,8 +25,15 @@ def serve(address: str, answer: str, delay: float) -> None:
 
 
 def _reply(query: bytes, answer: str) -> bytes:
-    """Return the query with one A record for its name. If the query has DO (DNSSEC), the answer has AD."""
+    """Return the query with one A record for its name. If the query has DO (DNSSEC), the answer has AD.
+
+    A name below "rcodeN" gets the error N, and one below "empty" no record.
+    """
     end = query.index(b"\0", 12) + 5
+    label = query[13 : 13 + query[12]].decode()
+    if label == "empty" or label.startswith("rcode"):
+        code = int(label.removeprefix("rcode") if label != "empty" else 0)
+        return query[:2] + struct.pack("!5H", 0x8180 | code, 1, 0, 0, 0) + query[12:end]
     options = query[end : end + 11]  # OPT, RFC 6891: root, type 41, size, extended code, version, flags, length
     secure = len(options) == 11 and options[:3] == b"\0\0\x29" and options[7] & 0x80
     header = query[:2] + struct.pack("!5H", 0x85A0 if secure else 0x8580, 1, 1, 0, 1 if secure else 0)

@@ -80,8 +80,15 @@ def units(policy, root=None, to=TO, unit=(), program="/usr/bin/nftpolicy", force
 def test_service_starts_after_the_resolver_of_its_uplink(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     policy.write_text(POLICY.replace("[service.fastd]", "[uplink.wan.resolver]\n[service.fastd]"))
     units(policy, to=None)
-    after = "\nAfter=nftpolicy-guard.service nftpolicy.service nftpolicy-resolver@wan.service\n"
-    assert capsys.readouterr().out.count(after) == 2
+    after = "\nAfter=nftpolicy-guard.service nftpolicy.service nftpolicy-resolver@wan.service "
+    out = capsys.readouterr().out
+    assert out.count(f"{after}systemd-resolved.service nscd.service\n") == 2
+    assert out.count("\nInaccessiblePaths=-/run/systemd/resolve -/run/nscd\n") == 2
+
+
+def test_service_of_uplink_without_resolver_keeps_its_names(policy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    units(policy, to=None)
+    assert "InaccessiblePaths" not in capsys.readouterr().out
 
 
 def test_dropins_have_expected_text(policy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -35,7 +35,7 @@ resolver() {
 	procd_open_instance "resolver-$name"
 	procd_set_param command /usr/sbin/dnsmasq --keep-in-foreground --conf-file=/dev/null --no-hosts \
 		--pid-file="$STATE/resolver-$name.pid" --user="$user" --port="$port" --bind-interfaces \
-		--resolv-file="$STATE/$name.servers" --strict-order --dns-forward-max=1000 --cache-size=0 --proxy-dnssec --edns-packet-max=1232 \
+		--resolv-file="$STATE/$name.servers" --all-servers --dns-forward-max=1000 --cache-size=0 --proxy-dnssec --edns-packet-max=1232 \
 		--enable-ubus="nftpolicy.$name" # with ubus it keeps CAP_NET_RAW, which allows it to set marks (Linux 5.17)
 	for address in $addresses; do procd_append_param command "--listen-address=$address"; done
 	# In decimal: libpacketmark parses it by atoi(3).

@@ -28,7 +28,11 @@ def router_plan(policy: Policy, link_guard: bool = True) -> CheckedText:
     """Return the text of the plan file."""
     lines = [fill("policy {name}", name=word(policy.name))]
     # Not in UCI: netifd before 2025 reads neither ipproto nor dport, and would route all packets so.
-    for rule in (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy), *reply_routing.ip_rules(policy)):
+    for rule in (
+        *ip_rules.ip_rules(policy),
+        *query_routing.ip_rules(policy),
+        *reply_routing.ip_rules(policy),
+    ):
         lines.append(fill("rule{family} {rule}", family=rule.family, rule=_rule(rule)))
     for route in (*ip_rules.uplink_routes(policy), *query_routing.routes(policy)):
         lines.append(fill("route{family} {route}", family=route.family, route=_route(route)))
@@ -57,7 +61,7 @@ def require_expressible(rule: IpRule, *more: str) -> IpRule:
 
 
 def _rule(item: IpRule) -> CheckedText:
-    rule = require_expressible(item, "iif", "l4proto", "dports", "sports")
+    rule = require_expressible(item, "iif", "oif", "l4proto", "dports", "sports")
     parts = [fill("{priority}: from all", priority=rule.priority)]
     if rule.destination:
         parts.append(fill("to {prefix}", prefix=word(rule.destination)))
@@ -66,6 +70,8 @@ def _rule(item: IpRule) -> CheckedText:
         parts.append(fill(template, mark=rule.mark, mask=rule.mask))
     if rule.iif:
         parts.append(fill("iif {device}", device=device_name(rule.iif)))
+    if rule.oif:
+        parts.append(fill("oif {device}", device=device_name(rule.oif)))
     if rule.uids:
         parts.append(fill("uidrange {low}-{high}", low=rule.uids[0], high=rule.uids[1]))
     if rule.l4proto:

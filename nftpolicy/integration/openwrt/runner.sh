@@ -37,7 +37,7 @@ ip_families() {
 
 # --- ip rules and routes ---------------------------------------------------------------------
 
-kernel_rules() { ip -N "-$1" rule show | sed 's/:[[:space:]]*/: /;s/[[:space:]]*$//'; }
+kernel_rules() { ip -N "-$1" rule show | sed 's/ \[detached\]//;s/:[[:space:]]*/: /;s/[[:space:]]*$//'; }
 
 # Routes of nftpolicy only, without the flags that the kernel adds.
 kernel_routes() {

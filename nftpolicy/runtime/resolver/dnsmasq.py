@@ -132,13 +132,14 @@ def dnsmasq_arguments(job: ResolverJob) -> list[str]:
         "--cache-size=0",
         "--proxy-dnssec",
         "--edns-packet-max=1232",
-        "--strict-order",
+        # The first answer counts. In strict order dnsmasq 2.90 drops the REFUSED or SERVFAIL of the last server, and
+        # the client waits in vain.
+        "--all-servers",
         "--dns-forward-max=1000",
     ]
 
 
-# If a server does not answer within half a second, the next one is queried, without a retry of the
-# client.
+# If no server answers within half a second, they are queried again, without a retry of the client.
 _QUICK_RETRY = "--fast-dns-retry=500,5000"
 
 

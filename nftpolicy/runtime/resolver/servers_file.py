@@ -2,8 +2,7 @@
 """Servers file of a running dnsmasq, and the change from one list of servers to the next.
 
 dnsmasq drops the queries that it has sent to a server when that server is removed from its list. So
-a removed server stays for a while, after all others: in strict order it gets no new queries as long
-as they answer.
+a removed server stays for a while, and may answer new queries until then.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from ...kernel.errors import Unavailable
 from ...policy.objects import Policy, Service, Uplink, service_cgroup
 from . import preload, self_test
 from .isolation import ACCOUNT_VARIABLES, isolate_process, open_descriptors
+from .name_isolation import check_names, hide_name_daemons
 from .program_privileges import gains_privileges
 from .self_test import SelfTestResult
 
@@ -208,6 +209,8 @@ def enter_service(
         for inherited in unmarked_sockets(os.getpid(), job.mark):
             mark = job.uplink.mark
             warn(f"{inherited}, was opened before this process: it lacks the mark {mark}")
+    if (warning := hide_name_daemons(job.uplink)) is not None:
+        warn(f"service {job.name}: {warning}")
     variables = {**environment, **method.environment(job, environment)}
     other_user = job.service.user is not None
     try:
@@ -233,6 +236,7 @@ def run_self_test(job: ServiceJob) -> Iterator[SelfTestResult]:
     yield from _socket_findings(job)
     yield from self_test.check_routes(job.uplink, job.service, own=method.marks_at_once or job.service.unmarked)
     yield from self_test.check_dns(job.service.uplink, job.uplink)
+    yield from check_names(job.uplink)
 
 
 def _socket_findings(job: ServiceJob) -> Iterator[SelfTestResult]:
