@@ -6,7 +6,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from ..compiler.object_names import AUXILIARY_TABLES
+from ..compiler.object_names import AUXILIARY_TABLES, TABLE
 from .apply_common import announce, create_applier, dry_run_text, print_report
 from .common import Failure, applied_policy, change_errors_as_failure, describe_result, this_kernel, warn
 from .options import LOCK_WAIT, DryRun, UnreadPolicyFile, WaitSeconds
@@ -49,9 +49,15 @@ def command(file: UnreadPolicyFile = None, dry_run: DryRun = False, wait: WaitSe
 
 
 def _print_openness(kernel: Linux) -> None:
-    """Print whether the uplinks are open, and what guards them again."""
+    """Print whether the uplinks are open, and what guards them again.
+
+    Raises:
+        Failure: the kernel did not remove the guard.
+    """
     from ..runtime.boot_state import read_boot_state
 
+    if any(name == TABLE for _, name in kernel.table_names()):
+        raise Failure("the guard is still in the kernel, so the uplinks are not open: try again")
     if tables := _wait_for_watch(kernel):
         end = "end that process: 'systemctl stop nftpolicy-watch.service' if it is the unit"
         warn(f"a running watch still drops packets, by the table {tables[0]}, since it does not respond; {end}")

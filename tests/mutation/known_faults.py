@@ -111,7 +111,7 @@ FAULTS = (
     Fault("proof/context.py", "ProofContext.all_chains", "chain.hook is not None", "chain.hook is None", _WRITES),
     # P1 and P2.
     Fault(NO_LEAK, "_frame_violations", "if not spec.frames:", "if True:", _LINK_GUARD),
-    Fault(NO_LEAK, "_frame_violations", "(*uplink.devices, *uplink.ports)", "uplink.devices", _BRIDGE_PORTS),
+    Fault(NO_LEAK, "_frame_violations", "spec.frame_devices(uplink)", "uplink.devices", _BRIDGE_PORTS),
     Fault(NO_LEAK, "_other_ethertypes", "violations.append(violation)", "pass", _LINK_GUARD),
     Fault(NO_LEAK, "_mark_entitlement", "violations.append(violation)", "pass", tests(TEST_SPEC, "test_more_than_entitled_packets_is_not_proved")),
     Fault(NO_LEAK, "check_unnamed_devices", "violations.append(violation)", "pass", tests(TEST_SPEC, "test_packets_by_an_unnamed_device_are_not_proved")),

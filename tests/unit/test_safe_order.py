@@ -6,6 +6,7 @@ from attrs import evolve
 from nftpolicy.compiler import object_names
 from nftpolicy.compiler.block import block_tables
 from nftpolicy.compiler.compile import HostFacts, compile_policy
+from nftpolicy.kernel.errors import StepRefused
 from nftpolicy.kernel.fake import FakeKernel
 from nftpolicy.netstate.nft import ACCEPT, DROP, Chain, Fwd, Hook, Mangle, Match, Meta, Payload, Rule, Table
 from nftpolicy.netstate.operations import NftTransaction
@@ -416,6 +417,56 @@ def test_release_puts_the_guard_last_and_ignores_foreign_leaks(tmp_path):
         changer.apply(checked, None)
     assert kernel.table_names() == {MARKS_ALL.key}
     assert not [rule for rule in kernel.rules if rule.priority > 0 and rule.protocol == 78]
+
+
+@pytest.mark.parametrize("number", [0, 3, 20, 27])
+def test_release_goes_on_after_a_refused_step(tmp_path, number):
+    kernel = machine()
+    apply(kernel, tmp_path)
+    changer = applier(kernel, tmp_path)
+    with changer.locked():
+        checked = changer.check(None)
+        kernel.refuse_at = kernel.steps_taken + number
+        report = changer.apply(checked, None)
+    assert kernel.steps_taken > kernel.refuse_at, "inconclusive"
+    assert (kernel.table_names(), kernel.rules, kernel.routes, report.warnings) == (set(), [], [], ())
+    assert changer.state_dir.policy() is None
+
+
+def test_release_names_objects_that_the_kernel_keeps(tmp_path, monkeypatch):
+    kernel = machine()
+    apply(kernel, tmp_path)
+    changer = applier(kernel, tmp_path)
+
+    def refuse_transactions(step):
+        if isinstance(step, NftTransaction):
+            raise StepRefused(step, "Operation not permitted")
+        FakeKernel.apply_step(kernel, step)
+
+    monkeypatch.setattr(kernel, "apply_step", refuse_transactions)
+    with changer.locked():
+        report = changer.apply(changer.check(None), None)
+    assert kernel.rules == []
+    assert "the kernel refused: delete table inet nftpolicy" in report.warnings
+
+
+def test_release_without_a_safe_order_is_planned(tmp_path, monkeypatch):
+    kernel = machine()
+    apply(kernel, tmp_path)
+    changer = applier(kernel, tmp_path)
+
+    def refuse(*_):
+        raise NoSafeOrder([])
+
+    monkeypatch.setattr(PolicyApplier, "_safe_order", refuse)
+    checked = changer.check(None)
+    assert checked.order is None
+    assert checked.step_count
+    with pytest.raises(NoSafeOrder):
+        changer.check(TargetPolicy(policy(OTHER_TEXT), source(OTHER_TEXT)))
+    with changer.locked():
+        changer.apply(checked, None)
+    assert kernel.table_names() == set()
 
 
 def test_release_via_block_removes_the_block_too(tmp_path):

@@ -190,7 +190,8 @@ class PolicyApplier:
             remaining: list[str] = []
             if target is None:
                 missing = run_release(self.kernel, checked.planned.plan, self.state_dir, writer.count_step)
-                remaining = [f"the kernel refused: {line}" for line in plan_lines(missing)]
+                steps = (line.strip() for line in plan_lines(missing) if not line.endswith(":"))
+                remaining = [f"the kernel refused: {step}" for step in steps]
             else:
                 apply_change(self.kernel, checked.planned, self.state_dir, writer.count_step)
             self._unblock()
