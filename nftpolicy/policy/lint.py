@@ -37,7 +37,10 @@ def find_warnings(policy: Policy, present: frozenset[str] = frozenset()) -> Iter
 
 def _mark_conflicts(policy: Policy, present: frozenset[str]) -> Iterator[PolicyWarning]:
     for name, uplink in policy.uplink.items():
+        kernel = any(service.uplink == name and service.kernel for service in policy.service.values())
         for user, installed in conflicting_users(uplink.mark, present):
+            if kernel and uplink.mark in user.marks:
+                continue  # its tunnel is the service
             condition = "is installed on this machine" if installed else "would conflict if installed"
             yield (
                 ("uplink", name, "mark"),
