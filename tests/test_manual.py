@@ -442,7 +442,7 @@ def full_policy() -> objects.Policy:
         MINIMAL.replace("wan]", "UPLINK]")
         .replace("wan.", "UPLINK.")
         .replace('"wan"', '"UPLINK"')
-        .replace("table = 1\n", f'table = 1\nexempt = [{exempt}]\nanswer = ["ssh"]\n')
+        .replace("table = 1\n", f'table = 1\nexempt = [{exempt}]\nanswer = ["ssh"]\naddresses = ["198.51.100.7"]\n')
         .replace("[uplink.UPLINK.resolver]", '[uplink.UPLINK.resolver]\nlisten = ["192.0.2.1:54"]')
     )
     return load(written.encode())[0]
