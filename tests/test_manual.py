@@ -446,6 +446,9 @@ def test_page_has_every_keyword_with_its_reason(title: str, table: dict[str, str
         assert plain(documented[word]).startswith(reason), word
 
 
+REACHED = 'answer = ["ssh", "udp/5555"]\naddresses = ["198.51.100.7"]\n'
+
+
 def full_policy() -> objects.Policy:
     """Return a policy with every part, its uplink named UPLINK as in the page."""
     exempt = ", ".join(f'"{word}"' for word in vocabulary.EXEMPTIONS)
@@ -453,7 +456,7 @@ def full_policy() -> objects.Policy:
         MINIMAL.replace("wan]", "UPLINK]")
         .replace("wan.", "UPLINK.")
         .replace('"wan"', '"UPLINK"')
-        .replace("table = 1\n", f'table = 1\nexempt = [{exempt}]\nanswer = ["ssh", "udp/5555"]\n')
+        .replace("table = 1\n", f"table = 1\nexempt = [{exempt}]\n{REACHED}")
         .replace('from = ["guests"]', 'from = ["guests"]\nmasquerade = true')
         .replace("[uplink.UPLINK.resolver]", '[uplink.UPLINK.resolver]\nlisten = ["192.0.2.1:54"]')
     )

@@ -24,7 +24,7 @@ from ..netstate.nft import (
     Verdict,
 )
 from ..policy.objects import Policy, Uplink
-from . import exemptions, matches, object_names, replies
+from . import exemptions, matches, object_names, replies, uplink_addresses
 from .compile import HostFacts
 from .matches import FLOW_MARK, IS_REPLY, OUTPUT_DEVICE
 from .object_names import object_name
@@ -42,7 +42,8 @@ def block_tables(policies: Sequence[Policy], host: HostFacts = HostFacts()) -> t
     """
     uplinks = tuple(_uplinks(policies))
     ip_chains = tuple(_ip_chains(policies, uplinks))
-    ip = Table("inet", object_names.BLOCK_TABLE, ip_chains, (), _counters(STOPPED_COUNTER, _STRAY))
+    sets = tuple(each for name, uplink in uplinks for each in uplink_addresses.address_sets(name, uplink))
+    ip = Table("inet", object_names.BLOCK_TABLE, ip_chains, sets, _counters(STOPPED_COUNTER, _STRAY))
     if not host.has_egress_hook:
         return (ip,)
     link_chains = tuple(_link_chains(uplinks, host))
@@ -86,7 +87,8 @@ def _ip_chains(policies: Sequence[Policy], uplinks: Sequence[_NamedUplink]) -> I
     yield Chain("inside", (*to_inside, drop))
     for policy, (name, uplink) in zip(_policy_of_each_uplink(policies), uplinks, strict=True):
         exempt = _exempt(name, uplink, _stray_drops(policy, uplink))
-        yield Chain(object_name(name, "passes"), (*exempt, *_replies(name, uplink)))
+        sources = map(_uncounted, uplink_addresses.source_rules(name, uplink))
+        yield Chain(object_name(name, "passes"), (*sources, *exempt, *_replies(name, uplink)))
         yield from _kernel_chains(name, uplink)
     yield Chain("block", (*rules, *to_inside, drop), _HOOK)
 

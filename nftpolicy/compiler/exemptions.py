@@ -125,6 +125,12 @@ EXEMPTION_MATCHES: dict[str, ExemptionMatches] = {
     ),
     "eapol": ExemptionMatches(frames=(0x888E,)),
     "pppoe": ExemptionMatches(frames=(0x8863, 0x8864)),
+    "lldp": ExemptionMatches(frames=(0x88CC,)),
+    "lacp": ExemptionMatches(frames=(0x8809,)),
+    "ptp": ExemptionMatches(frames=(0x88F7,)),
+    "mpls": ExemptionMatches(frames=(0x8847, 0x8848)),
+    "batman-adv": ExemptionMatches(frames=(0x4305,)),
+    "wake-on-lan": ExemptionMatches(frames=(0x0842,)),
 }
 
 # The link header as the frame has it; `meta protocol` is what the sender says, also of an AF_PACKET

@@ -42,10 +42,8 @@ def guard_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tuple[C
     base = Chain("guard", tuple(rules), Hook("filter", "postrouting", object_names.GUARD_PRIORITY, "drop"))
     stray_chains = (_stray_chain(name) for name in policy.uplink)
     uplinks = (_uplink(name, uplink, policy, services[name]) for name, uplink in policy.uplink.items())
-    sources = (uplink_addresses.source_chain(name, policy) for name in policy.uplink)
     by_kernel = (chain for name, uplink in policy.uplink.items() for chain in kernel_chains(name, uplink.exempt))
-    shared = (_loopback(policy), _inside(policy, services), *stray_chains, *sources)
-    return (base, *shared, *uplinks, *by_kernel)
+    return (base, _loopback(policy), _inside(policy, services), *stray_chains, *uplinks, *by_kernel)
 
 
 def _dns_jump(policy: Policy) -> tuple[Rule, ...]:
@@ -115,7 +113,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) ->
     return Chain(
         object_name(name, "guard"),
         (
-            uplink_addresses.source_rule(name),
+            *uplink_addresses.source_rules(name, uplink, forwards.arrival_matches(name, policy)),
             marked,
             *reports,
             *_stray_drops(policy, name),

@@ -7,9 +7,11 @@ so no network learns the addresses that the machine has in another, such as the 
 
 from __future__ import annotations
 
+from attrs import evolve
+
 from ..netstate.nft import AnonymousSet, Chain, Fib, Match, Payload, Rule, Set, SetRef, Verdict
-from ..policy.objects import Policy, Uplink
-from . import forwards, matches, service_sets
+from ..policy.objects import Uplink
+from . import matches, service_sets
 from .object_names import object_name
 
 _HEADERS = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
@@ -31,27 +33,21 @@ def address_sets(name: str, uplink: Uplink) -> tuple[Set, ...]:
     return tuple(sets)
 
 
-def source_rule(name: str) -> Rule:
-    """Return the rule of the guard that checks packets whose source is not an address of the output device.
+def source_rules(name: str, uplink: Uplink, forwarded: tuple[Match, ...] = ()) -> tuple[Rule, ...]:
+    """Return the rules of the guard that drop packets from an address that is not the uplink's.
 
-    In postrouting, the source is that after NAT.
+    In postrouting, the source is that after NAT. Packets that one of `forwarded` matches have the
+    addresses of other hosts; the guard tests them later.
     """
-    is_foreign = Match(Fib("type", ("saddr", "oif")), "local", "!=")
-    return Rule((is_foreign, Verdict("jump", object_name(name, "source"))), origin=("uplink", name, "addresses"))
-
-
-def source_chain(name: str, policy: Policy) -> Chain:
-    """Return the chain "wan.source": drop packets from an address that is not the uplink's.
-
-    Packets of forwards and published ports have the addresses of their hosts; the guard tests them later.
-    """
-    uplink = policy.uplink[name]
     origin = ("uplink", name, "addresses")
-    allowed = [Match(Payload(_HEADERS[family][0], "saddr"), address) for family, address in _UNSPECIFIED.items()]
-    allowed += [*_in_addresses(name, uplink, "saddr"), *forwards.arrival_matches(name, policy)]
-    returns = (Rule((match, Verdict("return")), origin=origin) for match in allowed)
-    drop = matches.count_and_drop(object_name(name, "foreign-source"), origin=origin)
-    return Chain(object_name(name, "source"), (*returns, drop), origin=origin)
+    is_foreign = Match(Fib("type", ("saddr", "oif")), "local", "!=")
+    of_others = [evolve(match, op="!=") for match in forwarded]
+    rules = []
+    for family, unspecified in _UNSPECIFIED.items():
+        tests = [Match(Payload(_HEADERS[family][0], "saddr"), unspecified, "!="), *of_others]
+        tests += _in_addresses(name, uplink, "saddr", family, "!=")
+        rules.append(matches.count_and_drop(object_name(name, "foreign-source"), *tests, is_foreign, origin=origin))
+    return tuple(rules)
 
 
 def destination_rules(name: str, uplink: Uplink) -> tuple[Rule, ...]:
@@ -73,15 +69,19 @@ def destination_chains(name: str, uplink: Uplink) -> tuple[Chain, ...]:
     origin = ("uplink", name, "addresses")
     is_ours = Match(Fib("type", ("daddr",)), _OF_MACHINE)
     returns = (
-        Rule((match, is_ours, Verdict("return")), origin=origin) for match in _in_addresses(name, uplink, "daddr")
+        Rule((match, is_ours, Verdict("return")), origin=origin)
+        for family in _HEADERS
+        for match in _in_addresses(name, uplink, "daddr", family)
     )
     drop = matches.count_and_drop(object_name(name, "not-local"), origin=origin)
     return (Chain(object_name(name, "destination"), (*returns, drop), origin=origin),)
 
 
-def _in_addresses(name: str, uplink: Uplink, field: str) -> list[Match]:
-    families = dict.fromkeys(network.version for network in uplink.addresses)
-    return [Match(Payload(_HEADERS[family][0], field), SetRef(_set_name(name, family))) for family in sorted(families)]
+def _in_addresses(name: str, uplink: Uplink, field: str, family: int, op: str = "==") -> list[Match]:
+    """Return the match of a family's addresses; [] if the policy names none of this family."""
+    if all(network.version != family for network in uplink.addresses):
+        return []
+    return [Match(Payload(_HEADERS[family][0], field), SetRef(_set_name(name, family)), op)]
 
 
 def _set_name(name: str, family: int) -> str:

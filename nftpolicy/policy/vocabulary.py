@@ -19,6 +19,12 @@ EXEMPTIONS = {
     "respondd": "mesh neighbours on the same wire are described by respondd (UDP port 1001, link-local)",
     "eapol": "the wire requires IEEE 802.1X authentication",
     "pppoe": "the uplink is a PPPoE session (RFC 2516)",
+    "lldp": "switches learn which machine is at their port (IEEE 802.1AB)",
+    "lacp": "the uplink is a link aggregation (IEEE 802.1AX), or has OAM of Ethernet: the slow protocols",
+    "ptp": "clocks on the wire are synchronized by frames (IEEE 1588)",
+    "mpls": "the uplink carries labelled packets (RFC 3032)",
+    "batman-adv": "mesh neighbours on the same wire are reached by batman-adv without VXLAN",
+    "wake-on-lan": "hosts on the wire are woken by frames of their own ethertype",
 }
 
 # Configuration that the kernel itself accepts from an uplink's network; compiler/sysctls.py.

@@ -12,7 +12,7 @@ from ..model.symbolic import field_values
 from ..netstate.nft import FULL_MASK
 from ..netstate.routing import IpRule, Route
 from ..netstate.state import NetState
-from .concretize import REMOTE_ADDRESS, concretize
+from .concretize import REMOTE_ADDRESS, concretize, with_usual_source
 from .context import ProofContext
 from .lemmas import Violation
 from .spec import UplinkSpec
@@ -29,9 +29,11 @@ def candidate_packets(
     address_family = family or 4
     family_hits = [violation for violation in violations if violation.family == family]
     supported_first = sorted(family_hits, key=lambda violation: bool(violation.unsupported))
-    starts = [concretize(space, violation.box, origin) for violation in supported_first] or [
-        concretize(space, {}, origin)
-    ]
+    starts = [
+        packet
+        for violation in supported_first
+        for packet in with_usual_source(concretize(space, violation.box, origin))
+    ] or [concretize(space, {}, origin)]
     if origin == FRAME:
         yield from (
             evolve(packet, bound=device, source=packet.source or _local_address(state, address_family, None))

@@ -15,6 +15,7 @@ from ..model.packet import (
     CtInfo,
     Packet,
     address_range,
+    evolve_packet,
     parse_address,
 )
 from ..model.symbolic import field_values, mark_bits
@@ -119,6 +120,13 @@ def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = N
         frame_type,
         fields,
     )
+
+
+def with_usual_source(packet: Packet) -> tuple[Packet, ...]:
+    """Return the packet, and that with the source that the kernel selects: a rule may ask whose address it is."""
+    if packet.source is None or packet.origin in (FORWARD, FRAME):
+        return (packet,)
+    return (packet, evolve_packet(packet, source=None))
 
 
 def _tcp_flags(box: Box, is_new: bool) -> int:

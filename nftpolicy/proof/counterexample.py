@@ -19,7 +19,7 @@ from ..model.trace import Trace
 from ..netstate.routing import IpRule
 from .bypass import interfering_rules
 from .candidates import candidate_packets
-from .concretize import choose, concretize
+from .concretize import choose, concretize, with_usual_source
 from .context import ProofContext
 from .entitlement import unmarked_user_regions
 from .lemmas import Violation
@@ -153,8 +153,8 @@ def search_mark_misuse(
     for violation in violations:
         space = context.space(violation.family)
         for device in _output_devices(context, space, violation, uplink, stray):
-            for origin in local_origins(violation):
-                packet = evolve(concretize(space, violation.box, origin, device), iif=None)
+            packets = (concretize(space, violation.box, origin, device) for origin in local_origins(violation))
+            for packet in (evolve(start, iif=None) for each in packets for start in with_usual_source(each)):
                 trace = trace_candidate(context, packet)
                 if trace.outcome == "unknown":
                     unsupported += trace.unsupported
@@ -185,13 +185,14 @@ def search_outcome(
         origin = FORWARD if arrival else local_origin
         devices: Sequence[str | None] = out_devices[:2] or [None]
         for device in devices:
-            packet = concretize(space, violation.box, origin, None if device == "lo" else device)
-            trace = trace_candidate(context, packet)
-            if trace.outcome == "unknown":
-                unsupported += trace.unsupported
-            elif trace.outcome == outcome and device in (None, trace.device, "lo"):
-                reason = "it is delivered" if outcome == "delivered" else f"it leaves by {trace.device}"
-                examples.append(Counterexample(packet, trace, trace.device or "", reason))
+            bound = None if device == "lo" else device
+            for packet in with_usual_source(concretize(space, violation.box, origin, bound)):
+                trace = trace_candidate(context, packet)
+                if trace.outcome == "unknown":
+                    unsupported += trace.unsupported
+                elif trace.outcome == outcome and device in (None, trace.device, "lo"):
+                    reason = "it is delivered" if outcome == "delivered" else f"it leaves by {trace.device}"
+                    examples.append(Counterexample(packet, trace, trace.device or "", reason))
     return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
 
 

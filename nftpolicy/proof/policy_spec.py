@@ -127,6 +127,12 @@ EXEMPTIONS: dict[str, tuple[Mapping[int, tuple[Region, ...]], tuple[int, ...]]] 
     "respondd": ({6: (*_link_local_udp(sport=points(1001)), *_link_local_udp(dport=points(1001)))}, ()),
     "eapol": ({}, (0x888E,)),  # IEEE 802.1X 11.1.4
     "pppoe": ({}, (0x8863, 0x8864)),  # RFC 2516 4
+    "lldp": ({}, (0x88CC,)),  # IEEE 802.1AB 7.4
+    "lacp": ({}, (0x8809,)),  # IEEE 802.3 57A.4
+    "ptp": ({}, (0x88F7,)),  # IEEE 1588 annex F
+    "mpls": ({}, (0x8847, 0x8848)),  # RFC 3032 5, RFC 5332 4
+    "batman-adv": ({}, (0x4305,)),  # ETH_P_BATMAN, include/uapi/linux/if_ether.h
+    "wake-on-lan": ({}, (0x0842,)),
 }
 REPORT_EXEMPTIONS = ("mld", "igmp")
 

@@ -16,6 +16,17 @@ from tests.lab.frames import Frame, checksum
 
 IPV4, ARP, IPV6, VLAN, PRIVATE, LLC = 0x0800, 0x0806, 0x86DD, 0x8100, 0x88B5, 0x0004
 EAPOL, PPPOE = 0x888E, 0x8864
+# Ethertypes by the word that exempts them.
+TYPED = {
+    "eapol": (EAPOL,),
+    "pppoe": (0x8863, PPPOE),
+    "lldp": (0x88CC,),
+    "lacp": (0x8809,),
+    "ptp": (0x88F7,),
+    "mpls": (0x8847, 0x8848),
+    "batman-adv": (0x4305,),
+    "wake-on-lan": (0x0842,),
+}
 _SOL_PACKET, _PACKET_QDISC_BYPASS = 263, 20
 BROADCAST, NODE = b"\xff" * 6, bytes.fromhex(at.NODE_WAN_MAC.replace(":", ""))
 
@@ -62,7 +73,9 @@ EXEMPT = {
     "DHCPv6": Sent(IPV6, eth(IPV6) + DHCP6),
     "router solicitation": Sent(IPV6, eth(IPV6) + SOLICIT),
 }
+FRAMES = {f"{word} {number:#06x}": Sent(number, eth(number)) for word, numbers in TYPED.items() for number in numbers}
 LOOKALIKES = {
+    **FRAMES,
     "bytes behind ARP": Sent(ARP, eth(ARP) + ARP_REQUEST),
     "padding behind ARP": Sent(ARP, eth(ARP) + ARP_REQUEST, size=18),
     "ARP that ends too early": Sent(ARP, eth(ARP) + ARP_SENDER[:-2], size=_TARGET),
@@ -130,6 +143,21 @@ def test_C10_frames_of_another_ethertype_are_dropped(made: Guarded) -> None:
         for device in devices:
             missing = set(LOOKALIKES) - arrivals(made, device, LOOKALIKES)
             assert missing == set(), f"inconclusive: not sent by {device} without the policy either"
+
+
+@pytest.mark.parametrize("word", TYPED)
+def test_C18_frames_of_an_exempt_ethertype_leave(made: Guarded, word: str) -> None:
+    text = made.file.read_text()
+    assert text.count('["arp"') == 1
+    made.file.write_text(text.replace('["arp"', f'["{word}", "arp"'))
+    made.apply()
+    try:
+        passed = {name for name in FRAMES if name.startswith(f"{word} ")}
+        for device in dict.fromkeys((at.WAN, made.lab.wan_port)):
+            assert arrivals(made, device, FRAMES) == passed, device
+    finally:
+        made.file.write_text(text)
+        made.apply()
 
 
 def test_C10_exempt_frames_leave(made: Guarded) -> None:

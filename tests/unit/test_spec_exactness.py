@@ -145,7 +145,7 @@ def test_exemption_that_the_policy_lacks_is_refuted(name):
 
 
 @pytest.mark.parametrize(("ethertype", "verdict"), [(0x0806, "proved"), (0x888E, "proved"), (0x8863, "proved"), (0x8864, "proved"),
-                                                    (0x8100, "refuted"), (0x88CC, "refuted"), (0x0807, "refuted")])  # fmt: skip
+                                                    (0x8100, "refuted"), (0x88CC, "proved"), (0x88A2, "refuted"), (0x0807, "refuted")])  # fmt: skip
 def test_frames_of_exempt_ethertypes_only_may_pass(ethertype, verdict):
     state = with_first_rule(STATE, Match(Payload("ether", "type"), ethertype), hooks=("egress",))
     assert guard_verdict(state) == verdict
