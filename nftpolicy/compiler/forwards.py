@@ -338,25 +338,15 @@ def entitled_forward_rules(name: str, policy: Policy) -> Iterator[Rule]:
 
 
 def inside_rules(policy: Policy) -> Iterator[Rule]:
-    """Yield the rules that send packets from an uplink to the chain that tests their device."""
+    """Yield the rules that drop requests to published ports that leave by another device than theirs.
+
+    (A packet that a tunnel device sends itself has that device as its input device, but no flow with the mark.)
+    """
     for name, uplink in policy.uplink.items():
-        if forwards_packets(policy, name):
-            for device in uplink.devices:
-                to_chain = Verdict("jump", object_name(name, "arrived"))
-                yield Rule((Match(INPUT_DEVICE, device), to_chain), origin=("uplink", name))
-
-
-def inside_chains(policy: Policy) -> Iterator[Chain]:
-    """Yield the chains of packets from an uplink: only to the devices of its forwards and published ports."""
-    for name in policy.uplink:
-        if not forwards_packets(policy, name):
-            continue
-        rules = []
-        if uplink_forwards(policy, name):
-            to_forward = Match(OUTPUT_DEVICE, SetRef(_forward_devices(name)))
-            rules.append(Rule((IS_REPLY, to_forward, Verdict("return")), origin=("forward",)))
         if uplink_publishes(policy, name):
-            to_published = Match(OUTPUT_DEVICE, SetRef(_publish_devices(name)))
-            rules.append(Rule((IS_ORIGINAL, to_published, Verdict("return")), origin=("publish",)))
-        rules.append(matches.count_and_drop(object_name(name, "not-local"), origin=("uplink", name)))
-        yield Chain(object_name(name, "arrived"), tuple(rules), origin=("uplink", name))
+            request = (IS_ORIGINAL, matches.has_mark(uplink.mark, FLOW_MARK))
+            elsewhere = Match(OUTPUT_DEVICE, SetRef(_publish_devices(name)), "!=")
+            drop = object_name(name, "not-local")
+            for device in uplink.devices:
+                arrives = Match(INPUT_DEVICE, device)
+                yield matches.count_and_drop(drop, arrives, *request, elsewhere, origin=("publish",))

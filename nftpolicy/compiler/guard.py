@@ -44,8 +44,7 @@ def guard_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tuple[C
     uplinks = (_uplink(name, uplink, policy, services[name]) for name, uplink in policy.uplink.items())
     sources = (uplink_addresses.source_chain(name, policy) for name in policy.uplink)
     by_kernel = (chain for name, uplink in policy.uplink.items() for chain in kernel_chains(name, uplink.exempt))
-    arrived = forwards.inside_chains(policy)
-    shared = (_loopback(policy), _inside(policy, services), *arrived, *stray_chains, *sources)
+    shared = (_loopback(policy), _inside(policy, services), *stray_chains, *sources)
     return (base, *shared, *uplinks, *by_kernel)
 
 

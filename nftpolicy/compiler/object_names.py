@@ -19,7 +19,7 @@ UNROUTED_QUERIES = "dns-unrouted"  # chain and counter of DNS queries without a 
 
 # Hook priorities. Connection tracking is at -200, destination NAT at -100, source NAT at 100
 # (include/uapi/linux/netfilter_ipv4.h); the guard comes after every foreign base chain.
-ARRIVAL_PRIORITY = -150
+ARRIVAL_PRIORITY = -149  # after foreign restores of a flow's mark at -150 (wg-quick), whichever is loaded first
 RESTORE_PRIORITY = -150
 REDIRECT_PRIORITY = -100
 FORWARD_PRIORITY = -90

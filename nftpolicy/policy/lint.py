@@ -37,7 +37,10 @@ def find_warnings(policy: Policy, present: frozenset[str] = frozenset()) -> Iter
 
 def _mark_conflicts(policy: Policy, present: frozenset[str]) -> Iterator[PolicyWarning]:
     for name, uplink in policy.uplink.items():
+        kernel = any(service.uplink == name and service.kernel for service in policy.service.values())
         for user, installed in conflicting_users(uplink.mark, present):
+            if kernel and uplink.mark in user.marks:
+                continue  # its tunnel is the service
             condition = "is installed on this machine" if installed else "would conflict if installed"
             yield (
                 ("uplink", name, "mark"),
@@ -115,8 +118,25 @@ def _kernel_services(policy: Policy) -> Iterator[PolicyWarning]:
             )
 
 
+def _forwards(policy: Policy) -> Iterator[PolicyWarning]:
+    for name, forward in policy.forward.items():
+        if not forward.source and not forward.masquerade:
+            yield (
+                ("forward", name),
+                "answers arrive only if another program translates the source address; add masquerade = true, "
+                "or 'source' if the uplink's router knows these networks",
+            )
+        if not forward.source and not forward.to:
+            yield (
+                ("forward", name),
+                "packets to other networks inside go to the uplink too; name the networks behind these devices "
+                "in 'source'",
+            )
+
+
 _CHECKS: tuple[Callable[[Policy], Iterator[PolicyWarning]], ...] = (
     _resolvers,
     _mesh_exemptions,
     _kernel_services,
+    _forwards,
 )

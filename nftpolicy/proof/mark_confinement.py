@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..model.symbolic.box import points
+from ..model.symbolic.field_values import CT_STATES
 from .bypass import confinement_violations
 from .context import ProofContext
 from .counterexample import search_mark_misuse, search_outcome
@@ -14,6 +15,8 @@ from .lemmas import Violation, final_chains, guard_violation, hook_bypasses
 from .policy_spec import REPORT_EXEMPTIONS, exemption
 from .spec import IP_FAMILIES, Region, Spec, UplinkSpec
 from .verdict import Finding
+
+_TRACKED = points(*(CT_STATES[state] for state in ("new", "established", "related")))
 
 
 def check_mark_confinement(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iterator[Finding]:
@@ -29,23 +32,29 @@ def check_mark_confinement(context: ProofContext, spec: Spec, uplink: UplinkSpec
     subject = f"packets with the mark that leave by another device than {', '.join(uplink.devices)}"
     examples, unsupported = search_mark_misuse(context, uplink, violations, True)
     yield finding(context, "P2", uplink, subject, violations, examples, unsupported, spec.has_policy)
-    if uplink.inward_regions:
-        yield _inward(context, spec, uplink)
+    if uplink.publishes:
+        yield _requests(context, spec, uplink)
     if uplink.unmarked_uids:
         yield _unmarked_users(context, spec, uplink)
 
 
-def _inward(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Finding:
-    """Return the finding that packets of the uplink leave inside only as answers and requests."""
+def _requests(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Finding:
+    """Return the finding that requests from the uplink leave inside only by devices of published ports."""
     outside = (device for other in spec.uplinks for device in other.devices)
-    region = Region(iifname=uplink.devices, not_oifname=(*outside, "lo"))
+    published = (publish.device for publish in uplink.publishes)
+    region = Region(
+        {"ct.state": _TRACKED, "ct.direction": points(0)},
+        (uplink.flow_has_mark,),
+        not_oifname=(*outside, "lo", *published),
+        iifname=uplink.devices,
+    )
     violations = []
     for family in IP_FAMILIES:
         chains = context.filter_chains(family, "postrouting")
-        violation = guard_violation(context, family, chains, region, uplink.inward_regions)
+        violation = guard_violation(context, family, chains, region)
         if violation is not None:
             violations.append(violation)
-    subject = "packets from the uplink that leave by devices of no forward or published port"
+    subject = "requests from the uplink that leave by devices without a published port"
     return finding(context, "P2", uplink, subject, violations, *search_outcome(context, violations, "leaves"))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterator
 from attrs import field, frozen
 
 from ..model.packet import TCP, UDP, Packet, evolve_packet
+from ..model.trace import Trace
 from ..netstate.formats import ip_text
 from ..netstate.routing import IpRule, Route
 from ..netstate.state import NetState
@@ -111,6 +112,13 @@ def query_routing(state: NetState, family: int, protocol: int, ignored_users: Co
         elif rule.action != "nop" and has_route is None:
             has_route = False  # "goto" and unsupported actions
     return QueryRouting(bool(has_route), reaches_lo, tuple(refusals))
+
+
+def has_no_route(trace: Trace) -> bool:
+    """Return True if a packet has no route, or is a query that has only the one by lo, and is not redirected."""
+    if trace.outcome != "dropped":
+        return trace.outcome == "unroutable"
+    return any(isinstance(step.subject, Route) and _is_default_by_lo(step.subject) for step in trace.steps)
 
 
 def _queries(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iterator[Packet]:

@@ -217,13 +217,6 @@ class UplinkSpec:
         return tuple(dict.fromkeys(device for forward in self.forwards for device in forward.devices))
 
     @property
-    def inward_regions(self) -> tuple[Region, ...]:
-        """Return the packets that may leave inside after they arrived by the uplink: answers and requests."""
-        answers = Region({"ct.direction": points(1)}, oifname=self.forward_devices)
-        requests = Region({"ct.direction": points(0)}, oifname=tuple(each.device for each in self.publishes))
-        return (*((answers,) if self.forwards else ()), *((requests,) if self.publishes else ()))
-
-    @property
     def has_mark(self) -> MarkTest:
         """Return the test for packets with the uplink's mark."""
         return MarkTest(self.value, self.mask)

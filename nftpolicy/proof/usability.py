@@ -15,6 +15,7 @@ from ..netstate.routing import IpRule
 from .assumptions import restrict_to_present
 from .context import ProofContext
 from .forward_cases import forward_notes
+from .query_routes import has_no_route
 from .spec import Spec, UplinkSpec
 from .usability_case import UsabilityCase, lacks_source
 from .usability_cases import usability_cases
@@ -77,7 +78,7 @@ def _has_no_route_now(trace: Trace, uplink: UplinkSpec | None) -> bool:
 
     A packet that an ip rule keeps from the uplink's table stays unroutable when the network comes.
     """
-    return trace.outcome == "unroutable" and starving_rule(trace, uplink) is None
+    return has_no_route(trace) and starving_rule(trace, uplink) is None
 
 
 def starving_rule(trace: Trace, uplink: UplinkSpec | None) -> IpRule | None:

@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 from ..compiler import object_names
 from ..compiler.compile import HostFacts, compile_policy
 from ..model.fib.lookup import RouteResult
-from ..model.packet import FORWARD, ICMP, ICMPV6, TCP, UDP, Packet, format_address
+from ..model.packet import ADDRESS_BITS, FORWARD, ICMP, ICMPV6, TCP, UDP, Packet, format_address
 from ..model.trace import Model, Trace
 from ..model.trace_step import TraceStep
 from ..netstate.formats.nft_implied_tests import RuleProgram, program_of
@@ -22,6 +22,7 @@ from ..netstate.nft import Chain, Concat, Match, Meta, OriginPath, Rule, SetRef,
 from ..netstate.routing import RTPROT_NFTPOLICY, TABLE_LOCAL, TABLE_MAIN, IpRule, Route
 from ..netstate.state import NetState
 from ..policy.objects import Policy
+from ..proof.assumptions import assumed_address
 
 _RTPROT_KERNEL = 2  # rtnetlink(7)
 _PRIORITY_MAIN = 32766  # of the ip rule for table main, ip-rule(8)
@@ -318,7 +319,7 @@ def compile_for(policy: Policy, ports: Mapping[str, Sequence[str]] | None = None
 def assumed_environment(policy: Policy) -> tuple[NetState, tuple[str, ...]]:
     """Return the assumed environment of a policy, if no machine is given, and its description.
 
-    The machine has no known address; each routing table has its default route.
+    The machine has no known address but those that masquerading needs; each routing table has its default route.
     """
     rules = [IpRule(family, 0, table=TABLE_LOCAL, protocol=_RTPROT_KERNEL) for family in (4, 6)]
     rules += [IpRule(family, _PRIORITY_MAIN, table=TABLE_MAIN, protocol=_RTPROT_KERNEL) for family in (4, 6)]
@@ -334,6 +335,17 @@ def assumed_environment(policy: Policy) -> tuple[NetState, tuple[str, ...]]:
         routes += [Route(family, table, device=device, protocol=0, metric=1) for family in (4, 6)]
         table_name = "main" if table == TABLE_MAIN else table
         descriptions.append(f"table {table_name} has a default route by {device}")
+    masquerading = [forward.uplink for forward in policy.forward.values() if forward.masquerade]
+    for index, name in enumerate(dict.fromkeys(masquerading)):
+        device = policy.uplink[name].devices[0]
+        texts = [format_address(family, assumed_address(family, index)) for family in (4, 6)]
+        routes += [
+            Route(
+                family, TABLE_LOCAL, f"{text}/{ADDRESS_BITS[family]}", "local", device=device, protocol=_RTPROT_KERNEL
+            )
+            for family, text in zip((4, 6), texts, strict=True)
+        ]
+        descriptions.append(f"{device} has the addresses {' and '.join(texts)}")
     return NetState(rules=tuple(rules), routes=tuple(routes)), tuple(descriptions)
 
 

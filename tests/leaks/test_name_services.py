@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.guarded_lab import ENVIRONMENT, POLICY, PROGRAM, SERVICE_GID, Guarded, guarded_lab
+from tests.lab import addresses as at
 from tests.lab.netns import wait_until
 
 pytestmark = pytest.mark.slow
@@ -73,6 +74,22 @@ def test_run_hides_daemon_that_starts_again(node: Guarded, path: str) -> None:
     assert process.wait(20) == 1
     assert "FileNotFoundError" in log.read_text()
     assert "reached" in connect(node, path), "the control: the host still sees it"
+
+
+def test_program_without_resolv_conf_finds_name(node: Guarded) -> None:
+    """systemd-resolved keeps resolv.conf in the hidden directory; any server address is redirected."""
+    space, stub = node.lab.node, "/run/systemd/resolve/stub-resolv.conf"
+    resolv = space.outside("/etc/resolv.conf")
+    before = resolv.read_text()
+    space.outside(stub).write_text("nameserver 127.0.0.53\n")
+    resolv.unlink()
+    resolv.symlink_to(stub)
+    try:
+        status, said = run(node, "--", "getent", "ahostsv4", at.VPN)
+        assert (status, at.SERVER[4] in said) == (0, True), said
+    finally:
+        resolv.unlink()
+        resolv.write_text(before)
 
 
 def test_run_check_reports_hidden_daemons(node: Guarded) -> None:

@@ -1,13 +1,15 @@
 """DNS queries on a machine without a default route: a service's reach its resolver, all others are refused at once."""
 
 import contextlib
+import re
 import socket
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.guarded_lab import OTHER_GID, SERVICE_GID, Guarded, guarded_lab, watching
+from tests.exposure_lab import Watched
+from tests.guarded_lab import OTHER_GID, POLICY, SERVICE_GID, Guarded, guarded_lab, watching
 from tests.lab import addresses as at
 from tests.lab.netns import wait_until
 
@@ -117,6 +119,41 @@ def test_library_resolves_name_by_distant_server(node: Guarded) -> None:
             assert failed == 2, "the control: no route, no name"
     finally:
         node.lab.node.outside("/etc/resolv.conf").write_text("nameserver 127.0.0.1\nnameserver ::1\n")
+
+
+def test_node_without_default_route_is_proved(node: Guarded) -> None:
+    assert "P5" in node.nftpolicy("verify", "--live", POLICY).stdout
+    refusing = "route add unreachable default metric 4000"
+    with without_query_rules(node):
+        assert node.nftpolicy("verify", "--live", POLICY, check=False).returncode == 1, "the control: no route"
+    node.lab.node.ip(refusing)
+    try:
+        said = node.nftpolicy("verify", "--live", POLICY).stdout
+        assert re.search(r"P5 .*refuted", said), said
+    finally:
+        node.lab.node.ip(refusing.replace("add", "del"))
+
+
+@families
+def test_watch_restores_rules_and_route_of_queries(node: Guarded, family: int) -> None:
+    def is_routed() -> bool:
+        return ask(node, family) == [at.WHO_AT_HOME[family]]
+
+    with Watched(node, "--leave-routes"):
+        for damage in ("rule del priority 33000", "route del default table 7853"):
+            node.lab.node.ip(f"-{family} {damage}")
+            wait_until(is_routed, 10, f"the repair of: {damage}")
+
+
+def test_policy_applies_without_ipv6_on_lo() -> None:
+    with guarded_lab() as made:
+        made.release()
+        made.lab.node.sysctl("net.ipv6.conf.lo.disable_ipv6", 1)
+        made.apply()
+        assert "7853" not in made.lab.node.run(["ip", "-6", "route", "show", "table", "all"]).stdout
+        made.lab.node.sysctl("net.ipv6.conf.lo.disable_ipv6", 0)
+        made.apply()
+        assert "default dev lo table 7853" in made.lab.node.run(["ip", "-6", "route", "show", "table", "all"]).stdout
 
 
 def test_release_restores_names_and_routes() -> None:

@@ -99,6 +99,35 @@ def test_wireguard_go_gets_server_name_from_wan(node: Guarded) -> None:
     assert "Name or service not known" in failed.value.stderr  # the mesh knows no such name
 
 
+def finds_server(lab: Lab, gid: int) -> bool:
+    """Return True if the C library finds the server's address (wg(8) tries again for a minute)."""
+    return lab.node.run(["getent", "hosts", at.VPN], gid=gid, check=False).returncode == 0
+
+
+def test_wireguard_go_gets_server_name_at_boot(node: Guarded) -> None:
+    """Before the tunnel: no default route, and resolv.conf names servers that no route leads to."""
+    lab, resolv = node.lab, node.lab.node.outside("/etc/resolv.conf")
+    before = resolv.read_text()
+    lab.mesh_default(False)
+    resolv.write_text("nameserver 198.51.100.77\nnameserver 2001:db8:99::53\n")
+    try:
+        with watching(lab) as watch:
+            lab.wan.drain(), lab.mesh_sniffer.drain()
+            with connected(node, at.VPN, gid=SERVICE_GID):
+                wait_for_echoes(lab)
+            assert not finds_server(lab, OTHER_GID)
+            assert (watch.unmarked, watch.stray) == (0, 0)
+        assert any(frame.dport == 53 for frame in lab.wan.frames()), "inconclusive: the resolver asked no server"
+        assert [frame for frame in lab.mesh_sniffer.frames() if frame.dport == 53] == []
+        for family in at.FAMILIES:
+            lab.node.ip(*[f"-{family} rule del priority 33000"] * 2)
+        assert not finds_server(lab, SERVICE_GID), "the control: without the route no name"
+    finally:
+        resolv.write_text(before)
+        lab.mesh_default(True)
+        node.apply()
+
+
 def test_wireguard_go_avoids_mesh_while_wan_is_down(node: Guarded) -> None:
     lab = node.lab
     with connected(node, at.SERVER[4]):

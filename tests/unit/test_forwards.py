@@ -142,9 +142,9 @@ def test_golden_policy_is_proved():
         ("wan.identity", without("publish.web", 0), "P1"),
         ("wan.identity", without("publish.web", 2), "P1"),
         ("wan.identity", without("publish.web", 3), "P1"),
-        # Packets of the uplink leave by any device inside.
-        ("inside", lambda rules: rules[2:], "P2"),
-        ("wan.arrived", lambda rules: (Rule((ACCEPT,)), *rules), "P2"),
+        # Requests leave by any device inside.
+        ("inside", lambda rules: rules[1:], "P2"),
+        ("inside", lambda rules: (Rule((ACCEPT,)), *rules), "P2"),
         # An entry of the policy that no packet can use.
         ("forward", lambda rules: rules[:-1], "P3"),
         ("wan.identity", lambda rules: [rule for rule in rules if "publish.web" not in repr(rule)], "P3"),

@@ -149,6 +149,16 @@ def test_query_route_elsewhere_gives_no_route(change):
     assert not query_routing(evolve(MACHINE, routes=routes), 4, UDP).has_route
 
 
+def test_query_of_no_service_without_route_is_skipped():
+    """A refused query shows nothing of the entry `inside`: it has no route now, as other packets to there."""
+    proof = prove(MACHINE, SPEC)
+    assert "no route exists now for: DNS inside lan (IPv6)" in proof.assumptions
+    assert {one.verdict for one in proof.findings if one.subject == "DNS inside lan"} == {"proved"}  # IPv4, bound to it
+    default = tuple(Route(family, 254, device="lan") for family in (4, 6))
+    found = prove(evolve(MACHINE, routes=(*MACHINE.routes, *default)), SPEC).findings
+    assert {one.verdict for one in found if one.subject == "DNS inside lan"} == {"proved"}
+
+
 def test_family_that_lo_lacks_has_no_query_route():
     without_ipv6 = HostFacts(loopback_families=(4,))
     state = compile_policy(POLICY, without_ipv6)
