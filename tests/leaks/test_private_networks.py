@@ -1,6 +1,7 @@
 """What is meant for the uplink's own private network gets an error, and does not go into the tunnel."""
 
 import errno
+import re
 import socket
 from collections.abc import Iterator
 
@@ -19,12 +20,21 @@ PUBLIC = "198.51.100.0/25", "198.51.100.9", "198.51.100.77/25"
 
 
 @pytest.fixture(scope="module")
-def made() -> Iterator[Guarded]:
+def node_lab() -> Iterator[Lab]:
     with Lab(wan="main", groups={"gluon-mesh-vpn": SERVICE_GID}) as lab:
         for _, host, own in (*NETWORKS.values(), PUBLIC):
             lab.node.ip(f"addr add {own} dev {at.WAN}{' nodad' if ':' in own else ''}")
             lab.home.ip(f"addr add {host}/{own.split('/')[1]} dev br-lan{' nodad' if ':' in host else ''}")
-        yield Guarded(lab, gluon(lab))
+        yield lab
+
+
+def guarded(lab: Lab, kind: str) -> Guarded:
+    """Return the node with a policy whose private networks get a route of this kind: "throw" with a resolver."""
+    text = gluon(lab)
+    if kind == "unreachable":
+        text, number = re.subn(r"\[uplink\.wan\.resolver\].*?(?=\[service)", "", text, flags=re.DOTALL)
+        assert number == 1
+    return Guarded(lab, text)
 
 
 def connect(host: str) -> int:
@@ -50,36 +60,38 @@ def main_routes(made: Guarded, network: str) -> list[str]:
     return text.splitlines()
 
 
+@pytest.mark.parametrize("kind", ["unreachable", "throw"])
 @pytest.mark.parametrize("family", [4, 6])
-def test_private_network_of_uplink_is_unreachable(made: Guarded, family: int) -> None:
+def test_private_network_of_uplink_is_unreachable(node_lab: Lab, family: int, kind: str) -> None:
     network, host, own = NETWORKS[family]
-    lab = made.lab
+    lab, made = node_lab, guarded(node_lab, kind)
     assert not is_seen_in_mesh(made, host), "inconclusive: the connected route leads to the home"
     before = main_routes(made, network)
     made.apply()
     with Watched(made):
         wait_until(lambda: f"dev {at.WAN}" not in str(main_routes(made, network)), PATIENCE, "the move")
-        assert ["unreachable" in line for line in main_routes(made, network)] == [True]
+        assert [line.startswith(kind) for line in main_routes(made, network)] == [True]
         assert lab.node.call(connect, host) in (errno.EHOSTUNREACH, errno.ENETUNREACH)
         assert not is_seen_in_mesh(made, host)
         assert made.nftpolicy("status").returncode == 0
         assert made.nftpolicy("verify", "--live").stdout.startswith("proved")
         assert "nothing to change" in made.nftpolicy("apply", "/run/lab/policy.toml").stdout
         # Another program deletes it: it comes back, and that is no difference.
-        lab.node.ip(f"-{family} route del unreachable {network} proto 78 metric 4294967294")
+        lab.node.ip(f"-{family} route del {kind} {network} proto 78 metric 4294967294")
         wait_until(lambda: main_routes(made, network), PATIENCE, "the route again")
         lab.node.ip(f"addr del {own} dev {at.WAN}")
         wait_until(lambda: not main_routes(made, network), PATIENCE, "the end of the prefix")
         assert is_seen_in_mesh(made, host), "the control: without the route it goes into the mesh"
         lab.node.ip(f"addr add {own} dev {at.WAN}{' nodad' if family == 6 else ''}")
-        wait_until(lambda: "unreachable" in str(main_routes(made, network)), PATIENCE, "the prefix again")
+        wait_until(lambda: kind in str(main_routes(made, network)), PATIENCE, "the prefix again")
         made.nftpolicy("release")
         assert [line.split()[0] for line in main_routes(made, network)] == [line.split()[0] for line in before]
     assert not is_seen_in_mesh(made, host)
 
 
-def test_public_network_of_uplink_is_left_to_routing(made: Guarded) -> None:
+def test_public_network_of_uplink_is_left_to_routing(node_lab: Lab) -> None:
     network, host, _ = PUBLIC
+    made = guarded(node_lab, "throw")
     made.apply()
     with Watched(made):
         wait_until(lambda: not main_routes(made, network), PATIENCE, "the move")

@@ -25,8 +25,8 @@ BY_RA = Route(6, 254, gateway="fe80::1", device="br-wan", metric=1024, protocol=
 ROUTED = ChangeSet(route_added=True)
 
 
-def unreachable(network):
-    return Route(6 if ":" in network else 4, 254, network, "unreachable", metric=0xFFFFFFFE)
+def unreachable(network, kind="unreachable"):
+    return Route(6 if ":" in network else 4, 254, network, kind, metric=0xFFFFFFFE)
 
 
 class RouteMemory:
@@ -54,13 +54,13 @@ class RouteMemory:
     def addresses(self, devices):
         return self.known
 
-    def unreachable_networks(self):
-        return {one.destination: KernelRoute(one, b"") for one in self.held if one.kind == "unreachable"}
+    def own_main_routes(self):
+        return {one.destination: KernelRoute(one, b"") for one in self.held if one.kind != "unicast"}
 
-    def add_unreachable(self, network):
+    def add_main_route(self, network, kind):
         if code := self.refuse.get("unreachable"):
             return code
-        self.held.append(unreachable(str(network)))
+        self.held.append(unreachable(str(network), kind))
         return 0
 
     def install(self, kernel_route, table, protocol=None):
@@ -288,7 +288,7 @@ def test_private_networks_are_unreachable_before_routes_move() -> None:
         unreachable("fd77::/64"),
         evolve(connected, table=1),
     ]
-    assert memory.events("private-networks") == [{"unreachable": ["192.168.7.0/24", "fd77::/64"]}]
+    assert memory.events("private-networks") == [{"closed": ["192.168.7.0/24", "fd77::/64"]}]
     memory.known = {"br-wan": ("fd77::2/64",)}
     memory.at += 5
     keeper.process(ChangeSet(addresses=True))
@@ -316,13 +316,22 @@ def test_refused_unreachable_route_is_logged_once() -> None:
     assert [facts["what"] for facts in memory.events("failed")] == ["unreachable 10.0.0.0/8"]
 
 
-def test_network_of_uplink_that_answers_udp_stays_reachable() -> None:
+RESOLVER = b"""[uplink.wan.resolver]
+listen = ["127.0.0.1:54"]
+servers = ["192.0.2.53"]
+[service.vpn]"""
+
+
+@pytest.mark.parametrize(
+    "text", [TOML.replace(b'["ssh"]', b'["ssh", "udp/5555"]'), TOML.replace(b"[service.vpn]", RESOLVER)]
+)
+def test_network_with_unmarked_flows_is_left_to_later_rules(text) -> None:
     memory = RouteMemory()
     memory.known = {"br-wan": ("10.1.2.3/8",)}
     keeper = RouteKeeper(memory)
-    keeper.set_policy(load(TOML.replace(b'["ssh"]', b'["ssh", "udp/5555"]'))[0])
+    keeper.set_policy(load(text)[0])
     keeper.process(ChangeSet())
-    assert memory.held == []
+    assert memory.held == [unreachable("10.0.0.0/8", "throw")]
     keeper.set_policy(POLICY)
     memory.at += 1
     keeper.process(ChangeSet())

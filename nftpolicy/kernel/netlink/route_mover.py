@@ -207,28 +207,27 @@ class RouteMover:
         code = self._netlink.change(nl.RTM_NEWROUTE, body, flags)
         return 0 if code == errno.EEXIST else code
 
-    def unreachable_networks(self) -> dict[str, KernelRoute]:
-        """Return network -> route of nftpolicy's unreachable routes in table main.
+    def own_main_routes(self) -> dict[str, KernelRoute]:
+        """Return network -> route of nftpolicy's routes in table main.
 
         Raises DumpInterrupted or OSError.
         """
         routes: dict[str, KernelRoute] = {}
         for family in nl.ADDRESS_FAMILY.values():
             # Kernels before 4.20 ignore the filter and return all routes.
-            body = nl.RTMSG.pack(family, 0, 0, 0, 0, RTPROT_NFTPOLICY, 0, _KINDS["unreachable"], 0)
+            body = nl.RTMSG.pack(family, 0, 0, 0, 0, RTPROT_NFTPOLICY, 0, 0, 0)
             with suppress(_NoFamily):
                 for raw, start, end in self._dump(nl.RTM_GETROUTE, body):
                     if raw[start + nl.RTMSG_PROTOCOL_OFFSET] == RTPROT_NFTPOLICY:
                         kernel_route = decode_kernel_route(raw[start:end])
-                        route = kernel_route.route
-                        if (route.table, route.kind) == (TABLE_MAIN, "unreachable"):
-                            routes[route.destination] = kernel_route
+                        if kernel_route.route.table == TABLE_MAIN:
+                            routes[kernel_route.route.destination] = kernel_route
         return routes
 
-    def add_unreachable(self, network: IPv4Network | IPv6Network) -> int:
-        """Add an unreachable route of nftpolicy to table main, behind all others; return the errno, or 0."""
-        family, kind = nl.ADDRESS_FAMILY[network.version], _KINDS["unreachable"]
-        body = nl.RTMSG.pack(family, network.prefixlen, 0, 0, TABLE_MAIN, RTPROT_NFTPOLICY, 0, kind, 0)
+    def add_main_route(self, network: IPv4Network | IPv6Network, kind: str) -> int:
+        """Add a route of nftpolicy without a device to table main, behind all others; return the errno, or 0."""
+        family, number = nl.ADDRESS_FAMILY[network.version], _KINDS[kind]
+        body = nl.RTMSG.pack(family, network.prefixlen, 0, 0, TABLE_MAIN, RTPROT_NFTPOLICY, 0, number, 0)
         body += attribute(nl.RTA_DST, network.network_address.packed) + attribute(
             nl.RTA_PRIORITY, _U32.pack(WORST_METRIC)
         )

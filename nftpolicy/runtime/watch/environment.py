@@ -73,12 +73,12 @@ class RouteAccess(Protocol):
         """Add a copy of a route to a table; return 0 or an errno."""
         ...
 
-    def unreachable_networks(self) -> dict[str, KernelRoute]:
-        """Return network -> route of nftpolicy's unreachable routes in table main."""
+    def own_main_routes(self) -> dict[str, KernelRoute]:
+        """Return network -> route of nftpolicy's routes in table main."""
         ...
 
-    def add_unreachable(self, network: IPv4Network | IPv6Network) -> int:
-        """Add an unreachable route of nftpolicy to table main; return 0 or an errno."""
+    def add_main_route(self, network: IPv4Network | IPv6Network, kind: str) -> int:
+        """Add a route of nftpolicy of a kind without a device to table main; return 0 or an errno."""
         ...
 
     def delete(self, kernel_route: KernelRoute) -> int:

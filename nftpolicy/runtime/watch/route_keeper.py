@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from ipaddress import IPv4Network, IPv6Network
 
 from ...kernel.netlink.monitor import ChangeSet
@@ -45,7 +45,7 @@ class RouteKeeper:
         self._state_dir = environment.applier.state_dir
         self._source: PolicySource | None = None
         self._targets: Mapping[str, UplinkTable] = {}
-        self._answering: frozenset[str] = frozenset()
+        self._unmarked: frozenset[str] = frozenset()
         self._limiter = RateLimiter(_PAUSE, _COST_FACTOR)
         self._conflicts = ConflictDetector()
         self._first_seen: dict[Route, float] = {}  # connected routes in main
@@ -62,7 +62,7 @@ class RouteKeeper:
         """
         targets = {} if policy is None else route_placement.uplink_tables(policy)
         self._source = source
-        self._answering = frozenset() if policy is None else route_placement.devices_answering_udp(policy)
+        self._unmarked = frozenset() if policy is None else route_placement.devices_with_unmarked_flows(policy)
         if targets != self._targets:
             self._targets = targets
             self._first_seen.clear()
@@ -106,8 +106,7 @@ class RouteKeeper:
         self._log_too_many(listing)
         kernel_routes = {kernel_route.route: kernel_route for kernel_route in listing.routes}
         addresses = access.addresses(self._targets)
-        quiet = {device: texts for device, texts in addresses.items() if device not in self._answering}
-        self._place_unreachable(access, route_placement.private_networks(quiet), now)
+        self._close_networks(access, route_placement.private_networks(addresses, self._unmarked), now)
         moves = route_placement.plan_moves(self._targets, kernel_routes, addresses)
         self._first_seen = {
             misplaced_route.route: self._first_seen.get(misplaced_route.route, now)
@@ -134,25 +133,25 @@ class RouteKeeper:
         self._later = earliest_deadline((self._later, *settled))
         self._log_moves(moved, withdrawn, now)
 
-    def _place_unreachable(
-        self, access: RouteAccess, networks: Collection[IPv4Network | IPv6Network], now: float
+    def _close_networks(
+        self, access: RouteAccess, networks: Mapping[IPv4Network | IPv6Network, str], now: float
     ) -> None:
-        """Make the private networks of the uplinks unreachable in table main, before their routes are moved away.
+        """Give the private networks of the uplinks their routes in table main, before others are moved away.
 
         The metric is the worst one, so that each other route to the same network wins.
         """
-        present, wanted = access.unreachable_networks(), {str(network): network for network in networks}
-        unreachable = set(present)
-        for name in sorted(wanted.keys() - present.keys()):
-            if code := access.add_unreachable(wanted[name]):
-                self._log_failure(f"unreachable {name}", code, now)
-            else:
-                unreachable.add(name)
-        for name in sorted(present.keys() - wanted.keys()):
-            if not self._check_errno(access.delete(present[name]), present[name].route, now):
-                unreachable.discard(name)
-        if unreachable != present.keys():
-            self._log("private-networks", {"unreachable": sorted(unreachable)})
+        wanted = {str(network): (network, kind) for network, kind in networks.items()}
+        present = access.own_main_routes()
+        unchanged = {name for name, entry in present.items() if name in wanted and entry.route.kind == wanted[name][1]}
+        changed = False
+        for name in sorted(present.keys() - unchanged):
+            changed |= not self._check_errno(access.delete(present[name]), present[name].route, now)
+        for name in sorted(wanted.keys() - unchanged):
+            if code := access.add_main_route(*wanted[name]):
+                self._log_failure(f"{wanted[name][1]} {name}", code, now)
+            changed |= not code
+        if changed:
+            self._log("private-networks", {"closed": sorted(wanted)})
 
     def _record_moves(
         self,

@@ -101,32 +101,38 @@ def plan_moves(targets: Mapping[str, UplinkTable], routes: Iterable[Route], addr
     return RouteMoves(tuple(misplaced), tuple(stale), tuple(mixed))
 
 
-def devices_answering_udp(policy: Policy) -> frozenset[str]:
-    """Return the devices of the uplinks by which the policy answers over UDP.
+def devices_with_unmarked_flows(policy: Policy) -> frozenset[str]:
+    """Return the devices of uplinks that packets get to by an ip rule behind table main, without a mark.
 
-    The route of such a reply is looked up in table main before the reply gets the mark, and has to exist.
+    These are replies over UDP, and DNS queries of services (compiler/reply_routing.py, query_routing.py).
     """
     return frozenset(
         device
         for uplink in policy.uplink.values()
-        if any(answer.port is not None and answer.port.protocol == "udp" for answer in uplink.answer)
+        if uplink.resolver is not None
+        or any(answer.port is not None and answer.port.protocol == "udp" for answer in uplink.answer)
         for device in uplink.devices
     )
 
 
-def private_networks(addresses: AddressesByDevice) -> set[IPv4Network | IPv6Network]:
-    """Return the private networks of the addresses of uplinks' devices.
+def private_networks(addresses: AddressesByDevice, unmarked: Collection[str]) -> dict[IPv4Network | IPv6Network, str]:
+    """Return the private networks of the addresses of uplinks' devices, each with the kind of its route in main.
 
     What is sent to one of them without the uplink's mark, such as a login to a file server, is meant for
     that network and for no tunnel. A public prefix could be that of any host, so it is left to routing.
+    "unreachable" is an error at once. "throw" leaves the packet to the ip rules behind main, for the
+    devices `unmarked`; the last one is an error.
     """
-    networks = {ip_interface(text).network for texts in addresses.values() for text in texts}
-    return {
-        network
-        for network in networks
-        if network.prefixlen < network.max_prefixlen
-        and any(network.version == block.version and network.subnet_of(block) for block in _PRIVATE)  # type: ignore[arg-type]
-    }
+    kinds: dict[IPv4Network | IPv6Network, str] = {}
+    for device, texts in addresses.items():
+        for network in (ip_interface(text).network for text in texts):
+            if network.prefixlen < network.max_prefixlen and _is_private(network):
+                kinds[network] = "throw" if device in unmarked else kinds.get(network, "unreachable")
+    return kinds
+
+
+def _is_private(network: IPv4Network | IPv6Network) -> bool:
+    return any(network.version == block.version and network.subnet_of(block) for block in _PRIVATE)  # type: ignore[arg-type]
 
 
 def _is_movable(route: Route) -> bool:
