@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from .policy.objects import (
         Account,
         Answer,
+        Forward,
         Listen,
         Policy,
         Port,
+        Publish,
         Resolver,
         Server,
         Service,
@@ -55,6 +57,7 @@ __all__ = [
     "Answer",
     "Counterexample",
     "Finding",
+    "Forward",
     "HostFacts",
     "Listen",
     "Mark",
@@ -65,6 +68,7 @@ __all__ = [
     "PolicyError",
     "Port",
     "Proof",
+    "Publish",
     "Resolver",
     "Server",
     "Service",
@@ -91,7 +95,19 @@ _EXPORTS = {
     "planner.plan": ("Plan", "plan"),
     "policy.errors": ("PolicyError",),
     "policy.mark": ("Mark",),
-    "policy.objects": ("Account", "Answer", "Listen", "Policy", "Port", "Resolver", "Server", "Service", "Uplink"),
+    "policy.objects": (
+        "Account",
+        "Answer",
+        "Forward",
+        "Listen",
+        "Policy",
+        "Port",
+        "Publish",
+        "Resolver",
+        "Server",
+        "Service",
+        "Uplink",
+    ),
     "proof.verdict": ("PROVED", "REFUTED", "UNKNOWN", "Counterexample", "Finding", "Proof", "describe_packet"),
     "runtime.apply.step_text": ("plan_lines",),
 }
@@ -197,10 +213,9 @@ def prove(state: NetState, policy: Policy, host: HostFacts | None = None, *, usa
     from .proof.prover import prove as prove_spec
 
     facts = host if host is not None else HostFacts()
-    covers_frames = facts.has_egress_hook and not facts.unhookable_devices
-    spec = evolve(
-        build_spec(policy, facts.bridge_ports), frames=covers_frames, loopback_families=facts.loopback_families
-    )
+    spec = build_spec(policy, facts.bridge_ports)
+    spec = evolve(spec, frames=facts.has_egress_hook, absent_devices=facts.unhookable_devices)
+    spec = evolve(spec, loopback_families=facts.loopback_families)
     return prove_spec(state, spec, usability=usability)
 
 

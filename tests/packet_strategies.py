@@ -64,6 +64,8 @@ def aims(policy: Policy, ports: dict[str, tuple[str, ...]] | None = None) -> Aim
     users += [uplink.resolver.user.number for uplink in policy.uplink.values() if uplink.resolver]
     groups = [service.group.number for service in policy.service.values() if service.group]
     known = [port for service in policy.service.values() for port in service.ports]
+    known += [port for forward in policy.forward.values() for port in forward.ports]
+    known += [publish.port for publish in policy.publish.values()]
     known += [answer.port for uplink in policy.uplink.values() for answer in uplink.answer if answer.port]
     numbers = {9, 53, 67, 68, 546, 547, 1001, 4789}
     for port in known:
@@ -105,8 +107,10 @@ def _addresses(policy: Policy, family: int, devices: list[str]) -> tuple[int, ..
     """Return the ends of networks and their neighbours, the resolvers, and addresses of the host and of links."""
     top = (1 << (32 if family == 4 else 128)) - 1
     found = {FAR[family], parse_address("127.0.0.1" if family == 4 else "::1")}
-    for service in policy.service.values():
-        for net in service.to:
+    listed = [service.to for service in policy.service.values()]
+    listed += [networks for forward in policy.forward.values() for networks in (forward.source, forward.to)]
+    for networks in listed:
+        for net in networks:
             if net.version == family:
                 low, high = int(net.network_address), int(net.broadcast_address)
                 found |= {low, high, max(low - 1, 1), min(high + 1, top)}
@@ -202,6 +206,30 @@ def _plain(aim: Aims, policy: Policy) -> Iterator[Packet]:
             yield mine
             yield evolve(mine, dport=53, mark=0)
             yield evolve(mine, dport=53, mark=0, flow=CtInfo("untracked"))
+        yield from _forwarded(policy, family)
+
+
+def _forwarded(policy: Policy, family: int) -> Iterator[Packet]:
+    """Yield packets of other machines that a forward names, and replies of published ports."""
+    numbers = {"tcp": TCP, "udp": UDP}
+    for forward in policy.forward.values():
+        ends = {
+            key: next((int(net.network_address) + 9 for net in networks if net.version == family), FAR[family] + shift)
+            for key, networks, shift in (("source", forward.source, 1), ("destination", forward.to, 0))
+        }
+        port = {"protocol": numbers[forward.ports[0].protocol], "dport": forward.ports[0].low} if forward.ports else {}
+        for device in map(assumptions.sample_device, forward.devices):
+            packet = Packet(family, origin=FORWARD, iif=device, **ends, **port)
+            yield packet
+            yield evolve(packet, flow=CtInfo("established"))
+            yield evolve(packet, flow=CtInfo("established", "reply"))
+    for publish in policy.publish.values():
+        flow = CtInfo("established", "reply", policy.uplink[publish.uplink].mark.value)
+        protocol = numbers[publish.port.protocol]
+        ends = {"destination": FAR[family], "source": FAR[family] + 1}
+        yield Packet(
+            family, **ends, protocol=protocol, sport=publish.port.low, origin=FORWARD, iif=publish.to, flow=flow
+        )
 
 
 def exempt(family: int) -> Iterator[Packet]:

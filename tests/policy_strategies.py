@@ -10,7 +10,18 @@ from hypothesis import strategies as st
 
 from nftpolicy.policy import scalars, validate, vocabulary
 from nftpolicy.policy.mark import FULL_MASK, Mark
-from nftpolicy.policy.objects import Account, Listen, Policy, Port, Resolver, Server, Service, Uplink
+from nftpolicy.policy.objects import (
+    Account,
+    Forward,
+    Listen,
+    Policy,
+    Port,
+    Publish,
+    Resolver,
+    Server,
+    Service,
+    Uplink,
+)
 
 # Words that mean something to nft, which names must survive.
 KEYWORDS = ("ip", "ip6", "meta", "ct", "set", "drop", "accept", "jump", "counter", "tcp", "last", "inet", "limit", "th")
@@ -90,6 +101,11 @@ def accounts():
     return numbers.map(lambda number: Account(str(number), number))
 
 
+def own_networks():
+    """Generate addresses of other devices that an uplink's network knows."""
+    return st.lists(networks().filter(validate.is_routed), max_size=3, unique=True).map(tuple)
+
+
 def gateways():
     """Generate at most one gateway of each family."""
     usable = addresses().filter(lambda one: not (one.is_loopback or one.is_multicast or one.is_unspecified))
@@ -144,6 +160,28 @@ def services(draw, uplinks):
     return Service(uplink, **{how: draw(accounts())}, to=to, ports=narrowed, **draw(markings(how)))
 
 
+@st.composite
+def forwarding(draw, policy):
+    """Generate policies with one forward or published port more each; some of them are not valid."""
+    if not policy.inside:
+        return []
+    additions = []
+    for name in draw(st.lists(names(), max_size=3, unique=True)):
+        uplink = draw(st.sampled_from(tuple(policy.uplink)))
+        if draw(st.booleans()):
+            published = Publish(uplink, draw(ports()), draw(st.sampled_from(policy.inside)).replace("*", "9"))
+            additions.append(evolve(policy, publish={name: published}))
+            continue
+        devices_ = draw(st.lists(st.sampled_from(policy.inside), min_size=1, max_size=2, unique=True))
+        source, to = (draw(st.lists(networks(), max_size=2, unique=True)) for _ in range(2))
+        narrowed = draw(st.lists(ports(), max_size=2, unique=True))
+        forward = Forward(
+            uplink, tuple(devices_), tuple(source), tuple(to), tuple(narrowed), masquerade=draw(st.booleans())
+        )
+        additions.append(evolve(policy, forward={name: forward}))
+    return additions
+
+
 def markings(how):
     """Generate the marking method of a service; `how` names the key of its owner."""
     words_ = tuple(word for word in vocabulary.MARKS_VALUES if word != "uid-rule" or how == "user")
@@ -168,8 +206,9 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
         learn = draw(st.sampled_from(((), ("ra",))))
         resolver = draw(st.none() | resolvers(index))
         uplinks[name] = Uplink(
-            mine, worn[index], tables[index], draw(exempt), draw(answered), draw(gateways()), learn, resolver
-        )
+            mine, worn[index], tables[index], draw(exempt), draw(answered), draw(gateways()), draw(own_networks()),
+            learn, resolver,
+        )  # fmt: skip
     inside = draw(st.lists(patterns(), max_size=4, unique=True).map(_apart))
     held = draw(st.dictionaries(names(), services(wanted), max_size=most_services))
     # What draws can't easily keep apart is left out: better than to throw the whole policy away.
@@ -178,6 +217,9 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
     for name, service in held.items():
         larger = Policy(policy.name, policy.inside, uplinks, {**policy.service, name: service})
         policy = larger if not any(validate.find_faults(larger)) else policy
+    for larger in draw(forwarding(policy)):
+        merged = evolve(policy, forward=policy.forward | larger.forward, publish=policy.publish | larger.publish)
+        policy = merged if not any(validate.find_faults(merged)) else policy
     assert not list(validate.find_faults(policy)), list(validate.find_faults(policy))
     return policy
 
@@ -216,7 +258,9 @@ def changed(draw, policy, device=None):
         name: evolve(one, to=one.to[1:], ports=one.ports[1:]) if draw(st.booleans()) else one
         for name, one in kept.items()
     }
-    found = Policy(policy.name, policy.inside[draw(st.integers(0, 1)) :], uplinks, kept)
+    forward = {name: one for name, one in policy.forward.items() if one.uplink in uplinks and draw(st.booleans())}
+    publish = {name: one for name, one in policy.publish.items() if one.uplink in uplinks and draw(st.booleans())}
+    found = Policy(policy.name, policy.inside[draw(st.integers(0, 1)) :], uplinks, kept, forward, publish)
     assume(not any(validate.find_faults(found)))
     return found
 
@@ -243,6 +287,11 @@ def to_toml(policy):
     lines += [] if policy.service else ["[service]"]
     for name, service in policy.service.items():
         lines += ["", f"[service.{name}]", *_pairs(_service(service))]
+    for name, forward in policy.forward.items():
+        lines += ["", f"[forward.{name}]", *_pairs(_forward(forward))]
+    for name, publish in policy.publish.items():
+        keys = {"uplink": publish.uplink, "port": str(publish.port), "to": publish.to}
+        lines += ["", f"[publish.{name}]", *_pairs({key: _quoted(text) for key, text in keys.items()})]
     return "\n".join(lines) + "\n"
 
 
@@ -254,6 +303,7 @@ def _uplink(uplink):
         "exempt": _list(uplink.exempt),
         "answer": _list(answer.name for answer in uplink.answer),
         "gateways": _list(uplink.gateways),
+        "addresses": _list(uplink.addresses),
         "learn": _list(uplink.learn),
     }
 
@@ -281,6 +331,17 @@ def _service(service):
         "confine": str(service.confine).lower(),
         "to": _list(service.to),
         "ports": _list(service.ports),
+    }
+
+
+def _forward(forward):
+    return {
+        "uplink": _quoted(forward.uplink),
+        "from": _list(forward.devices),
+        "source": _list(forward.source),
+        "to": _list(forward.to),
+        "ports": _list(forward.ports),
+        "masquerade": str(forward.masquerade).lower(),
     }
 
 

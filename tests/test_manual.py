@@ -30,7 +30,7 @@ from nftpolicy.netstate.formats import nft_text
 from nftpolicy.netstate.routing import RTPROT_NFTPOLICY
 from nftpolicy.policy import objects, validate, vocabulary
 from nftpolicy.policy.errors import PolicyError
-from nftpolicy.policy.load import load
+from nftpolicy.policy.load import load, toml_key
 from nftpolicy.proof.verdict import PROPERTIES
 from nftpolicy.runtime.apply import state_dir
 from nftpolicy.runtime.services import isolation, socket_classifier
@@ -51,6 +51,8 @@ CLASSES = {
     "uplink.NAME": objects.Uplink,
     "uplink.NAME.resolver": objects.Resolver,
     "service.NAME": objects.Service,
+    "forward.NAME": objects.Forward,
+    "publish.NAME": objects.Publish,
 }
 
 
@@ -358,7 +360,7 @@ def test_places() -> None:
 
 MINIMAL = """
 name = "minimal"
-inside = []
+inside = ["guests"]
 [uplink.wan]
 devices = ["br-wan"]
 mark = "0x1/0x1"
@@ -367,19 +369,28 @@ table = 1
 [service.vpn]
 uplink = "wan"
 group = 800
+[forward.guests]
+uplink = "wan"
+from = ["guests"]
+[publish.web]
+uplink = "wan"
+port = "tcp/8080"
+to = "guests"
 """
 # Heading of the page -> the header of MINIMAL below which a key of that class goes.
 PLACES = {
     "uplink.NAME": "[uplink.wan]\n",
     "uplink.NAME.resolver": "[uplink.wan.resolver]\n",
     "service.NAME": "[service.vpn]\n",
+    "forward.NAME": "[forward.guests]\n",
+    "publish.NAME": "[publish.web]\n",
 }
 
 
 @pytest.mark.parametrize("title", CLASSES)
 def test_page_has_exactly_the_keys(title: str) -> None:
     documented = items(section(file_page(), title), "Va")
-    assert list(documented) == [field.name for field in attrs.fields(CLASSES[title])]
+    assert list(documented) == [toml_key(field) for field in attrs.fields(CLASSES[title])]
 
 
 def test_page_has_every_class_of_keys() -> None:
@@ -396,7 +407,7 @@ def test_page_has_every_class_of_keys() -> None:
     ],
 )
 def test_page_has_the_default_of_each_key(title: str, field: attrs.Attribute) -> None:
-    described = plain(items(section(file_page(), title), "Va")[field.name])
+    described = plain(items(section(file_page(), title), "Va")[toml_key(field)])
     said = re.search(r" (Required|Optional|Default: (.*?))\.(?: [A-Z\d]|$)", described)
     assert said, f"{field.name}: the page says neither Required nor Optional nor Default"
     if field.default is attrs.NOTHING:
@@ -406,7 +417,7 @@ def test_page_has_the_default_of_each_key(title: str, field: attrs.Attribute) ->
     else:
         # The default written out means the same as the key left out.
         header = PLACES[title]
-        written = MINIMAL.replace(header, f"{header}{field.name} = {said[2]}\n")
+        written = MINIMAL.replace(header, f"{header}{toml_key(field)} = {said[2]}\n")
         assert tomllib.loads(written) != tomllib.loads(MINIMAL)
         assert load(written.encode())[0] == load(MINIMAL.encode())[0]
 
@@ -442,7 +453,8 @@ def full_policy() -> objects.Policy:
         MINIMAL.replace("wan]", "UPLINK]")
         .replace("wan.", "UPLINK.")
         .replace('"wan"', '"UPLINK"')
-        .replace("table = 1\n", f'table = 1\nexempt = [{exempt}]\nanswer = ["ssh"]\n')
+        .replace("table = 1\n", f'table = 1\nexempt = [{exempt}]\nanswer = ["ssh", "udp/5555"]\n')
+        .replace('from = ["guests"]', 'from = ["guests"]\nmasquerade = true')
         .replace("[uplink.UPLINK.resolver]", '[uplink.UPLINK.resolver]\nlisten = ["192.0.2.1:54"]')
     )
     return load(written.encode())[0]
@@ -480,7 +492,8 @@ def test_page_has_every_chain(family: str) -> None:
 def test_page_has_every_counter() -> None:
     state = compile_policy(full_policy(), HostFacts())
     compiled = {counter.name for table in state.tables for counter in table.counters}
-    compiled = {re.sub(r"exempt\..*", "exempt.WORD", one).replace("answer.ssh", "answer.NAME") for one in compiled}
+    entries = re.compile(r"(answer|forward|publish)\.(ssh|udp-5555|guests|web)")
+    compiled = {re.sub(r"exempt\..*", "exempt.WORD", entries.sub(r"\1.NAME", name)) for name in compiled}
     assert {*items(section(page_of("status").read_text(), "COUNTERS", "Sh"), "Cm")} == compiled
 
 
@@ -528,22 +541,23 @@ def test_every_event_of_watch_is_in_the_page() -> None:
 
 def test_page_has_the_numbers_of_ip_rules_and_routes() -> None:
     step = object_names.MARK_RULE_STEP
-    first = [
-        object_names.LINK_LOCAL_RULE_PRIORITY,
-        object_names.MARK_RULE_PRIORITY,
-        object_names.MARK_RULE_PRIORITY + object_names.UNREACHABLE_OFFSET,
+    of_marks = [
+        object_names.MARK_RULE_PRIORITY + offset
+        for offset in (object_names.LINK_LOCAL_OFFSET, 0, object_names.UNREACHABLE_OFFSET)
     ]
-    wanted = [str(first[0]), f"{first[1]} + {step}", f"{first[2]} + {step}"]
-    wanted += [
+    others = [
+        object_names.USER_LINK_LOCAL_PRIORITY,
         object_names.USER_RULE_PRIORITY,
         object_names.USER_UNREACHABLE_PRIORITY,
-        object_names.MAIN_RULE_PRIORITY,
+        object_names.DEVICE_RULE_PRIORITY,
         object_names.QUERY_RULE_PRIORITY,
+        object_names.REPLY_RULE_PRIORITY,
         object_names.FINAL_UNREACHABLE_PRIORITY,
     ]
     source = section(file_page(), "ip rules")
-    assert re.findall(r"^\.It (\d+(?: \+ \d+)?)", source, re.MULTILINE) == [*map(str, wanted)]
-    assert f"above {object_names.FINAL_UNREACHABLE_PRIORITY} are" in plain(source)
+    found = re.findall(r"^\.It (\d+(?: \+ \d+)?)", source, re.MULTILINE)
+    assert found == [*(f"{priority} + {step}" for priority in of_marks), *map(str, others)]
+    assert f"before {of_marks[0]} that" in plain(source)
     routes = plain(section(file_page(), "Routes"))
     assert f"metric {object_names.UNREACHABLE_METRIC}" in routes
     assert f"protocol {RTPROT_NFTPOLICY}" in routes
@@ -567,6 +581,7 @@ def test_page_has_every_sysctl() -> None:
     compiled = [*sysctls.HOST_SYSCTLS.items()]
     of_devices = [*sysctls.DEVICE_SYSCTLS.items(), *sysctls.ROUTER_ADVERTISEMENT_SYSCTLS.items()]
     compiled += [(path.format(device="DEVICE"), value) for path, value in of_devices]
+    compiled += [(sysctls.FORWARD_SYSCTL.format(device="DEVICE"), "2")]
     assert documented == compiled
 
 

@@ -9,7 +9,7 @@ import typer
 
 from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report
 from .common import change_errors_as_failure, describe_result, read_policy, this_kernel, warn
-from .options import DryRun, PolicyFile, WaitSeconds
+from .options import LOCK_WAIT, DryRun, PolicyFile, WaitSeconds
 
 _UNCHANGED = "in force already, nothing to change"
 
@@ -26,7 +26,7 @@ def command(
             help="Seconds until rollback, unless 'nftpolicy confirm'.",
         ),
     ] = 0,
-    wait: WaitSeconds = 0,
+    wait: WaitSeconds = LOCK_WAIT,
     via_block: Annotated[
         bool, typer.Option("--via-block", help="Stop all traffic on the uplinks during the change.")
     ] = False,
@@ -43,8 +43,9 @@ def command(
     """
     policy, source = read_policy(file)
     kernel = this_kernel()
-    from ..runtime.apply.executor import unwritable_port_message
+    from ..runtime.apply.executor import link_guard_messages, unwritable_port_message
     from ..runtime.apply.transaction import ChangeOptions, TargetPolicy
+    from ..runtime.foreign_rules import foreign_rules
 
     wanted = TargetPolicy(policy, (source.name, source.text.encode()))
     with change_errors_as_failure(source):
@@ -57,13 +58,11 @@ def command(
             announce(checked_plan)
             with confirm_guard(applier, checked_plan, confirm):
                 report = applier.apply(checked_plan, wanted)
-    for device in sorted(checked_plan.planned.devices_without_link_guard):
-        warn(
-            f"{device}: no nft chain can be hooked at its egress "
-            "(kernel too old, or the device does not exist yet): "
-            "frames of AF_PACKET sockets are not guarded there"
-        )
+    for line in link_guard_messages(checked_plan.planned.host):
+        warn(line)
     for port in sorted(checked_plan.planned.unwritable_ports):
         warn(unwritable_port_message(port))
+    for conflict in foreign_rules(kernel.ip_rules(), policy):
+        warn(str(conflict))
     print_report(report)
     print(f"{policy.name}: {describe_result(checked_plan.planned, 'applied', _UNCHANGED)}")

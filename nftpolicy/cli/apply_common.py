@@ -40,10 +40,12 @@ def announce(checked_plan: CheckedPlan) -> None:
 
 def dry_run_text(checked_plan: CheckedPlan, unchanged: str) -> str:
     """Return each step of a plan with the proof of the state after it; else `unchanged`."""
-    if not checked_plan.step_count or checked_plan.order is None:
+    if not checked_plan.step_count:
         return unchanged
-    from ..runtime.apply.step_text import step_lines
+    from ..runtime.apply.step_text import plan_lines, step_lines
 
+    if checked_plan.order is None:
+        return "\n".join(plan_lines(checked_plan.planned.plan))
     plan, (now, *after_steps) = checked_plan.order.plan, checked_plan.order.own_proofs
     lines = [f"{quantity(len(plan.steps), 'step')}, {plan.order}", f"  now: {_describe_state(now)}"]
     for number, (step, state) in enumerate(zip(plan.steps, after_steps, strict=True), 1):

@@ -4,12 +4,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from .common import policy_file, read_policy, warn
 from .findings_text import warning_lines
 from .options import PolicyFile
 from .proving import require_proof
 from .render.phrases import quantity
+
+if TYPE_CHECKING:
+    from ..policy.objects import Policy
 
 
 def command(file: PolicyFile = None) -> None:
@@ -25,14 +31,32 @@ def command(file: PolicyFile = None) -> None:
     present = frozenset(sign for sign in MARK_USER_FILES if os.path.exists(sign))  # noqa: PTH110
     for line in warning_lines(source, find_warnings(policy, present)):
         warn(line)
+    from ..runtime.published_ports import unpublished_notes
     from ..runtime.resolver.resolv_files import find_host_leaks as resolver_leaks
-
-    for leak in resolver_leaks(policy):
-        warn(str(leak))
     from ..runtime.services.name_services import find_name_daemons
+    from ..runtime.sysctl_files import find_sysctl_conflicts
 
-    for message in find_name_daemons(policy):
-        warn(message)
+    finders = (resolver_leaks, find_sysctl_conflicts, _foreign_rules, find_name_daemons, unpublished_notes)
+    for finder in finders:
+        for fault in finder(policy):
+            warn(str(fault))
     require_proof(policy, source, f"type 'nftpolicy verify {file}' for the whole report")
     counts = f"{quantity(len(policy.uplink), 'uplink')}, {quantity(len(policy.service), 'service')}"
+    for noun, entries in (("forward", policy.forward), ("published port", policy.publish)):
+        counts += f", {quantity(len(entries), noun)}" if entries else ""
     print(f"{file}: {policy.name}: good: {counts}, proved")
+
+
+def _foreign_rules(policy: Policy) -> Iterator[str]:
+    """Yield the conflicts with ip rules of this machine, if it has a device of the policy's uplinks."""
+    from ..kernel.netlink.rtnetlink import Rtnetlink
+    from ..runtime.foreign_rules import foreign_rules
+
+    devices = {device for uplink in policy.uplink.values() for device in uplink.devices}
+    rtnetlink = Rtnetlink()
+    rules = []
+    for family in (4, 6):
+        with suppress(OSError):  # a kernel without this family
+            if devices & rtnetlink.device_names():
+                rules += rtnetlink.rules(family)
+    yield from map(str, foreign_rules(rules, policy))

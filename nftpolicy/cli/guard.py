@@ -87,11 +87,11 @@ def _replace_files(changed: dict[Path, bytes]) -> AbstractContextManager[None]:
 
 
 def _print_loaded(policy: Policy, loaded: GuardLoadResult) -> None:
+    from ..runtime.apply.executor import link_guard_messages
+
     result = describe_result(loaded.planned, "loaded", "in the kernel already")
     print(f"{policy.name}: the guard is {result}")
-    for device in sorted(loaded.planned.devices_without_link_guard):
-        warn(
-            f"{device}: no nft chain can be hooked at its egress now: frames of AF_PACKET sockets are not guarded there"
-        )
+    for line in link_guard_messages(loaded.planned.host):
+        warn(line)
     if loaded.has_foreign_routing:
         warn("ip rules, routes or sysctls in force differ from this policy: type 'nftpolicy apply'")

@@ -25,6 +25,7 @@ UnreadPolicyFile = Annotated[
 
 PrintJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print every step and its proof; change nothing.")]
+LOCK_WAIT = 5  # seconds: watch holds the lock for a moment whenever it repairs
 WaitSeconds = Annotated[
     float,
     typer.Option("--wait", min=0, help="Seconds to wait for the lock of another nftpolicy process."),

@@ -9,7 +9,7 @@ import typer
 
 from .apply_common import create_applier, print_report
 from .common import change_errors_as_failure, describe_result, this_kernel, warn
-from .options import WaitSeconds
+from .options import LOCK_WAIT, WaitSeconds
 
 
 def command(
@@ -17,7 +17,7 @@ def command(
         bool,
         typer.Option("--undo", help="Go back to the policy before, instead of completing the change."),
     ] = False,
-    wait: WaitSeconds = 0,
+    wait: WaitSeconds = LOCK_WAIT,
 ) -> None:
     """Complete or undo an interrupted change.
 

@@ -21,13 +21,16 @@ if TYPE_CHECKING:
 def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
     """Show if the policy is in force, with counters and sockets.
 
-    Exits with 1 if guard, ip rules, routes or sysctls differ from the policy.
+    Exits with 1 if guard, ip rules, routes or sysctls differ from the policy, if the uplinks are stopped, or if
+    a foreign ip rule starves the services.
     """
     kernel = this_kernel()
+    from ..runtime.apply.block_reason import WAY_OUT, BlockReasonFile
     from ..runtime.apply.executor import plan_change
     from ..runtime.apply.state_dir import current_state_dir
     from ..runtime.resolver.resolv_files import find_host_leaks as resolver_leaks
     from ..runtime.status import read_status
+    from ..runtime.sysctl_files import find_sysctl_conflicts
 
     state_dir = current_state_dir()
     with change_errors_as_failure(None):
@@ -36,18 +39,25 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
             read_status(kernel, policy, plan_change(kernel, policy, state_dir)),
             misplaced_routes=_misplaced_routes(policy),
         )
+        if state.is_blocked:
+            state = evolve(state, block_reasons=BlockReasonFile(state_dir.directory).read())
     leaks = [str(leak) for leak in resolver_leaks(policy)]
+    conflicts = [str(conflict) for conflict in find_sysctl_conflicts(policy)]
     if as_json:
-        print_json({**state.as_json(), "resolver_leaks": leaks})
+        print_json({**state.as_json(), "resolver_leaks": leaks, "sysctl_files": conflicts})
     else:
         from .render.tables import print_status
 
         print_status(state)
-    for line in _pending_lines(state_dir):
+    if state.is_blocked:
+        for reason in state.block_reasons:
+            warn(f"the uplinks are stopped: {reason}")
+        warn(WAY_OUT)
+    for line in (*state.notes, *_pending_lines(state_dir)):
         warn(line)
     for route in state.misplaced_routes:
         warn(f"not in its uplink's table, so the guard drops packets that use it: {route}")
-    for line in leaks:
+    for line in (*map(str, state.foreign_rules), *leaks, *conflicts):
         warn(line)
     if not state.as_expected:
         raise typer.Exit(EXIT_REFUTED)

@@ -39,7 +39,7 @@ def command(
 ) -> None:
     """Enforce the policy: repair damage, re-prove foreign changes.
 
-    Blocks the uplinks where the proof fails. Runs in the foreground until SIGTERM.
+    Blocks the uplinks where a packet leaves. Runs in the foreground until SIGTERM.
     """
     gc.enable()
     named = read_policy(file) if file is not None else None

@@ -10,7 +10,21 @@ from attrs import Factory, frozen
 from ..netstate.nft import NamedCounter, Table
 from ..netstate.state import NetState
 from ..policy.objects import Policy, Uplink
-from . import dns, exemptions, guard, ip_rules, mark_owner, object_names, query_routing, replies, service_sets
+from . import (
+    dns,
+    exemptions,
+    forwards,
+    guard,
+    ip_rules,
+    mark_owner,
+    object_names,
+    query_routing,
+    replies,
+    reply_routing,
+    service_sets,
+    uplink_addresses,
+    wildcard_replies,
+)
 from .object_names import object_name
 from .sysctls import required_sysctls
 
@@ -36,7 +50,7 @@ def compile_policy(policy: Policy, host: HostFacts = HostFacts()) -> NetState:
     tables = [_ip_table(policy)]
     if host.has_egress_hook:
         tables.append(_link_table(policy, host))
-    rules = (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy))
+    rules = (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy), *reply_routing.ip_rules(policy))
     return NetState(
         tuple(tables),
         tuple(sorted(rules, key=lambda rule: (rule.family, rule.priority))),
@@ -49,6 +63,7 @@ def _ip_table(policy: Policy) -> Table:
     services = service_sets.collect_service_sets(policy)
     has_resolver = bool(dns.uplinks_with_resolver(policy))
     chains = [*replies.arrival_chains(policy), replies.restore_chain(policy)]
+    chains += forwards.forward_chains(policy)
     if has_resolver:
         chains.append(dns.redirect_chain(policy, services))
     refusal_chain = query_routing.refusal_chain(policy)
@@ -56,29 +71,35 @@ def _ip_table(policy: Policy) -> Table:
         chains.append(refusal_chain)
     chains += guard.guard_chains(policy, services)
     for name, uplink in policy.uplink.items():
-        chains.append(mark_owner.mark_owner_chain(name, uplink, services[name], has_resolver))
+        chains.append(mark_owner.mark_owner_chain(name, uplink, services[name], policy))
         chains.append(replies.reply_chain(name, uplink))
     chains += dns.resolver_chains(policy, services)
     sets = [guard.inside_set(policy)] if policy.inside else []
-    for name in policy.uplink:
+    for name, uplink in policy.uplink.items():
         sets += service_sets.nft_sets(name, services[name])
+        sets += uplink_addresses.address_sets(name, uplink)
+        sets += wildcard_replies.sets(name, uplink)
     sets += dns.listen_sets(policy)
+    sets += forwards.forward_sets(policy)
     counters = [NamedCounter(object_names.UNNAMED_DEVICE)]
     if refusal_chain is not None:
         counters.append(NamedCounter(object_names.UNROUTED_QUERIES))
     for name, uplink in policy.uplink.items():
-        counters += [NamedCounter(counter, ("uplink", name)) for counter in _counters(name, uplink)]
+        counters += [NamedCounter(counter, ("uplink", name)) for counter in _counters(name, uplink, policy)]
     return Table("inet", object_names.TABLE, tuple(chains), tuple(sets), tuple(counters))
 
 
-def _counters(name: str, uplink: Uplink) -> list[str]:
-    reasons = ["dropped", "stray", "unentitled", "unanswered", "not-local"]
+def _counters(name: str, uplink: Uplink, policy: Policy) -> list[str]:
+    reasons = ["dropped", "stray", "unentitled", "unanswered", "foreign-source", "not-local"]
+    if reply_routing.answered_udp_ports(uplink):
+        reasons.append(object_names.MISROUTED_REPLIES)
     if uplink.resolver:
         reasons += ["resolver-refused", "dns-blocked"]
     return [
         *(object_name(name, reason) for reason in reasons),
         *exemptions.exemption_counters(name, uplink.exempt, "inet"),
         *replies.counter_names(name, uplink),
+        *forwards.counter_names(policy, name),
     ]
 
 

@@ -6,9 +6,9 @@ from __future__ import annotations
 from ..netstate.formats import ip_text
 from ..netstate.state import NetState
 from ..policy import vocabulary
-from ..policy.objects import Policy, Service, Uplink, lease_file
+from ..policy.objects import Forward, Policy, Service, Uplink, lease_file
 from ..policy.validate import service_accounts
-from . import replies, service_sets
+from . import forwards, replies, service_sets
 
 _MAX_ITEMS = 4  # of a list
 
@@ -42,8 +42,14 @@ def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     for service_name, service in service_sets.uplink_services(name, policy).items():
         marked = "" if service.unmarked else " with the mark"
         lines.append(f"  service {service_name}: {_senders(service)}{marked} may send {_destinations(service)}")
+    for key, forward in forwards.uplink_forwards(policy, name).items():
+        lines.append(f"  forward {key}: packets that arrive by {_forwarded(forward)}")
+    for key, publish in forwards.uplink_publishes(policy, name).items():
+        lines.append(f"  publish {key}: replies from {publish.port}, forwarded from {publish.to}")
     lines += [f"  exempt {word}: {vocabulary.EXEMPTIONS[word]}" for word in uplink.exempt]
     lines += [f"  learns {word}: {vocabulary.LEARN_SOURCES[word]}" for word in uplink.learn]
+    if uplink.addresses:
+        lines.append(f"  is known by {_shorten(uplink.addresses)}, too")
     for answer in uplink.answer:
         port = f" ({answer.port})" if answer.port else ""
         lines.append(f"  answers {answer.name}{port}")
@@ -65,7 +71,13 @@ def _senders(service: Service) -> str:
     return " or ".join(f"sockets of {key} {account.name}" for key, account in service_accounts(service))
 
 
-def _destinations(service: Service) -> str:
+def _forwarded(forward: Forward) -> str:
+    source = f" from {_shorten(forward.source)}" if forward.source else ""
+    masquerade = ", with the uplink's address" if forward.masquerade else ""
+    return f"{_shorten(forward.devices)}{source} may be sent {_destinations(forward)}{masquerade}"
+
+
+def _destinations(service: Service | Forward) -> str:
     to = f"to {_shorten(service.to)}" if service.to else "anywhere"
     return f"{to} on {_shorten(service.ports)}" if service.ports else to
 

@@ -13,7 +13,7 @@ from attrs import evolve
 
 from ..netstate.nft import ACCEPT, Chain, Hook, Match, Meta, Rule, Set, SetRef, Verdict
 from ..policy.objects import Policy, Uplink
-from . import dns, exemptions, matches, object_names
+from . import dns, exemptions, forwards, matches, object_names, uplink_addresses, wildcard_replies
 from .exemptions import kernel_chains
 from .matches import OUTPUT_DEVICE, TO_DNS
 from .object_names import object_name
@@ -42,8 +42,11 @@ def guard_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tuple[C
     base = Chain("guard", tuple(rules), Hook("filter", "postrouting", object_names.GUARD_PRIORITY, "drop"))
     stray_chains = (_stray_chain(name) for name in policy.uplink)
     uplinks = (_uplink(name, uplink, policy, services[name]) for name, uplink in policy.uplink.items())
+    sources = (uplink_addresses.source_chain(name, policy) for name in policy.uplink)
     by_kernel = (chain for name, uplink in policy.uplink.items() for chain in kernel_chains(name, uplink.exempt))
-    return (base, _loopback(policy), _inside(policy, services), *stray_chains, *uplinks, *by_kernel)
+    arrived = forwards.inside_chains(policy)
+    shared = (_loopback(policy), _inside(policy, services), *arrived, *stray_chains, *sources)
+    return (base, *shared, *uplinks, *by_kernel)
 
 
 def _dns_jump(policy: Policy) -> tuple[Rule, ...]:
@@ -80,7 +83,8 @@ def _inside(policy: Policy, services: Mapping[str, ServiceSets]) -> Chain:
         for name, uplink_services in services.items()
         for match in unmarked_user_matches(name, uplink_services)
     )
-    return Chain("inside", (*users, *strays, *_dns_jump(policy), Rule((ACCEPT,))), origin=("inside",))
+    rules = (*forwards.inside_rules(policy), *users, *strays, *wildcard_replies.inside_drops(policy))
+    return Chain("inside", (*rules, *_dns_jump(policy), Rule((ACCEPT,))), origin=("inside",))
 
 
 def _stray_chain(name: str) -> Chain:
@@ -112,6 +116,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) ->
     return Chain(
         object_name(name, "guard"),
         (
+            uplink_addresses.source_rule(name),
             marked,
             *reports,
             *_stray_drops(policy, name),

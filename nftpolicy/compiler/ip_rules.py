@@ -24,38 +24,50 @@ class _Selector(TypedDict, total=False):
 def ip_rules(policy: Policy) -> tuple[IpRule, ...]:
     """Return the ip rules of both families.
 
-    Order: IPv6 link-local to main; each mark, then each user without a mark, to its uplink's table
-    and unreachable; everything else to main and unreachable.
+    Each mark, then each user without a mark, is looked up in its uplink's table, and is unreachable
+    without a route there. Packets without a mark are left to all other rules; the last rule is an
+    error for those that no rule has a route for.
     """
     return tuple(rule for family in (4, 6) for rule in _family_rules(policy, family))
 
 
 def _family_rules(policy: Policy, family: int) -> Iterator[IpRule]:
-    if family == 6:
-        # Without this rule a marked packet to fe80::/10 would be looked up in the uplink's table,
-        # which has no such route for the other devices.
-        yield IpRule(6, object_names.LINK_LOCAL_RULE_PRIORITY, table=TABLE_MAIN, destination="fe80::/10")
     for index, (name, uplink) in enumerate(policy.uplink.items()):
-        priority = object_names.MARK_RULE_PRIORITY + index * object_names.MARK_RULE_STEP
         selector: _Selector = {
             "mark": uplink.mark.value,
             "mask": uplink.mark.mask,
             "origin": ("uplink", name, "mark"),
         }
-        yield IpRule(family, priority, table=uplink.table, **selector)
-        yield IpRule(family, priority + object_names.UNREACHABLE_OFFSET, action="unreachable", **selector)
+        priority = object_names.MARK_RULE_PRIORITY + index * object_names.MARK_RULE_STEP
+        link_local = priority + object_names.LINK_LOCAL_OFFSET
+        unreachable = priority + object_names.UNREACHABLE_OFFSET
+        yield from _confining_rules(family, uplink.table, (link_local, priority, unreachable), selector)
     users = [
         (service.user.number, name, service.uplink)
         for name, service in policy.service.items()
         if service.unmarked and service.user
     ]
+    priorities = (
+        object_names.USER_LINK_LOCAL_PRIORITY,
+        object_names.USER_RULE_PRIORITY,
+        object_names.USER_UNREACHABLE_PRIORITY,
+    )
     for uid, name, uplink_name in sorted(users, key=lambda user: user[0]):
-        table = policy.uplink[uplink_name].table
         user_selector: _Selector = {"uids": (uid, uid), "origin": ("service", name, "marks")}
-        yield IpRule(family, object_names.USER_RULE_PRIORITY, table=table, **user_selector)
-        yield IpRule(family, object_names.USER_UNREACHABLE_PRIORITY, action="unreachable", **user_selector)
-    yield IpRule(family, object_names.MAIN_RULE_PRIORITY, table=TABLE_MAIN)
+        yield from _confining_rules(family, policy.uplink[uplink_name].table, priorities, user_selector)
     yield IpRule(family, object_names.FINAL_UNREACHABLE_PRIORITY, action="unreachable")
+
+
+def _confining_rules(
+    family: int, table: int, priorities: tuple[int, int, int], selector: _Selector
+) -> Iterator[IpRule]:
+    """Yield the rules that confine the selected packets to a table; `priorities` in their order."""
+    link_local, lookup, unreachable = priorities
+    if family == 6:
+        # The uplink's table has no route to fe80::/10 for the other devices.
+        yield IpRule(6, link_local, table=TABLE_MAIN, destination="fe80::/10", **selector)
+    yield IpRule(family, lookup, table=table, **selector)
+    yield IpRule(family, unreachable, action="unreachable", **selector)
 
 
 def uplink_routes(policy: Policy) -> tuple[Route, ...]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import string
 
+from ..netstate.routing import WORST_METRIC
+
 TABLE = "nftpolicy"
 FAMILIES = ("inet", "netdev")  # the guard at the IP layer, and at the link layer
 BLOCK_TABLE = "nftpolicy-block"  # drops an uplink's packets; separate, so the guard stays unchanged
 SHADOW_TABLE = "nftpolicy-second"  # shadow guard: a copy of the guard, writable by its owner only
 PORT_BLOCK_TABLE = "nftpolicy-ports"  # drops all frames at ports whose names nft text cannot carry
 AUXILIARY_TABLES = (BLOCK_TABLE, SHADOW_TABLE, PORT_BLOCK_TABLE)  # temporary; proofs of the guard do not rely on them
+MISROUTED_REPLIES = "misrouted-reply"  # counter of UDP replies that a route leads inside
 UNNAMED_DEVICE = "unnamed-device"  # counter of packets to devices that the policy does not name
 UNROUTED_QUERIES = "dns-unrouted"  # chain and counter of DNS queries without a route that are not redirected
 
@@ -19,26 +22,29 @@ UNROUTED_QUERIES = "dns-unrouted"  # chain and counter of DNS queries without a 
 ARRIVAL_PRIORITY = -150
 RESTORE_PRIORITY = -150
 REDIRECT_PRIORITY = -100
+FORWARD_PRIORITY = -90
+MASQUERADE_PRIORITY = 100
 GUARD_PRIORITY = 10000
 BLOCK_PRIORITY = 20000  # after the guard, so it also drops packets that the guard accepts
 
 # Priorities of the ip rules: before l3mdev's 1000, mwan3's 1001 and netifd's 10000.
-LINK_LOCAL_RULE_PRIORITY = 500
 MARK_RULE_PRIORITY = 510
 MARK_RULE_STEP = 10
+LINK_LOCAL_OFFSET = -2  # IPv6 link-local destinations, before the lookup rule of each mark
 UNREACHABLE_OFFSET = 5  # offset after the lookup rule of each mark
 # After the marks of all uplinks, so that a mark takes precedence over a user.
+USER_LINK_LOCAL_PRIORITY = 848
 USER_RULE_PRIORITY = 850
 USER_UNREACHABLE_PRIORITY = 855
-MAIN_RULE_PRIORITY = 900
-# Behind main (32766) and default (32767), so that every other rule takes precedence.
+DEVICE_RULE_PRIORITY = 870
+# Behind main (32766), default (32767) and the rules of other software, which decide for unmarked packets.
 QUERY_RULE_PRIORITY = 33000
 QUERY_TABLE = 7853  # of the routes of DNS queries by lo; 853 is the port of DNS over TLS
+REPLY_RULE_PRIORITY = 33100
 FINAL_UNREACHABLE_PRIORITY = 40000
 
 FIRST_GATEWAY_METRIC = 1024  # of an uplink's gateways; the kernel's default for IPv6
-# The highest metric that both families accept; 0xffffffff is IPv6's own null route.
-UNREACHABLE_METRIC = 0xFFFFFFFE
+UNREACHABLE_METRIC = WORST_METRIC
 
 _NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits + "._-")
 

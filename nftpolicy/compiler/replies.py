@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from ..netstate.nft import (
     ACCEPT,
-    AnonymousSet,
     Chain,
     CounterRef,
     Fib,
@@ -25,11 +24,9 @@ from ..netstate.nft import (
 )
 from ..policy.mark import Mark
 from ..policy.objects import Answer, Policy, Uplink
-from . import matches, object_names
+from . import forwards, matches, object_names, uplink_addresses, wildcard_replies
 from .matches import FLOW_MARK, INPUT_DEVICE
 from .object_names import object_name
-
-_LOCAL_TYPES = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anycast"}))
 
 
 def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
@@ -50,22 +47,27 @@ def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
         Rule((matches.BEGINS_FLOW, matches.lacks_mark(no_mark, FLOW_MARK), matches.set_mark(no_mark, FLOW_MARK))),
     )
     base = Chain("arrival", rules, Hook("filter", "prerouting", object_names.ARRIVAL_PRIORITY))
-    return (base, *(_uplink_arrival(name, uplink, mark_bits) for name, uplink in policy.uplink.items()))
+    arrivals = (
+        chain
+        for name, uplink in policy.uplink.items()
+        for chain in (_uplink_arrival(name, policy, no_mark), *uplink_addresses.destination_chains(name, uplink))
+    )
+    return (base, *arrivals)
 
 
-def _uplink_arrival(name: str, uplink: Uplink, mark_bits: int) -> Chain:
+def _uplink_arrival(name: str, policy: Policy, no_mark: Mark) -> Chain:
+    uplink = policy.uplink[name]
     origin = ("uplink", name, "answer")
     began_elsewhere = matches.lacks_mark(uplink.mark, FLOW_MARK)
-    flow_mark = matches.set_mark(Mark(uplink.mark.value, mark_bits), FLOW_MARK)
+    flow_mark = matches.set_mark(Mark(uplink.mark.value, no_mark.mask), FLOW_MARK)
     rules = (
         *_dhcp_replies(uplink, origin),
-        # Packets to an address of another device get no reply, so that the address is not revealed
-        # (CVE-2019-14899).
-        matches.count_and_drop(
-            object_name(name, "not-local"), Match(Fib("type", ("daddr", "iif")), _LOCAL_TYPES, "!="), origin=origin
-        ),
+        *forwards.answer_rules(name, policy, no_mark),
+        *uplink_addresses.destination_rules(name, uplink),
+        *wildcard_replies.arrival_rules(name, uplink),
         Rule((matches.IS_ORIGINAL, matches.BEGINS_FLOW, flow_mark), origin=origin),
-        Rule((matches.IS_ORIGINAL, began_elsewhere, matches.set_mark(Mark(0, mark_bits)), ACCEPT), origin=origin),
+        Rule((matches.IS_ORIGINAL, began_elsewhere, matches.set_mark(no_mark), ACCEPT), origin=origin),
+        *forwards.request_rules(name, policy, no_mark),
         Rule((matches.set_mark(uplink.mark),), origin=origin),
     )
     return Chain(object_name(name, "arrival"), rules, origin=origin)
@@ -92,14 +94,16 @@ def restore_chain(policy: Policy) -> Chain:
     The chain is of type route: the kernel routes the packet again. Its source address is already
     right, since a reply has the destination address of the request as its source.
     """
+    errors = tuple(forwards.error_rules(policy))
+    ends = (ACCEPT,) if errors else ()  # an error in a flow that began at the uplink is no error of a forward
     rules = tuple(
         Rule(
-            (matches.IS_REPLY, matches.has_mark(uplink.mark, FLOW_MARK), matches.set_mark(uplink.mark)),
+            (matches.IS_REPLY, matches.has_mark(uplink.mark, FLOW_MARK), matches.set_mark(uplink.mark), *ends),
             origin=("uplink", name, "answer"),
         )
         for name, uplink in policy.uplink.items()
     )
-    return Chain("restore", rules, Hook("route", "output", object_names.RESTORE_PRIORITY))
+    return Chain("restore", (*rules, *errors), Hook("route", "output", object_names.RESTORE_PRIORITY))
 
 
 def _reply_matches(answer: Answer) -> list[tuple[Statement, ...]]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from itertools import product
@@ -111,8 +111,8 @@ def nft_sets(name: str, contents: ServiceSets) -> tuple[Set, ...]:
 
 
 def _kernel_ports_set(name: str, sports: list[Port]) -> Set:
-    merged = _merge_ranges(tuple(sports))
-    flags = frozenset({"interval"}) if any(map(_is_range, merged)) else frozenset[str]()
+    merged = merge_ports(tuple(sports))
+    flags = frozenset({"interval"}) if any(map(is_port_range, merged)) else frozenset[str]()
     numbers = frozenset(map(matches.port_value, merged))
     return Set(object_name(name, "kernel-ports"), ("inet_service",), numbers, flags, origin=("uplink", name))
 
@@ -177,18 +177,16 @@ def _destinations(key: str, service: Service) -> Iterator[tuple[SetSchema, _Colu
 def _address_columns(service: Service) -> list[tuple[int | None, bool, _Columns]]:
     """Return (family, True for a prefix of several addresses, column); one without column for any."""
     columns: list[tuple[int | None, bool, _Columns]] = []
-    for network in _merge_networks(service):
-        wide = network.prefixlen != network.max_prefixlen
-        text = str(network) if wide else str(network.network_address)
-        columns.append((network.version, wide, (text,)))
+    for network in merge_networks(service.to):
+        columns.append((network.version, network.prefixlen != network.max_prefixlen, (network_text(network),)))
     return columns or [(None, False, ())]
 
 
 def _port_columns(service: Service) -> list[tuple[bool, bool, _Columns]]:
     """Return (True, True for a range, columns) per port; one (False, False, ()) for any port."""
     columns: list[tuple[bool, bool, _Columns]] = []
-    for port in _merge_ranges(service.ports):
-        columns.append((True, _is_range(port), (port.protocol, matches.port_value(port))))
+    for port in merge_ports(service.ports):
+        columns.append((True, is_port_range(port), (port.protocol, matches.port_value(port))))
     return columns or [(False, False, ())]
 
 
@@ -198,16 +196,21 @@ def _schema(key: str, family: int | None, ports: bool, intervals: bool) -> SetSc
     return SetSchema(key, family, ports, intervals)
 
 
-def _merge_networks(service: Service) -> list[Network]:
-    """Return `to` without overlaps, which a set of intervals does not accept."""
-    if all(network.prefixlen == network.max_prefixlen for network in service.to):
-        return list(service.to)
-    ipv4 = [network for network in service.to if isinstance(network, IPv4Network)]
-    ipv6 = [network for network in service.to if isinstance(network, IPv6Network)]
+def network_text(network: Network) -> str:
+    """Return an element of a set of addresses: a prefix, or the only address of one."""
+    return str(network if network.prefixlen < network.max_prefixlen else network.network_address)
+
+
+def merge_networks(networks: Sequence[Network]) -> list[Network]:
+    """Return networks without overlaps, which a set of intervals does not accept."""
+    if all(network.prefixlen == network.max_prefixlen for network in networks):
+        return list(networks)
+    ipv4 = [network for network in networks if isinstance(network, IPv4Network)]
+    ipv6 = [network for network in networks if isinstance(network, IPv6Network)]
     return [*collapse_addresses(ipv4), *collapse_addresses(ipv6)]
 
 
-def _merge_ranges(ports: tuple[Port, ...]) -> list[Port]:
+def merge_ports(ports: tuple[Port, ...]) -> list[Port]:
     """Return port ranges without overlaps."""
     merged: list[Port] = []
     for port in sorted(ports, key=lambda port: (port.protocol, port.low)):
@@ -219,5 +222,6 @@ def _merge_ranges(ports: tuple[Port, ...]) -> list[Port]:
     return merged
 
 
-def _is_range(port: Port) -> bool:
+def is_port_range(port: Port) -> bool:
+    """Return True if the entry has more than one port."""
     return port.low != port.high

@@ -32,11 +32,15 @@ def _dropping_chains(table: Table) -> tuple[Chain, ...]:
     """Return the base chains at the hooks that drop, and the chains reachable from them."""
     targets = {chain.name: set(_targets(chain)) for chain in table.chains}
     reachable: set[str] = set()
-    pending = {chain.name for chain in table.chains if chain.hook and chain.hook.hook in _DROPPING_HOOKS}
+    pending = {chain.name for chain in table.chains if _drops(chain)}
     while pending:
         reachable |= pending
         pending = set().union(*(targets[name] for name in pending)) - reachable
     return tuple(chain for chain in table.chains if chain.name in reachable)
+
+
+def _drops(chain: Chain) -> bool:
+    return chain.hook is not None and chain.hook.hook in _DROPPING_HOOKS and chain.hook.type != "nat"
 
 
 def _targets(chain: Chain) -> Iterator[str]:

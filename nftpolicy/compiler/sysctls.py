@@ -17,6 +17,12 @@ HOST_SYSCTLS = {
     "net/ipv4/conf/all/accept_redirects": "0",
     "net/ipv4/conf/all/secure_redirects": "0",
     "net/ipv4/conf/all/send_redirects": "0",
+    "net/ipv4/conf/all/proxy_arp": "0",
+    "net/ipv6/conf/all/proxy_ndp": "0",
+    # Of these the kernel takes the greater one. An ARP request has no mark: what the route to its sender decides
+    # would be decided by table main, which does not lead to the uplink.
+    "net/ipv4/conf/all/rp_filter": "0",
+    "net/ipv4/conf/all/arp_filter": "0",
 }
 
 # Of each uplink device.
@@ -29,15 +35,16 @@ DEVICE_SYSCTLS = {
     "net/ipv6/conf/{device}/accept_source_route": "-1",
     "net/ipv6/conf/{device}/accept_ra_defrtr": "0",
     "net/ipv6/conf/{device}/accept_ra_rt_info_max_plen": "0",
-    # No ARP or ND reply reveals addresses of other devices, and no redirect reveals routes.
-    "net/ipv4/conf/{device}/arp_ignore": "2",
+    # No ARP or ND reply reveals addresses of other devices, and no redirect reveals routes. (arp_ignore 2 would also
+    # ignore senders outside the subnet of the address, such as the gateway of a host with a /32.)
+    "net/ipv4/conf/{device}/arp_ignore": "1",
     "net/ipv4/conf/{device}/arp_announce": "2",
     "net/ipv4/conf/{device}/proxy_arp": "0",
     "net/ipv6/conf/{device}/proxy_ndp": "0",
     "net/ipv4/conf/{device}/send_redirects": "0",
-    # ARP requests carry no mark, so the reverse path check would look up their senders in the main
-    # table. The guard separates the uplink's packets instead.
+    # As for "all". The guard separates the uplink's packets instead.
     "net/ipv4/conf/{device}/rp_filter": "0",
+    "net/ipv4/conf/{device}/arp_filter": "0",
     # Packets of 127.0.0.0/8 do not use the device.
     "net/ipv4/conf/{device}/route_localnet": "0",
 }
@@ -51,6 +58,11 @@ ROUTER_ADVERTISEMENT_SYSCTLS = {
 }
 
 
+# Of each device of a forward or published port, if its name is no pattern. The reverse path check looks up the
+# mark (src_valid_mark), whose route leads to the uplink: 2 accepts any route to the source.
+FORWARD_SYSCTL = "net/ipv4/conf/{device}/rp_filter"
+
+
 def required_sysctls(policy: Policy) -> tuple[Sysctl, ...]:
     """Return the required sysctls of the host and of each uplink device."""
     host = [Sysctl(path, value) for path, value in HOST_SYSCTLS.items()]
@@ -61,4 +73,13 @@ def required_sysctls(policy: Policy) -> tuple[Sysctl, ...]:
         for device in uplink.devices:
             # Paths under /proc/sys: a dot in a device name is not a separator.
             devices += [Sysctl(path.format(device=device), value, origin) for path, value in settings.items()]
-    return (*host, *devices)
+    arrivals = [
+        (device, ("forward", name, "from")) for name, forward in policy.forward.items() for device in forward.devices
+    ]
+    arrivals += [(publish.to, ("publish", name, "to")) for name, publish in policy.publish.items()]
+    by_path = {
+        path: Sysctl(path, "2", origin)
+        for device, origin in arrivals
+        if (path := FORWARD_SYSCTL.format(device=device)) and not device.endswith("*")
+    }
+    return (*host, *devices, *by_path.values())

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from attrs import evolve
+
 from ..netstate.nft import Chain, NamedCounter, Table
 from ..netstate.operations import NftTransaction, RouteChange, RouteReplacement, Step, SysctlChange
-from ..netstate.routing import Sysctl
+from ..netstate.routing import IpRule, Sysctl
 from ..netstate.state import CounterValue, CounterValues, NetState
 from ..netstate.transition import ENOENT_TEXT, StepRejected, state_after
 from .errors import StepRefused, SysctlMissing
@@ -48,6 +50,19 @@ class FakeKernel:
         self.devices = None if devices is None else {"lo", *devices}
         self.refuse_at, self.steps_taken, self.generation = refuse_at, 0, 0
         self._families, self._ports, self._unhooked = families, dict(ports or {}), frozenset(without_egress_hook)
+
+    def attach_device(self, name: str) -> None:
+        """Let a device appear."""
+        self.devices = {*(self.devices or ()), name}
+        self._unhooked -= {name}
+
+    def detach_device(self, name: str) -> None:
+        """Let a device disappear, and its chains with it, as kernels before 6.18 do."""
+        self.devices = (self.devices or set()) - {name}
+        self._unhooked |= {name}
+        for key, table in self.tables.items():
+            chains = tuple(chain for chain in table.chains if not (chain.hook and chain.hook.device == name))
+            self.tables[key] = evolve(table, chains=chains)
 
     @property
     def state(self) -> NetState:
@@ -94,11 +109,17 @@ class FakeKernel:
     def bridge_ports(self, devices: Iterable[str]) -> Mapping[str, Sequence[str]]:
         return {device: self._ports[device] for device in devices if device in self._ports}
 
+    def ip_rules(self) -> tuple[IpRule, ...]:
+        return tuple(rule for rule in self.state.rules if rule.family in self._families)
+
     def device_names(self) -> set[str]:
-        return set(self._ports) | {port for ports in self._ports.values() for port in ports}
+        return set(self._ports) | {port for ports in self._ports.values() for port in ports} | (self.devices or set())
 
     def supports_egress_hook(self, device: str) -> bool:
         return device not in self._unhooked
+
+    def route_mover(self) -> None:
+        return None
 
     def live_sockets(self) -> None:
         return None

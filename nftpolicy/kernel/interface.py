@@ -14,10 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from ..netstate.operations import Step
+from ..netstate.routing import IpRule
 from ..netstate.state import CounterValues, NetState
 
 if TYPE_CHECKING:
     from .live_sockets import LiveSockets
+    from .netlink.route_mover import RouteMover
 
 
 class Kernel(Protocol):
@@ -48,6 +50,9 @@ class Kernel(Protocol):
     def ip_families(self) -> tuple[int, ...]:
         """Return the address families of this kernel: (4, 6) or (4,)."""
 
+    def ip_rules(self) -> tuple[IpRule, ...]:
+        """Return all ip rules of the families of this kernel, in the order in which it asks them."""
+
     def loopback_families(self) -> tuple[int, ...]:
         """Return the address families that lo has now: neither if it is down, no IPv6 if that is switched off."""
 
@@ -59,6 +64,9 @@ class Kernel(Protocol):
 
     def supports_egress_hook(self, device: str) -> bool:
         """Return True if an nft chain can be hooked at the egress of the device now."""
+
+    def route_mover(self) -> RouteMover | None:
+        """Return access to routes with all their attributes; None if this kernel has none."""
 
     def live_sockets(self) -> LiveSockets | None:
         """Return access to sockets and conntrack entries; None if this kernel has none."""

@@ -22,7 +22,7 @@ from ..netstate.operations import (
     Step,
     SysctlChange,
 )
-from ..netstate.routing import Sysctl
+from ..netstate.routing import IpRule, Sysctl
 from ..netstate.state import CounterValues, NetState
 from . import nft_list
 from .bypass import take_looks
@@ -35,6 +35,7 @@ from .netlink.rtnetlink import Rtnetlink
 
 if TYPE_CHECKING:
     from .live_sockets import LiveSockets
+    from .netlink.route_mover import RouteMover
 
 PROC_SYS = Path("/proc/sys")
 _LOOPBACK_ADDRESSES = {4: "127.0.0.1", 6: "::1"}
@@ -139,6 +140,9 @@ class Linux:
     def ip_families(self) -> tuple[int, ...]:
         return (4, 6) if (PROC_SYS / "net/ipv6").exists() else (4,)
 
+    def ip_rules(self) -> tuple[IpRule, ...]:
+        return tuple(rule for family in self.ip_families() for rule in self._rtnetlink.rules(family))
+
     def loopback_families(self) -> tuple[int, ...]:
         addresses = self._rtnetlink.loopback_addresses()
         return tuple(family for family, address in _LOOPBACK_ADDRESSES.items() if address in addresses)
@@ -156,6 +160,11 @@ class Linux:
         operations = (NftOperation("add", *table.key, table), NftOperation("add", *table.key, chain))
         probe = "".join(f"{nft_text.operation_text(operation)}\n" for operation in operations)
         return self._nft.load(probe, check=True) is None
+
+    def route_mover(self) -> RouteMover:
+        from .netlink.route_mover import RouteMover
+
+        return RouteMover()
 
     def live_sockets(self) -> LiveSockets:
         from .live_sockets import LiveSockets

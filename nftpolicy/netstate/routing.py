@@ -14,6 +14,9 @@ TABLE_DEFAULT, TABLE_MAIN, TABLE_LOCAL = 253, 254, 255
 # Routing protocol number of our rules and routes (rtm_protocol, FRA_PROTOCOL). Unassigned in
 # iproute2's etc/iproute2/rt_protos; 78 is "N".
 RTPROT_NFTPOLICY = 78
+RTPROT_KERNEL, RTPROT_RA = 2, 9
+# The highest metric that both families accept; 0xffffffff is IPv6's own null route.
+WORST_METRIC = 0xFFFFFFFE
 # Route types by RTN_* number; lookups that end in "blackhole" or a later type have no device.
 ROUTE_TYPES = {1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole", 7: "unreachable",
          8: "prohibit", 9: "throw", 10: "nat"}  # fmt: skip

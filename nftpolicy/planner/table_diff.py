@@ -124,6 +124,8 @@ def _set_elements(old: Table, new: Table, changes: _Changes) -> Iterator[_Operat
         predecessor = remaining.get(nft_set.name)
         if predecessor is None:
             yield "add", nft_set
+        if "dynamic" in nft_set.flags:
+            continue  # packets add its elements
         present = predecessor.elements if predecessor else frozenset()
         if present != nft_set.elements and _has_wildcard(present | nft_set.elements):
             # nft 1.0.6 does not find an element with a wildcard to delete it, and reports other

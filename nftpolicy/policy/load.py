@@ -114,7 +114,7 @@ def _converter(accounts: AccountLookup) -> Converter:
             _register_union(converter, kind, _ignoring_type(function))
     converter.register_structure_hook_func(_is_list, lambda item, kind: _decode_list(converter, item, kind))
     converter.register_structure_hook_func(_is_table, lambda item, kind: _decode_table(converter, item, kind))
-    for kind in (objects.Policy, objects.Uplink, objects.Resolver, objects.Service):
+    for kind in (objects.Policy, objects.Uplink, objects.Resolver, objects.Service, objects.Forward, objects.Publish):
         converter.register_structure_hook(kind, _class_hook(converter, kind, accounts))
     return converter
 
@@ -187,6 +187,8 @@ _FIELD_DECODERS: dict[tuple[type, str], Callable[[object], Any]] = {
     (objects.Resolver, "sources"): _list_of(_keyword_of(vocabulary.DNS_SOURCES, "source of DNS servers")),
     (objects.Service, "marks"): _keyword_of(vocabulary.MARKS_VALUES, "marking method"),
     (objects.Service, "cgroup"): scalars.parse_cgroup,
+    (objects.Forward, "devices"): _list_of(scalars.parse_device_pattern),
+    (objects.Publish, "to"): scalars.parse_device,
 }
 
 
@@ -200,7 +202,7 @@ def _class_hook(
     converter: Converter, kind: type[attrs.AttrsInstance], accounts: AccountLookup
 ) -> Callable[[object, Any], Any]:
     """Return the hook of an attrs class: it refuses unknown and missing keys, and decodes each field."""
-    fields = {field.name: field for field in attrs.fields(attrs.resolve_types(kind))}
+    fields = {toml_key(field): field for field in attrs.fields(attrs.resolve_types(kind))}
     decoders = {name: _field_decoder(converter, kind, field, accounts) for name, field in fields.items()}
     required = [name for name, field in fields.items() if field.default is attrs.NOTHING]
 
@@ -214,9 +216,14 @@ def _class_hook(
             if name not in item:
                 raise _ErrorAt((), f"{name!r} is missing")
         pairs = _decode_pairs(item.items(), lambda name, value: (name, decoders[name](value)))
-        return kind(**dict(pairs))
+        return kind(**{fields[key].name: value for key, value in pairs})
 
     return structure
+
+
+def toml_key(field: Any) -> str:
+    """Return the key of an attrs field in the file: its name, unless Python reserves that."""
+    return str(field.metadata.get("key", field.name))
 
 
 def _field_decoder(converter: Converter, kind: type, field: Any, accounts: AccountLookup) -> Callable[[object], Any]:

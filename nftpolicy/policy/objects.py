@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, collapse_addresses
 
-from attrs import Factory, frozen
+from attrs import Factory, field, frozen
 
 from .mark import Mark
 
@@ -89,7 +89,10 @@ def lease_file(uplink: str, resolver: Resolver) -> str:
 
 @frozen
 class Uplink:
-    """Uplink: devices of a foreign network, with the mark and routing table of its traffic."""
+    """Uplink: devices of a foreign network, with the mark and routing table of its traffic.
+
+    `addresses`: addresses of this machine on other devices that the uplink's network knows, too.
+    """
 
     devices: tuple[str, ...]
     mark: Mark
@@ -97,6 +100,7 @@ class Uplink:
     exempt: tuple[str, ...] = ()
     answer: tuple[Answer, ...] = ()
     gateways: tuple[Address, ...] = ()
+    addresses: tuple[Network, ...] = ()
     learn: tuple[str, ...] = ()
     resolver: Resolver | None = None
 
@@ -137,6 +141,45 @@ def service_cgroup(name: str, service: Service) -> str:
 
 
 @frozen
+class Forward:
+    """Packets of other machines that may use an uplink: those that arrive by `devices`, the key "from".
+
+    `source`, `to` and `ports` restrict them; empty: any. `masquerade`: they leave with the uplink's address.
+    """
+
+    uplink: str
+    devices: tuple[str, ...] = field(metadata={"key": "from"})
+    source: tuple[Network, ...] = ()
+    to: tuple[Network, ...] = ()
+    ports: tuple[Port, ...] = ()
+    masquerade: bool = False
+
+    def networks(self, key: str, family: int) -> list[Network]:
+        """Return the networks of one family of `source` or `to`, without overlaps."""
+        listed: tuple[Network, ...] = getattr(self, key)
+        if family == 4:
+            return list(collapse_addresses(network for network in listed if isinstance(network, IPv4Network)))
+        return list(collapse_addresses(network for network in listed if isinstance(network, IPv6Network)))
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """Return the IP families in which both `source` and `to` have an address; without either, both."""
+        lists = [networks for networks in (self.source, self.to) if networks]
+        return tuple(
+            family for family in (4, 6) if all(any(net.version == family for net in networks) for networks in lists)
+        )
+
+
+@frozen
+class Publish:
+    """Port of the uplink that a rule of another program forwards to the device `to` (DNAT)."""
+
+    uplink: str
+    port: Port
+    to: str
+
+
+@frozen
 class Policy:
     """Policy. Devices that `inside` does not match count as uplinks."""
 
@@ -144,3 +187,5 @@ class Policy:
     inside: tuple[str, ...]
     uplink: dict[str, Uplink]
     service: dict[str, Service] = Factory(dict)
+    forward: dict[str, Forward] = Factory(dict)
+    publish: dict[str, Publish] = Factory(dict)

@@ -3,34 +3,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from ipaddress import ip_network
 from itertools import combinations
 
 from . import vocabulary
 from .errors import did_you_mean
-from .objects import SERVICES_CGROUP, Account, Policy, Resolver, Service, service_cgroup
+from .objects import SERVICES_CGROUP, Account, Forward, Network, Policy, Publish, Resolver, Service, service_cgroup
 from .toml_positions import KeyPath
+from .validate_forwards import PolicyFault, find_forward_faults, matching_pattern
 
-PolicyFault = tuple[KeyPath, str]
+__all__ = ["find_faults", "matching_pattern", "service_accounts"]
 MAX_UPLINKS = 32  # there are priorities for 39 ip rules of marks (compiler/object_names.py)
 MAX_TABLE = 2**32 - 1
 # Tables with a fixed meaning, include/uapi/linux/rtnetlink.h.
 RESERVED_TABLES = frozenset({0, 253, 254, 255})
 _DNS_PORT = 53
+# This network, loopback, link-local addresses, groups and reserved ones (RFC 6890, RFC 4291).
+_NOT_ROUTED = tuple(
+    map(
+        ip_network,
+        ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/127", "fe80::/10", "ff00::/8"),
+    )
+)
 
 
 def find_faults(policy: Policy) -> Iterator[PolicyFault]:
     """Yield all faults of the policy, in the order of the checks."""
     for check in _CHECKS:
         yield from check(policy)
-
-
-def matching_pattern(device: str, inside: tuple[str, ...]) -> str | None:
-    """Return the first pattern of `inside` that matches the device, or None."""
-    for pattern in inside:
-        if device == pattern or (pattern[-1] == "*" and device.startswith(pattern[:-1])):
-            return pattern
-    return None
 
 
 def _uplink_count(policy: Policy) -> Iterator[PolicyFault]:
@@ -117,6 +118,7 @@ def _lists(policy: Policy) -> Iterator[tuple[KeyPath, tuple[object, ...]]]:
         yield (*path, "learn"), uplink.learn
         yield (*path, "answer"), tuple(answer.port for answer in uplink.answer)  # "http" is "tcp/80"
         yield (*path, "gateways"), uplink.gateways
+        yield (*path, "addresses"), uplink.addresses
         if uplink.resolver:
             yield (*path, "resolver", "servers"), uplink.resolver.servers
             yield (*path, "resolver", "sources"), uplink.resolver.sources
@@ -124,6 +126,10 @@ def _lists(policy: Policy) -> Iterator[tuple[KeyPath, tuple[object, ...]]]:
         yield ("service", name, "to"), service.to
         yield ("service", name, "ports"), service.ports
         yield ("service", name, "sport"), service.sport
+    for name, forward in policy.forward.items():
+        yield ("forward", name, "source"), forward.source
+        yield ("forward", name, "to"), forward.to
+        yield ("forward", name, "ports"), forward.ports
 
 
 def _resolvers(policy: Policy) -> Iterator[PolicyFault]:
@@ -186,6 +192,22 @@ def _gateways(policy: Policy) -> Iterator[PolicyFault]:
         for index, gateway in enumerate(uplink.gateways):
             if gateway.is_loopback or gateway.is_multicast or gateway.is_unspecified:
                 yield ("uplink", name, "gateways", index), f"{gateway} cannot be a gateway"
+
+
+def _addresses(policy: Policy) -> Iterator[PolicyFault]:
+    for name, uplink in policy.uplink.items():
+        for index, network in enumerate(uplink.addresses):
+            if not is_routed(network):
+                yield (
+                    ("uplink", name, "addresses", index),
+                    f"{network} holds addresses that no network routes to this machine (loopback, link-local, groups); "
+                    "name those of the uplink",
+                )
+
+
+def is_routed(network: Network) -> bool:
+    """Return True if a network may route all addresses of a prefix to this machine."""
+    return not any(network.overlaps(reserved) for reserved in _NOT_ROUTED if reserved.version == network.version)
 
 
 def _selectors(policy: Policy) -> Iterator[PolicyFault]:
@@ -287,14 +309,20 @@ def _cgroups(policy: Policy) -> Iterator[PolicyFault]:
         parents.update(dict.fromkeys(above, name))
 
 
-def _service_uplinks(policy: Policy) -> Iterator[PolicyFault]:
-    for name, service in policy.service.items():
-        if service.uplink not in policy.uplink:
-            yield (
-                ("service", name, "uplink"),
-                f"unknown uplink {service.uplink!r}{did_you_mean(service.uplink, policy.uplink)}; "
-                f"known are {', '.join(policy.uplink)}",
-            )
+def _known_uplinks(policy: Policy) -> Iterator[PolicyFault]:
+    sections: Mapping[str, Mapping[str, Service | Forward | Publish]] = {
+        "service": policy.service,
+        "forward": policy.forward,
+        "publish": policy.publish,
+    }
+    for section, entries in sections.items():
+        for name, entry in entries.items():
+            if entry.uplink not in policy.uplink:
+                yield (
+                    (section, name, "uplink"),
+                    f"unknown uplink {entry.uplink!r}{did_you_mean(entry.uplink, policy.uplink)}; "
+                    f"known are {', '.join(policy.uplink)}",
+                )
 
 
 def _resolver_users(policy: Policy) -> Iterator[PolicyFault]:
@@ -317,9 +345,11 @@ _CHECKS: tuple[Callable[[Policy], Iterator[PolicyFault]], ...] = (
     _duplicates,
     _resolvers,
     _gateways,
-    _service_uplinks,
+    _addresses,
+    _known_uplinks,
     _selectors,
     _marking,
     _cgroups,
     _resolver_users,
+    find_forward_faults,
 )

@@ -48,6 +48,20 @@ def assumed_link_local(index: int) -> int:
     return parse_address("fe80::a00:27ff:fe00:2") + index
 
 
+def without_absent_devices(state: NetState, spec: Spec) -> Spec:
+    """Return the specification with the uplinks' devices that are absent in the state, and have no chain at egress.
+
+    A kernel before Linux 6.18 hooks no chain at an absent device. A state without devices, such as a
+    compiled one, does not say which are absent: the specification does.
+    """
+    if not state.devices:
+        return spec
+    present = {name for device in state.devices for name in (device.name, *device.other_names)}
+    hooked = {chain.hook.device for table in state.tables for chain in table.chains if chain.hook}
+    named = {device for uplink in spec.uplinks for device in uplink.devices if "*" not in device}
+    return evolve(spec, absent_devices=frozenset(named - present - hooked))
+
+
 def restrict_to_present(state: NetState, spec: Spec) -> tuple[Spec, dict[str, None]]:
     """Return the specification restricted to devices that are up, and notes of the parts left out.
 
@@ -68,14 +82,15 @@ def restrict_to_present(state: NetState, spec: Spec) -> tuple[Spec, dict[str, No
                 notes[f"no packet was tried by {device}: the device does not exist or is down"] = None
     inside = []
     for pattern in spec.inside or ():
-        matching = [name for name in up if _matches(pattern, name)]
+        matching = [name for name in up if device_matches(pattern, name)]
         inside += matching[:1]
         if not matching:
             notes[f"no packet was tried by {pattern}: no such device is up"] = None
     return evolve(spec, uplinks=tuple(uplinks), inside=tuple(inside)), notes
 
 
-def _matches(pattern: str, name: str) -> bool:
+def device_matches(pattern: str, name: str) -> bool:
+    """Return True if a device has the name, or a name that the pattern matches."""
     return name == pattern or (pattern[-1] == "*" and name.startswith(pattern[:-1]))
 
 
@@ -123,6 +138,8 @@ def _assumed_routes(spec: Spec, family: int) -> Iterator[Route]:
             yield from _ipv6_kernel_routes(index, device)
     for uplink in spec.uplinks:
         yield from _resolver_routes(uplink, family)
+        for low, high in uplink.addresses.get(family, ()):
+            yield _local_route(family, min(low + 1, high), "lo")
     if inside:
         yield Route(family, TABLE_MAIN, "default", device=inside[0], metric=_ASSUMED_METRIC, protocol=RTPROT_BOOT)
 

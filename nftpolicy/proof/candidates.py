@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from attrs import evolve
 
-from ..model.packet import FORWARD, FRAME, KERNEL, SOCKET, Packet, address_range
+from ..model.packet import FORWARD, FRAME, SOCKET, Packet, address_range
 from ..model.symbolic import field_values
 from ..netstate.nft import FULL_MASK
 from ..netstate.routing import IpRule, Route
@@ -52,18 +52,6 @@ def candidate_packets(
         if origin == SOCKET:
             yield evolve(packet, bound=device)
             yield evolve(packet, bound=device, uid=0, gid=0)
-
-
-def misrouted_packets(context: ProofContext, uplink: UplinkSpec, family: int) -> Iterator[Packet]:
-    """Yield packets with the uplink's mark for each route by another device that an ip rule leads to."""
-    state = context.state
-    packet = evolve(concretize(context.space(family), {}, SOCKET), mark=uplink.value)
-    elsewhere = {device for route in state.routes if route.family == family for device in _output_devices_of(route)}
-    for device in sorted(elsewhere - {"lo", *uplink.devices}):
-        for rule, route in _routes_to_device(state, family, device):
-            steered = _steer_to_route(state, packet, rule, route)
-            if steered.origin == SOCKET:  # a packet of another host has no mark
-                yield from (steered, evolve(steered, origin=KERNEL))
 
 
 def _arrival_devices(context: ProofContext, uplink: UplinkSpec, family: int) -> list[str]:

@@ -18,7 +18,7 @@ from ..model.symbolic.header_space import HeaderSpace
 from ..model.trace import Trace
 from ..netstate.routing import IpRule
 from .bypass import interfering_rules
-from .candidates import candidate_packets, misrouted_packets
+from .candidates import candidate_packets
 from .concretize import choose, concretize
 from .context import ProofContext
 from .entitlement import unmarked_user_regions
@@ -101,7 +101,7 @@ def search_leaks(
             for packet in candidate_packets(context, uplink, origin, family, device, violations):
                 if packet.origin != origin or is_entitled(packet, uplink):
                     continue
-                trace = _trace(context, packet)
+                trace = trace_candidate(context, packet)
                 if trace.outcome == "unknown" and trace.device in (device, None):
                     unsupported += trace.unsupported
                 if trace.outcome != "leaves" or trace.device != device or is_exempt(trace, uplink):
@@ -113,7 +113,7 @@ def search_leaks(
     return list(examples.values()), list(dict.fromkeys(unsupported))
 
 
-def _trace(context: ProofContext, packet: Packet) -> Trace:
+def trace_candidate(context: ProofContext, packet: Packet) -> Trace:
     """Return the trace of a packet.
 
     It is unknown if there is no such packet, and if a rule outside nftables may stop it or lead it elsewhere.
@@ -153,9 +153,9 @@ def search_mark_misuse(
     for violation in violations:
         space = context.space(violation.family)
         for device in _output_devices(context, space, violation, uplink, stray):
-            for origin in _origins(violation):
+            for origin in local_origins(violation):
                 packet = evolve(concretize(space, violation.box, origin, device), iif=None)
-                trace = _trace(context, packet)
+                trace = trace_candidate(context, packet)
                 if trace.outcome == "unknown":
                     unsupported += trace.unsupported
                 elif trace.outcome == "leaves" and trace.device == device and trace.mark & uplink.mask == uplink.value:
@@ -165,27 +165,6 @@ def search_mark_misuse(
                     examples.append(Counterexample(packet, trace, device, reason))
                     break
     return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
-
-
-def search_misrouted(context: ProofContext, uplink: UplinkSpec, family: int) -> tuple[list[Counterexample], list[str]]:
-    """Return packets that the ip rules lead to another device, and that leave there with the mark."""
-    examples: list[Counterexample] = []
-    unsupported: list[str] = []
-    for packet in misrouted_packets(context, uplink, family):
-        if packet.mark & uplink.mask != uplink.value:
-            continue  # the rule is for packets with other marks
-        trace = _trace(context, packet)
-        if trace.outcome == "unknown":
-            unsupported += trace.unsupported
-        elif _leaves_elsewhere(trace, uplink):
-            examples.append(Counterexample(packet, trace, str(trace.device), f"it leaves by {trace.device}"))
-    return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
-
-
-def _leaves_elsewhere(trace: Trace, uplink: UplinkSpec) -> bool:
-    """Return True if the packet leaves with the uplink's mark by another device."""
-    has_mark = trace.mark & uplink.mask == uplink.value
-    return trace.outcome == "leaves" and has_mark and trace.device not in uplink.devices
 
 
 def search_outcome(
@@ -207,7 +186,7 @@ def search_outcome(
         devices: Sequence[str | None] = out_devices[:2] or [None]
         for device in devices:
             packet = concretize(space, violation.box, origin, None if device == "lo" else device)
-            trace = _trace(context, packet)
+            trace = trace_candidate(context, packet)
             if trace.outcome == "unknown":
                 unsupported += trace.unsupported
             elif trace.outcome == outcome and device in (None, trace.device, "lo"):
@@ -216,7 +195,7 @@ def search_outcome(
     return examples[:_MAX_EXAMPLES], list(dict.fromkeys(unsupported))
 
 
-def _origins(violation: Violation) -> list[str]:
+def local_origins(violation: Violation) -> list[str]:
     """Return the local origins that packets of a violation may have."""
     sockets = violation.box.get("socket", ((0, 1),))
     return [

@@ -13,7 +13,7 @@ from ..netstate.formats import nft_text
 from .bypass import redirect_violations
 from .context import ProofContext
 from .counterexample import search_outcome
-from .entitlement import DNS_PORT, reply_regions
+from .entitlement import DNS_PORT, forwarded_regions, reply_regions
 from .findings import finding
 from .lemmas import Violation, guard_violation
 from .no_leak import exempt_headers
@@ -63,9 +63,9 @@ def _bypasses(
 ) -> Iterator[Violation]:
     """Yield violations: queries of services that postrouting accepts for another server."""
     allowed = [_to_endpoint(endpoint).narrowed(oifname=("lo",)) for endpoint in resolver.endpoints(family)]
-    # A packet of an exemption, or a reply, is not a query, whatever its port.
+    # A packet of an exemption, a reply, or a forwarded packet is not a query of a service, whatever its port.
     for other in spec.uplinks:
-        regions = (*exempt_headers(other, family), *reply_regions(other, family))
+        regions = (*exempt_headers(other, family), *reply_regions(other, family), *forwarded_regions(other, family))
         allowed += [region.narrowed(oifname=other.devices) for region in regions]
     chains = context.filter_chains(family, "postrouting")
     for queries in _service_queries(spec, uplink, owners):

@@ -37,7 +37,11 @@ def entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
         if numbers:
             yield Region({"socket": points(1), key: points(*numbers)})
     # Last packets of closed connections that this machine began.
-    yield Region({"socket": points(0), "ct.state": _ESTABLISHED, "ct.direction": points(_ORIGINAL)})
+    yield Region(
+        {"socket": points(0), "ct.state": _ESTABLISHED, "ct.direction": points(_ORIGINAL)},
+        not_iifname=uplink.forward_devices,
+    )
+    yield from forwarded_regions(uplink, family)
     if uplink.resolver is not None:
         queries = Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": points(DNS_PORT)})
         yield queries.narrowed(socket=points(1), uid=points(uplink.resolver.uid))
@@ -55,6 +59,24 @@ def reply_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
             yield Region({**region.fields, **fields}, marks)
     if uplink.may_reset:
         yield Region({"protocol": points(TCP), "fragment": points(0), "tcp.rst": points(1), **fields}, marks)
+
+
+def forwarded_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
+    """Yield the forwarded packets, and the replies of published ports, that may leave by the uplink."""
+    for forward in uplink.forwards:
+        for region in forward.leaving.get(family, ()):
+            fields = {**region.fields, "socket": points(0), "ct.direction": points(_ORIGINAL)}
+            yield Region(fields, iifname=forward.devices)
+    for publish in uplink.publishes:
+        fields = {**publish.replies.fields, "ct.direction": points(_REPLY)}
+        yield Region(fields, (uplink.flow_has_mark,), iifname=(publish.device,))
+
+
+def arriving_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
+    """Yield the packets of other machines that a rule may mark: they arrive by the device of a forward."""
+    for forward in uplink.forwards:
+        for region in forward.arriving.get(family, ()):
+            yield Region({**region.fields, "ct.direction": points(_ORIGINAL)}, iifname=forward.devices)
 
 
 def _kernel_udp() -> Region:

@@ -24,6 +24,7 @@ from ..netstate import nft
 from ..netstate.formats import nft_text
 from ..netstate.nft.symbols import CT_DIRECTIONS
 from .context import ProofContext, runs_before_conntrack, unsupported_in
+from .entitlement import arriving_regions
 from .spec import IP_FAMILIES, MarkTest, Region, UplinkSpec
 
 # Fields that targets of legacy iptables rewrite: TTL, HL, DSCP, TCPMSS. The header space has no field for
@@ -108,6 +109,8 @@ def integrity_violations(
     entitled = []
     if uplink.unmarked_uids and hook is None:
         entitled.append(Region({"socket": points(1), "uid": points(*uplink.unmarked_uids)}))
+    if hook is None:
+        entitled += arriving_regions(uplink, family)
     marking_events = list(_marking_events(context, family, chains, [unmarked_packets], uplink, "mark"))
     replies = Region({"ct.direction": points(CT_DIRECTIONS["reply"])}, (uplink.flow_has_mark,))
     remaining = list(_violations(context, family, marking_events, [*entitled, replies]))

@@ -5,18 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attrs import evolve
-
 from ..model.symbolic.box import points
-from . import rpdb_check
 from .bypass import confinement_violations
 from .context import ProofContext
-from .counterexample import search_mark_misuse, search_misrouted, search_outcome
+from .counterexample import search_mark_misuse, search_outcome
 from .findings import finding
 from .lemmas import Violation, final_chains, guard_violation, hook_bypasses
 from .policy_spec import REPORT_EXEMPTIONS, exemption
 from .spec import IP_FAMILIES, Region, Spec, UplinkSpec
-from .verdict import Finding, Proved, Refuted, Unknown
+from .verdict import Finding
 
 
 def check_mark_confinement(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iterator[Finding]:
@@ -32,8 +29,24 @@ def check_mark_confinement(context: ProofContext, spec: Spec, uplink: UplinkSpec
     subject = f"packets with the mark that leave by another device than {', '.join(uplink.devices)}"
     examples, unsupported = search_mark_misuse(context, uplink, violations, True)
     yield finding(context, "P2", uplink, subject, violations, examples, unsupported, spec.has_policy)
+    if uplink.inward_regions:
+        yield _inward(context, spec, uplink)
     if uplink.unmarked_uids:
         yield _unmarked_users(context, spec, uplink)
+
+
+def _inward(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Finding:
+    """Return the finding that packets of the uplink leave inside only as answers and requests."""
+    outside = (device for other in spec.uplinks for device in other.devices)
+    region = Region(iifname=uplink.devices, not_oifname=(*outside, "lo"))
+    violations = []
+    for family in IP_FAMILIES:
+        chains = context.filter_chains(family, "postrouting")
+        violation = guard_violation(context, family, chains, region, uplink.inward_regions)
+        if violation is not None:
+            violations.append(violation)
+    subject = "packets from the uplink that leave by devices of no forward or published port"
+    return finding(context, "P2", uplink, subject, violations, *search_outcome(context, violations, "leaves"))
 
 
 def _unmarked_users(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Finding:
@@ -50,28 +63,3 @@ def _unmarked_users(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Fi
             violations.append(violation)
     subject = "packets of users without marks that leave by devices inside"
     return finding(context, "P2", uplink, subject, violations, *search_outcome(context, violations, "leaves"))
-
-
-def check_ip_rules(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iterator[Finding]:
-    """Yield the findings about ip rules, which must keep marked packets in the uplink's table.
-
-    A rule that leads elsewhere opens no path: refuted only if a packet with the mark leaves elsewhere.
-    """
-    other_uplinks = [other for other in spec.uplinks if other is not uplink]
-    origin = (*uplink.origin, "table")
-    for family in spec.families:
-        if context.is_switched_off(family):
-            continue  # on every device: the kernel sends no such packet, and removed the routes
-        faults = rpdb_check.rpdb_faults(context.state, uplink, family, other_uplinks)
-        subject = f"IPv{family} rules keep marked packets in table {uplink.table}"
-        if not faults:
-            yield Finding("P2", uplink.name, subject, Proved(), origin=origin)
-            continue
-        reason = "; ".join(faults)
-        examples, unsupported = search_misrouted(context, uplink, family)
-        if examples:
-            misrouted = [evolve(example, reason=f"{example.reason}: {reason}") for example in examples]
-            yield Finding("P2", uplink.name, subject, Refuted(misrouted[0], tuple(misrouted[1:])), origin=origin)
-        else:
-            result = Unknown(f"{reason}; no packet was found that leaves by another device", tuple(unsupported))
-            yield Finding("P2", uplink.name, subject, result, origin=origin)

@@ -18,6 +18,7 @@ from .entitlement import entitled_regions, unmarked_user_regions
 from .findings import finding, finding_by_search
 from .inherited_marks import accepted_socket_violations
 from .lemmas import Violation, guard_violation, hook_bypasses, integrity_violations
+from .source_addresses import check_source_addresses
 from .spec import IP_FAMILIES, Region, Spec, UplinkSpec
 from .verdict import Finding
 
@@ -54,7 +55,7 @@ def check_no_leak(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iter
     for origin, sender in _SENDERS.items():
         if origin == FRAME:
             violations = [*beside, *_frame_violations(context, spec, uplink, unmarked)]
-            devices = (*uplink.devices, *uplink.ports)
+            devices = spec.frame_devices(uplink)
         else:
             violations = [*bypasses, *marked_by_rule]
             if origin == SOCKET:
@@ -70,6 +71,7 @@ def check_no_leak(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iter
         yield _other_ethertypes(context, spec, uplink, unmarked)
     if spec.has_policy:
         yield _mark_entitlement(context, uplink)
+        yield check_source_addresses(context, uplink)
 
 
 def _marked_by_rule(context: ProofContext, uplink: UplinkSpec, violations: Sequence[Violation]) -> list[Violation]:
@@ -111,13 +113,13 @@ def _frame_violations(context: ProofContext, spec: Spec, uplink: UplinkSpec, reg
         return violations  # an assumption instead
     for family in IP_FAMILIES:
         exempt = [*_ip_frames(exempt_headers(uplink, family), family), *_other_frames(uplink)]
-        for device in (*uplink.devices, *uplink.ports):
+        for device in spec.frame_devices(uplink):
             violation = _frame_violation(context, uplink, family, device, region, exempt)
             if violation is not None:
                 violations.append(violation)
     # Frames that are IP packets, of a sender that says another ethertype.
     claimed = region.narrowed(oiftype=points(_ARPHRD_ETHER), ether_type=points(*ETHERTYPES.values()))
-    for device in (*uplink.devices, *uplink.ports):
+    for device in spec.frame_devices(uplink):
         violation = _frame_violation(context, uplink, 0, device, claimed, ())
         if violation is not None:
             violations.append(violation)
@@ -224,7 +226,7 @@ def _may_be_rerouted(context: ProofContext, family: int) -> bool:
 
 def _other_ethertypes(context: ProofContext, spec: Spec, uplink: UplinkSpec, region: Region) -> Finding:
     """Return the finding about frames that are neither IPv4 nor IPv6."""
-    devices = (*uplink.devices, *uplink.ports)
+    devices = spec.frame_devices(uplink)
     violations = integrity_violations(context, 0, uplink, "egress")
     for device in devices:
         violation = _frame_violation(context, uplink, 0, device, region, _other_frames(uplink))

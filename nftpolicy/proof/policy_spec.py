@@ -7,6 +7,7 @@ hide from every proof. Nothing here knows a chain, a set or a priority.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, address_range, parse_address
@@ -16,7 +17,9 @@ from ..policy.objects import Answer, Policy, Port, Uplink
 from .spec import (
     IP_FAMILIES,
     ExemptionSpec,
+    ForwardSpec,
     OwnerSpec,
+    PublishSpec,
     Region,
     ReplySpec,
     ResolverSpec,
@@ -147,15 +150,20 @@ def _service(name: str, service: objects.Service) -> ServiceSpec:
     ports = _ports(service.ports) or _ports(service.sport, "sport") or (Region(),)
     regions = {}
     for family in IP_FAMILIES:
-        networks = [network for network in service.to if network.version == family]
-        if service.to and not networks:
+        addresses = _bounds(service.to, family)
+        if service.to and not addresses:
             continue
-        destinations: dict[str, Ranges] = {}
-        if networks:
-            bounds = ((int(network.network_address), int(network.broadcast_address)) for network in networks)
-            destinations["daddr"] = merge_ranges(bounds)
+        destinations = {"daddr": addresses} if addresses else {}
         regions[family] = tuple(Region({**port_region.fields, **destinations}) for port_region in ports)
     return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, service.unmarked)
+
+
+def _networks(networks: Iterable[objects.Network], family: int) -> Ranges:
+    return merge_ranges(
+        (int(network.network_address), int(network.broadcast_address))
+        for network in networks
+        if network.version == family
+    )
 
 
 def _ports(ports: Iterable[Port], field: str = "dport") -> tuple[Region, ...]:
@@ -199,6 +207,57 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
         any(answer.port is not None and answer.port.protocol == "tcp" for answer in uplink.answer),
         resolver_spec,
         ("uplink", name),
+        forwards=tuple(_forward(key, policy) for key, each in policy.forward.items() if each.uplink == name),
+        publishes=tuple(_publish(key, each) for key, each in policy.publish.items() if each.uplink == name),
+        addresses={family: _bounds(uplink.addresses, family) for family in IP_FAMILIES},
+    )
+
+
+def _forward(name: str, policy: Policy) -> ForwardSpec:
+    """Return the packets of a forward. Packets to a network in the `source` of a forward stay inside."""
+    forward = policy.forward[name]
+    earlier = itertools.takewhile(lambda key: key != name, policy.forward)
+    precedence = [policy.forward[key] for key in earlier if policy.forward[key].uplink != forward.uplink]
+    arriving, leaving, elsewhere, inside_ranges = {}, {}, {}, {}
+    for family in forward.families:
+        sources, destinations = _bounds(forward.source, family), _bounds(forward.to, family)
+        to = {"daddr": destinations} if forward.to else {}
+        ports = _ports(forward.ports) or (Region(),)
+        leaving[family] = tuple(Region({**region.fields, **to}) for region in ports)
+        source = {"saddr": sources} if forward.source else {}
+        arriving[family] = tuple(Region({**region.fields, **source}) for region in leaving[family])
+        inside = _bounds([net for other in policy.forward.values() for net in other.source], family)
+        inside_ranges[family] = inside
+        excluded_regions = [Region({"daddr": inside})] if inside else []
+        for other in (other for other in precedence if family in other.families):
+            fields = {"saddr": _bounds(other.source, family), "daddr": _bounds(other.to, family)}
+            networks = {field: ranges for field, ranges in fields.items() if ranges}
+            for region in _ports(other.ports) or (Region(),):
+                excluded_regions.append(Region({**region.fields, **networks}, iifname=other.devices))
+        elsewhere[family] = tuple(excluded_regions)
+    origin = ("forward", name)
+    return ForwardSpec(
+        name,
+        origin,
+        forward.devices,
+        arriving,
+        leaving,
+        elsewhere,
+        inside_ranges,
+        forward.masquerade,
+    )
+
+
+def _publish(name: str, publish: objects.Publish) -> PublishSpec:
+    return PublishSpec(name, ("publish", name), publish.to, _ports((publish.port,), "sport")[0])
+
+
+def _bounds(networks: Iterable[objects.Network], family: int) -> Ranges:
+    """Return the addresses of the networks of one family."""
+    return merge_ranges(
+        (int(network.network_address), int(network.broadcast_address))
+        for network in networks
+        if network.version == family
     )
 
 

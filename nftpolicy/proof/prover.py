@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from ..model.packet import UDP
+from ..model.symbolic.box import points
 from ..netstate.state import NetState
-from .assumptions import add_assumed_environment
+from .assumptions import add_assumed_environment, without_absent_devices
 from .bypass import environment_assumptions
 from .context import ProofContext
 from .dns_isolation import check_dns_isolation
 from .inherited_marks import inherited_mark_assumptions
-from .mark_confinement import check_ip_rules, check_mark_confinement
+from .mark_confinement import check_mark_confinement
 from .no_leak import check_no_leak, check_unnamed_devices
 from .query_routes import check_query_routes, query_route_assumptions
 from .spec import Spec
@@ -30,6 +32,7 @@ def prove(state: NetState, spec: Spec, progress: Progress = lambda _: None, usab
 
     Without `usability` only the safety properties P1, P2 and P5 are proved, not usability (P3, P4).
     """
+    spec = without_absent_devices(state, spec)
     full_state, assumed = add_assumed_environment(state, spec)
     context = ProofContext(full_state, spec.devices, spec.masks)
     findings: list[Finding] = []
@@ -38,8 +41,6 @@ def prove(state: NetState, spec: Spec, progress: Progress = lambda _: None, usab
         findings += check_no_leak(context, spec, uplink)
         progress(f"P2 {uplink.name}")
         findings += check_mark_confinement(context, spec, uplink)
-        if spec.has_policy and uplink.table is not None:
-            findings += check_ip_rules(context, spec, uplink)
         if spec.has_policy and uplink.resolver is not None:
             progress(f"P5 {uplink.name}")
             findings += check_dns_isolation(context, spec, uplink)
@@ -60,6 +61,7 @@ def prove_guard(state: NetState, spec: Spec) -> Proof:
 
     It also holds in the intermediate states of a change.
     """
+    spec = without_absent_devices(state, spec)
     full_state, assumed = add_assumed_environment(state, spec)
     context = ProofContext(full_state, spec.devices, spec.masks)
     findings: list[Finding] = []
@@ -93,12 +95,23 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
                     f"AF_PACKET sockets (CAP_NET_RAW) are not used on {device}: this kernel has no netdev egress hook"
                 )
     if spec.frames:
-        hooked = ", ".join(device for uplink in spec.uplinks for device in (*uplink.devices, *uplink.ports))
-        yield f"AF_PACKET sockets (CAP_NET_RAW) reach an uplink by {hooked} only, not by a renamed or new device"
+        hooked = ", ".join(device for uplink in spec.uplinks for device in spec.frame_devices(uplink))
+        if hooked:
+            yield f"AF_PACKET sockets (CAP_NET_RAW) reach an uplink by {hooked} only, not by a renamed or new device"
+        for device in sorted(spec.absent_devices):
+            yield f"device {device} is absent, so no packet leaves by it until watch or apply has added its link guard"
     for port in (port for uplink in spec.uplinks for port in uplink.ports):
         yield f"a frame that a bridge forwards to {port} from another port is not of this machine"
     if any(uplink.resolver is not None and uplink.services for uplink in spec.uplinks):
         yield "services ask for names by DNS, not by D-Bus (systemd-resolved) or another program of this machine"
     yield from query_route_assumptions(state, spec)
+    udp = points(UDP)
+    for uplink in spec.uplinks:
+        for reply in uplink.replies:
+            if any(region.fields.get("protocol") == udp for region in reply.headers.get(4, ())):
+                yield (
+                    f"the server of answer {reply.name} sends its UDP replies from the address that was asked; "
+                    "one from another address is dropped where a route leads it inside"
+                )
     if spec.has_policy and spec.frames:
         yield "a frame of an AF_PACKET socket that set the mark itself counts as marked, whatever process sent it"

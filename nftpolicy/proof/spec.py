@@ -138,6 +138,35 @@ class ReplySpec:
 
 
 @frozen
+class ForwardSpec:
+    """Forwarded packets that may use the uplink: they arrive by `devices`.
+
+    `arriving` and `leaving`: their header conditions by family, at arrival and when they leave (NAT may change the
+    source). `elsewhere`: packets of these devices that are sent elsewhere. `inside`: networks of all forwards, by
+    family. `masquerade`: with the uplink's address.
+    """
+
+    name: str
+    origin: OriginPath
+    devices: tuple[str, ...]
+    arriving: Mapping[int, tuple[Region, ...]]
+    leaving: Mapping[int, tuple[Region, ...]]
+    elsewhere: Mapping[int, tuple[Region, ...]]
+    inside: Mapping[int, Ranges] = Factory(dict)
+    masquerade: bool = False
+
+
+@frozen
+class PublishSpec:
+    """Port whose requests are forwarded from the uplink to `device`; `replies`: headers of its replies."""
+
+    name: str
+    origin: OriginPath
+    device: str
+    replies: Region
+
+
+@frozen
 class ResolverSpec:
     """Resolver of an uplink: listening endpoints (family, address, port), and its UID."""
 
@@ -154,6 +183,7 @@ class ResolverSpec:
 class UplinkSpec:
     """Specification of one uplink. `ports` are the ports of bridges and bonds among its devices.
 
+    `addresses`: by family, addresses of other devices with which the uplink may be used, too.
     `marked_flows` and `marked_sockets` are the numbers of conntrack entries and sockets that carry
     the mark in the kernel; None if they were not read.
     """
@@ -172,11 +202,26 @@ class UplinkSpec:
     origin: OriginPath = ()
     marked_flows: int | None = None
     marked_sockets: int | None = None
+    forwards: tuple[ForwardSpec, ...] = ()
+    publishes: tuple[PublishSpec, ...] = ()
+    addresses: Mapping[int, Ranges] = Factory(dict)
 
     @property
     def unmarked_uids(self) -> tuple[int, ...]:
         """Return the UIDs of unmarked users: their sockets may send without the mark."""
         return tuple(owner.number for service in self.services if service.unmarked for owner in service.owners)
+
+    @property
+    def forward_devices(self) -> tuple[str, ...]:
+        """Return the devices, and patterns, by which packets to forward arrive."""
+        return tuple(dict.fromkeys(device for forward in self.forwards for device in forward.devices))
+
+    @property
+    def inward_regions(self) -> tuple[Region, ...]:
+        """Return the packets that may leave inside after they arrived by the uplink: answers and requests."""
+        answers = Region({"ct.direction": points(1)}, oifname=self.forward_devices)
+        requests = Region({"ct.direction": points(0)}, oifname=tuple(each.device for each in self.publishes))
+        return (*((answers,) if self.forwards else ()), *((requests,) if self.publishes else ()))
 
     @property
     def has_mark(self) -> MarkTest:
@@ -201,7 +246,8 @@ class Spec:
     Without a policy, `inside` is None and only the devices and marks of the uplinks are known.
     `frames`: AF_PACKET sockets are checked too; without the egress hook of netdev in the kernel they
     become an assumption instead. `families` are the IP families of the machine, `loopback_families` those
-    of lo, for a state without devices.
+    of lo, for a state without devices. `absent_devices` do not exist and have no chain at the egress
+    hook: no frame can leave by them.
     """
 
     uplinks: tuple[UplinkSpec, ...]
@@ -209,6 +255,11 @@ class Spec:
     frames: bool = True
     families: tuple[int, ...] = IP_FAMILIES
     loopback_families: tuple[int, ...] = IP_FAMILIES
+    absent_devices: frozenset[str] = frozenset()
+
+    def frame_devices(self, uplink: UplinkSpec) -> tuple[str, ...]:
+        """Return the devices by which frames of an uplink can leave."""
+        return tuple(name for name in (*uplink.devices, *uplink.ports) if name not in self.absent_devices)
 
     @property
     def has_policy(self) -> bool:
@@ -219,7 +270,9 @@ class Spec:
     def devices(self) -> tuple[str, ...]:
         """Return every device name or pattern of the specification."""
         names = [name for uplink in self.uplinks for name in (*uplink.devices, *uplink.ports)]
-        return (*names, "lo", *(self.inside or ()))
+        forwards = [device for uplink in self.uplinks for device in uplink.forward_devices]
+        publishes = [publish.device for uplink in self.uplinks for publish in uplink.publishes]
+        return (*names, "lo", *(self.inside or ()), *forwards, *publishes)
 
     @property
     def masks(self) -> tuple[int, ...]:

@@ -9,12 +9,15 @@ from attrs import evolve, frozen
 
 from ..model.packet import evolve_packet
 from ..model.trace import Trace
+from ..netstate.formats import ip_text
 from ..netstate.nft import CounterRef, Rule
+from ..netstate.routing import IpRule
 from .assumptions import restrict_to_present
 from .context import ProofContext
+from .forward_cases import forward_notes
 from .query_routes import has_no_route
-from .spec import Spec
-from .usability_case import UsabilityCase
+from .spec import Spec, UplinkSpec
+from .usability_case import UsabilityCase, lacks_source
 from .usability_cases import usability_cases
 from .verdict import Counterexample, Finding, Proved, Refuted, Unknown, describe_packet
 
@@ -42,6 +45,7 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
     """
     present, skipped = restrict_to_present(context.state, spec)
     results: dict[_Title, dict[int, list[_CaseResult]]] = {}
+    uplinks = {uplink.name: uplink for uplink in spec.uplinks}
     for case in usability_cases(context, present):
         family = case.packet.family
         if family not in spec.families:
@@ -50,19 +54,48 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
         if switched_off is not None:
             skipped[f"no IPv6 packet was tried by {switched_off}: IPv6 is switched off there (disable_ipv6)"] = None
             continue
-        result = _try(context, case)
+        if lacks_source(context, present, case):
+            skipped[f"{case.device} has no address now to send from, for: {case.entry} (IPv{family})"] = None
+            continue
+        result = _try(context, case, uplinks.get(case.uplink))
         failure = result.failure
-        if failure is not None and context.state.devices and has_no_route(failure.trace):
+        if failure is not None and context.state.devices and _has_no_route_now(failure.trace, uplinks.get(case.uplink)):
             skipped[f"no route exists now for: {case.entry} (IPv{family})"] = None
             continue
         for name in (result.property, "P4"):
             by_family = results.setdefault((name, case.uplink, case.entry, case.origin), {})
             by_family.setdefault(family, []).append(result)
+    skipped |= dict.fromkeys(forward_notes(context, present))
     findings = [_usable(title, by_family) for title, by_family in results.items() if title[0] != "P4"]
     findings += [
         _parity(title, by_family) for title, by_family in results.items() if title[0] == "P4" and len(by_family) == 2
     ]
     return findings, tuple(skipped)
+
+
+def _has_no_route_now(trace: Trace, uplink: UplinkSpec | None) -> bool:
+    """Return True if a packet is unroutable since its own table has no route for it now.
+
+    A packet that an ip rule keeps from the uplink's table stays unroutable when the network comes.
+    """
+    return has_no_route(trace) and starving_rule(trace, uplink) is None
+
+
+def starving_rule(trace: Trace, uplink: UplinkSpec | None) -> IpRule | None:
+    """Return the ip rule that decided for a packet before the uplink's table was looked up, or None.
+
+    The packet has the uplink's mark or a user of its services without a mark; no other packet has to be
+    looked up in that table.
+    """
+    packet = trace.packet
+    if uplink is None:
+        return None
+    if packet.mark & uplink.mask != uplink.value and packet.uid not in uplink.unmarked_uids:
+        return None
+    rules = [step.subject for step in trace.steps if isinstance(step.subject, IpRule)]
+    if any(rule.action == "lookup" and rule.table == uplink.table for rule in rules):
+        return None
+    return rules[-1] if rules else None
 
 
 def _switched_off_device(context: ProofContext, case: UsabilityCase) -> str | None:
@@ -75,7 +108,7 @@ def _switched_off_device(context: ProofContext, case: UsabilityCase) -> str | No
     return next((name for name in devices if name and context.model.is_switched_off(packet.family, name)), None)
 
 
-def _try(context: ProofContext, case: UsabilityCase) -> _CaseResult:
+def _try(context: ProofContext, case: UsabilityCase, uplink: UplinkSpec | None) -> _CaseResult:
     """Trace the packet of a case; first without a log, which suffices if the case is met."""
     packet, name = case.packet, case.property
     is_met = _is_met(context, case, context.model.trace(packet, record=False))
@@ -94,7 +127,11 @@ def _try(context: ProofContext, case: UsabilityCase) -> _CaseResult:
     if is_safe and name in _ONLY_FORBIDDING and not (case.may_equal_unmarked and trace.unanimous):
         return _CaseResult(name, True)
     device = f" by {trace.device}" if trace.device else ""
-    failure = Counterexample(packet, trace, case.device or "", f"{trace.outcome}{device}, mark {trace.mark:#x}")
+    reason = f"{trace.outcome}{device}, mark {trace.mark:#x}"
+    rule = starving_rule(trace, uplink)
+    if rule is not None:
+        reason += f", since ip rule {rule.priority} decides: {ip_text.display_text(rule)}"
+    failure = Counterexample(packet, trace, case.device or "", reason)
     # A packet that is lost violates no property but P3.
     violated = "P3" if is_safe else name
     # A trace that ends in several ways shows of no entry that it cannot be used.
@@ -122,8 +159,11 @@ def _is_met_in_branch(context: ProofContext, case: UsabilityCase, trace: Trace) 
 def _dropped_by_firewall(trace: Trace, uplink: str) -> bool:
     """Return True if a foreign rule dropped the packet.
 
-    Compiled rules count the packets that they drop, in a counter named after the uplink.
+    Compiled rules count the packets that they drop, in a counter named after the uplink. From postrouting on, the
+    guard may have dropped it.
     """
+    if any(step.kind == "hook" and step.text.startswith("postrouting") for step in trace.steps):
+        return False
     last_rules = [step.subject for step in trace.steps[-2:] if isinstance(step.subject, Rule)]
     counters = {
         statement.name for rule in last_rules for statement in rule.statements if isinstance(statement, CounterRef)

@@ -8,15 +8,16 @@ from itertools import islice, product
 
 from attrs import frozen
 
-from ..model.packet import Packet, address_range
-from ..model.symbolic.box import Ranges, points
+from ..model.packet import KERNEL, SOCKET, Packet, address_range
+from ..model.symbolic.box import Ranges, intersect_ranges, points
 from ..model.trace import Trace
 from ..netstate.nft import OriginPath
 from ..netstate.state import NetState
 from .assumptions import TABLE_LOCAL
 from .concretize import concretize, host_ranges
 from .context import ProofContext
-from .spec import Region, Spec
+from .source_addresses import own_sources
+from .spec import Region, Spec, UplinkSpec
 
 _LINK_LOCAL_BITS = 0x3FA  # the upper 10 bits of fe80::/10
 _GROUP_BITS = 0xFF  # the upper 8 bits of ff00::/8
@@ -104,6 +105,22 @@ def needs_device(address: int) -> bool:
     return address >> 118 == _LINK_LOCAL_BITS or address >> 120 == _GROUP_BITS
 
 
+def lacks_source(context: ProofContext, spec: Spec, case: UsabilityCase) -> bool:
+    """Return True if the packet has to leave by an uplink's device that has no such address now."""
+    packet, device = case.packet, case.device
+    uplink = next((uplink for uplink in spec.uplinks if device in uplink.devices), None)
+    if not context.state.devices or case.outcome != "leaves" or uplink is None or device is None:
+        return False
+    if packet.origin not in (SOCKET, KERNEL):
+        return False
+    if packet.source is not None:
+        if any(low <= packet.source <= high for low, high in own_sources(uplink, packet.family)):
+            return False
+        return context.model.address_types.address_type(packet.family, packet.source, device) != "local"
+    is_link_scoped = packet.family == 6 and needs_device(packet.destination)
+    return not is_link_scoped and device_address(context.state, packet.family, device) is None
+
+
 def link_local_address(state: NetState, device: str) -> int:
     """Return the link-local address of a device; fe80::2 if the state has none."""
     low, high = address_range("fe80::/10", 6)
@@ -113,6 +130,17 @@ def link_local_address(state: NetState, device: str) -> int:
             if low <= address <= high:
                 return address
     return low + 2
+
+
+def known_address(state: NetState, uplink: UplinkSpec, family: int) -> int | None:
+    """Return an address of the machine that is one of the uplink's `addresses`; None if it has none."""
+    for route in state.routes:
+        if (route.family, route.table, route.kind) == (family, TABLE_LOCAL, "local"):
+            low, high = address_range(route.destination, family)
+            part = intersect_ranges(((low, high),), uplink.addresses.get(family, ()))
+            if part:
+                return part[0][0]
+    return None
 
 
 def device_address(state: NetState, family: int, device: str) -> int | None:
@@ -126,10 +154,13 @@ def device_address(state: NetState, family: int, device: str) -> int | None:
 
 
 def inside_address(state: NetState, family: int, spec: Spec) -> int | None:
-    """Return an address of a device that is neither an uplink nor lo; None if there is none."""
+    """Return an address of a device that is neither an uplink nor lo, and that no uplink knows; None without one."""
     uplinks = {device for uplink in spec.uplinks for device in uplink.devices}
+    known = [span for uplink in spec.uplinks for span in uplink.addresses.get(family, ())]
     for route in state.routes:
         is_local = (route.family, route.table, route.kind) == (family, TABLE_LOCAL, "local")
         if is_local and route.device and route.device not in (*uplinks, "lo"):
-            return device_address(state, family, route.device)
+            address = device_address(state, family, route.device)
+            if address is not None and not any(low <= address <= high for low, high in known):
+                return address
     return None

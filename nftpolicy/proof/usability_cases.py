@@ -18,16 +18,18 @@ from ..model.packet import (
     evolve_packet,
     parse_address,
 )
-from ..model.symbolic.box import points, subtract_ranges
-from .assumptions import sample_device
+from ..model.symbolic.box import intersect_boxes, merge_ranges, points, subtract_ranges
+from .assumptions import device_matches, sample_device
 from .concretize import REMOTE_ADDRESS, choose
 from .context import ProofContext
 from .entitlement import DNS_PORT
+from .forward_cases import forward_cases
 from .spec import IP_FAMILIES, ServiceSpec, Spec, UplinkSpec
 from .usability_case import (
     UsabilityCase,
     device_address,
     inside_address,
+    known_address,
     link_local_address,
     needs_device,
     region_parts,
@@ -70,6 +72,7 @@ def usability_cases(context: ProofContext, spec: Spec) -> Iterator[UsabilityCase
         yield from _frames(uplink)
         if uplink.resolver is not None:
             yield from _dns(uplink, spec)
+        yield from forward_cases(context, uplink, spec)
     yield from _inside(spec)
 
 
@@ -137,8 +140,7 @@ def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterat
                 for region in (part for full_region in regions for part in region_parts(family, full_region)):
                     frame = sample_packet(context, family, region, FRAME, device)
                     if family == 6:
-                        own_address = link_local_address(context.state, device)
-                        source = own_address if frame.source is None else frame.source
+                        source = frame.source if frame.source == 0 else link_local_address(context.state, device)
                         destination = frame.destination if "daddr" in region.fields else _ALL_NODES
                         frame = evolve_packet(frame, source=source, destination=destination)
                     if device in hooked and region.fields.get("socket") != points(0):
@@ -176,8 +178,9 @@ def _replies(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[
     for reply in uplink.replies:
         for family, regions in reply.headers.items():
             packet = evolve_packet(
-                sample_packet(context, family, regions[0], SOCKET), flow=flow, uid=0, gid=0, dport=40000
-            )
+                sample_packet(context, family, regions[0], SOCKET), flow=flow, uid=0, gid=0, dport=40000,
+                source=device_address(context.state, family, device),
+            )  # fmt: skip
             if packet.protocol == TCP:
                 packet = evolve_packet(packet, fields={("tcp", "flags"): _TCP_ACK})
             by_kernel = evolve_packet(packet, origin=KERNEL, mark=uplink.value)
@@ -209,23 +212,30 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
     """
     mark, origin = (uplink.value, uplink.mask), ("uplink", uplink.name, "answer")
     title = "arriving packets are marked"
+    is_udp = {"protocol": points(UDP)}
+    published = [each.replies.fields for each in uplink.publishes if intersect_boxes(each.replies.fields, is_udp)]
+    ports = subtract_ranges(((1, 0xFFFF),), merge_ranges(pair for fields in published for pair in fields["sport"]))
+    forward_devices = [device for other in spec.uplinks for device in other.forward_devices]
     for family in IP_FAMILIES:
         for device in uplink.devices:
             own_address = device_address(context.state, family, device)
             if own_address is None:
                 continue
-            arriving = Packet(family, own_address, REMOTE_ADDRESS[family], UDP, 40000, 40001, FORWARD, iif=device)
-            yield UsabilityCase(
-                "P3",
-                uplink.name,
-                title,
-                origin,
-                arriving,
-                "delivered",
-                mark=mark,
-                flow_mark=mark,
-                may_be_firewalled=True,
+            arriving = Packet(
+                family,
+                own_address,
+                REMOTE_ADDRESS[family],
+                UDP,
+                40000,
+                choose(ports or None, 40001),
+                FORWARD,
+                iif=device,
             )
+            if ports:
+                yield UsabilityCase(
+                    "P3", uplink.name, title, origin, arriving, "delivered", mark=mark, flow_mark=mark,
+                    may_be_firewalled=True,
+                )  # fmt: skip
             address_inside = inside_address(context.state, family, spec)
             if address_inside is not None:
                 to_inside = evolve_packet(arriving, destination=address_inside)
@@ -245,6 +255,9 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
                 title = "DHCP replies to the client on a bridge"
                 yield UsabilityCase("P3", uplink.name, title, origin, offer, "dropped", mark=mark)
                 title = "arriving packets are marked"
+            known = known_address(context.state, uplink, family)
+            if known is not None:
+                yield from _known_addresses(uplink, evolve_packet(arriving, destination=known))
             forwarded = evolve_packet(arriving, destination=REMOTE_ADDRESS[family] + 1)
             yield UsabilityCase("P2", uplink.name, "no packet is forwarded", origin, forwarded, "dropped")
         for pattern in (spec.inside or ())[:1]:
@@ -255,14 +268,29 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
                 "P2", uplink.name, "replies to the uplink do not leave inside", origin, reply, "dropped",
                 must_not_leave_by=sample_device(pattern),
             )  # fmt: skip
-            marked = Packet(
-                family, REMOTE_ADDRESS[family], REMOTE_ADDRESS[family] + 1, UDP, origin=FORWARD, mark=uplink.value,
-                iif=sample_device(pattern),
-            )  # fmt: skip
-            yield UsabilityCase(
-                "P1", uplink.name, "hosts inside cannot use the mark", origin, marked, "leaves",
-                sample_device(pattern), (0, uplink.mask), may_equal_unmarked=True,
-            )  # fmt: skip
+            inside = map(sample_device, spec.inside or ())
+            for iif in [name for name in inside if not any(device_matches(each, name) for each in forward_devices)][:1]:
+                marked = Packet(
+                    family, REMOTE_ADDRESS[family], REMOTE_ADDRESS[family] + 1, UDP, origin=FORWARD, mark=uplink.value,
+                    iif=iif,
+                )  # fmt: skip
+                yield UsabilityCase(
+                    "P1", uplink.name, "hosts inside cannot use the mark", origin, marked, "leaves",
+                    sample_device(pattern), (0, uplink.mask), may_equal_unmarked=True,
+                )  # fmt: skip
+
+
+def _known_addresses(uplink: UplinkSpec, arriving: Packet) -> Iterator[UsabilityCase]:
+    """Yield a packet to an address of another device that the uplink knows, and the end of a connection from there."""
+    mark, origin, title = (uplink.value, uplink.mask), ("uplink", uplink.name, "addresses"), "addresses"
+    yield UsabilityCase(
+        "P3", uplink.name, title, origin, arriving, "delivered", mark=mark, flow_mark=mark, may_be_firewalled=True
+    )
+    closed = evolve_packet(
+        arriving, destination=arriving.source, source=arriving.destination, protocol=TCP, origin=KERNEL, iif=None,
+        mark=uplink.value, flow=CtInfo("established"),
+    )  # fmt: skip
+    yield UsabilityCase("P3", uplink.name, title, origin, closed, "leaves", uplink.devices[0], mark)
 
 
 def _frames(uplink: UplinkSpec) -> Iterator[UsabilityCase]:

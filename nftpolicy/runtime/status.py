@@ -12,8 +12,9 @@ from ..kernel.interface import Kernel
 from ..netstate.operations import IpRuleChange, NftTransaction, RouteChange, RouteReplacement, SysctlChange
 from ..netstate.state import CounterValues
 from ..policy.objects import Policy
-from .apply.executor import PlannedChange, unwritable_port_message
+from .apply.executor import PlannedChange, link_guard_messages, unwritable_port_message
 from .apply.step_text import plan_lines
+from .foreign_rules import STARVES, ForeignRule, foreign_rules
 from .services.socket_classifier import SocketVerdict
 from .services.socket_verdicts import read_verdicts_or_reason
 
@@ -27,7 +28,10 @@ class Status:
     steps to the policy, as text. `misplaced_routes`: foreign routes over an uplink outside its
     table; they open no path and do not count for `as_expected`. `sockets`: the sockets related to
     an uplink, None if they cannot be read, for the reason in `socket_error`; they do not count for
-    `as_expected`, since the guard drops packets of wrong sockets.
+    `as_expected`, since the guard drops packets of wrong sockets. `foreign_rules`: the ip rules of
+    other programs that conflict with the policy. `notes` say which devices have no
+    link guard, for instance since they are absent, so that no packet can leave by them.
+    `block_reasons` say why watch loaded the block; none if another command did.
     """
 
     policy: Policy
@@ -38,11 +42,19 @@ class Status:
     sockets: tuple[SocketVerdict, ...] | None = None
     socket_error: str = ""
     is_blocked: bool = False
+    foreign_rules: tuple[ForeignRule, ...] = ()
+    notes: tuple[str, ...] = ()
+    block_reasons: tuple[str, ...] = ()
 
     @property
     def as_expected(self) -> bool:
-        """True if the kernel holds exactly the compiled policy, and no block."""
-        return all(self.parts.values()) and not self.is_blocked
+        """True if the kernel holds exactly the compiled policy, no block, and no foreign rule that starves services."""
+        return all(self.parts.values()) and not self.is_blocked and not self.is_starved
+
+    @property
+    def is_starved(self) -> bool:
+        """True if a foreign ip rule decides for all packets of services."""
+        return any(conflict.effect == STARVES for conflict in self.foreign_rules)
 
     @property
     def guarded(self) -> bool:
@@ -55,9 +67,12 @@ class Status:
             "policy": self.policy.name,
             "as_expected": self.as_expected,
             "blocked": self.is_blocked,
+            "block_reasons": list(self.block_reasons),
             "parts": self.parts,
             "differences": list(self.differences),
+            "notes": list(self.notes),
             "strays": list(self.misplaced_routes),
+            "foreign_rules": [conflict.as_json() for conflict in self.foreign_rules],
             "uplinks": {
                 name: {"devices": list(uplink.devices), "mark": str(uplink.mark), "table": uplink.table}
                 for name, uplink in self.policy.uplink.items()
@@ -80,7 +95,7 @@ def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Statu
     changed = {operation.family for step in steps if isinstance(step, NftTransaction) for operation in step.operations}
     parts = {
         "guard": "inet" not in changed,
-        "link guard": not (planned.devices_without_link_guard or planned.unwritable_ports or "netdev" in changed),
+        "link guard": planned.host.has_egress_hook and not planned.unwritable_ports and "netdev" not in changed,
         "ip rules": not any(isinstance(step, IpRuleChange) for step in steps),
         "routes": not any(isinstance(step, RouteChange | RouteReplacement) for step in steps),
         "sysctls": not any(isinstance(step, SysctlChange) for step in steps),
@@ -93,5 +108,7 @@ def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Statu
         counters=kernel.counters(object_names.TABLE),
         sockets=None if sockets is None else tuple(sockets),
         socket_error=trouble,
+        notes=tuple(link_guard_messages(planned.host)),
         is_blocked=any(name == object_names.BLOCK_TABLE for _, name in kernel.table_names()),
+        foreign_rules=foreign_rules(kernel.ip_rules(), policy),
     )

@@ -309,7 +309,6 @@ def ports(
 
 EXEMPT = {
     "DHCPv4 client": ports(68, 67, "255.255.255.255"),
-    "DHCPv4 client with an address": header(at.NEIGHBOUR[4], "255.255.255.255", 68, 67),
     "DHCPv6 client": ports(546, 547, DHCP_SERVERS),
     "router solicitation": icmpv6(133, 255, ALL_ROUTERS),
     "neighbour solicitation": icmpv6(135, 255, "ff02::1:ff00:50"),
@@ -324,6 +323,7 @@ EXEMPT = {
     "IGMPv2 leave": igmp(1, "224.0.0.2", 0x17),
 }
 LOOKALIKES = {
+    "DHCPv4 client with the address of another": header(at.NEIGHBOUR[4], "255.255.255.255", 68, 67),
     "DHCPv4 server": ports(67, 68, "255.255.255.255"),
     "from another port to DHCPv4": ports(6868, 67, "255.255.255.255"),
     "DHCPv4 client to another port": ports(68, 53, at.HOME[4]),

@@ -101,6 +101,22 @@ def test_dhcp_routes_end_in_uplink_table_only(made: Guarded, watched: Watched) -
     assert "udp/ipv4/marked" in marked_by_the_wan(made)
 
 
+def test_new_router_in_the_same_network_takes_over(made: Guarded, watched: Watched) -> None:
+    """The network's route is in the uplink's table, and still the kernel finds the gateway of a route in main."""
+    lab = made.lab
+    lab.wan_down()
+    lab.wan_up()
+    in_order(made, 4, *HALVES[4], at.HOME_NET[4])
+
+    def defaults() -> list[str]:
+        return [route for route in routes(made, 4).get(str(TABLE), ()) if route.startswith("default")]
+
+    for router in (at.NEIGHBOUR[4], at.HOME[4]):
+        lab.node.ip(f"route replace default via {router} dev {at.WAN} metric 10 proto dhcp")
+        wait_until(lambda router=router: defaults() == [f"default {router}"], PATIENCE, f"the route by {router}")
+        in_order(made, 4, *HALVES[4], at.HOME_NET[4])
+
+
 def test_control_without_route_keeper_routes_are_in_main(made: Guarded) -> None:
     """Control of these tests: the same machine, with a `watch` that leaves routes unchanged."""
     with Watched(made, "--leave-routes"):

@@ -235,12 +235,12 @@ def test_runner_ip_rule_repair_keeps_counters(applied: Router) -> None:
 def test_runner_accepts_rules_made_by_netifd(applied: Router) -> None:
     """netifd deletes all rules when it starts, and adds those of UCI again, which have no protocol."""
     applied.space.ip("rule flush", "rule add priority 32766 lookup main", "rule add priority 510 fwmark 1/1 lookup 1")
-    applied.space.ip("rule add priority 515 fwmark 1/1 unreachable", "rule add priority 900 lookup main")
+    applied.space.ip("rule add priority 515 fwmark 1/1 unreachable")
     applied.space.ip("rule add priority 40000 unreachable")
-    applied.nftpolicy("reconcile")  # adds the rules for DNS queries, which older versions of netifd would misread
+    applied.nftpolicy("reconcile")  # adds the rules that older versions of netifd would misread
     assert right(applied)
     rules = applied.space.run(["ip", "-4", "rule"]).stdout.splitlines()
-    assert {line.partition(":")[0] for line in rules if "proto 78" in line} == {"33000"}
+    assert {line.partition(":")[0] for line in rules if "proto 78" in line} == {"870", "33000"}
     applied.ash("-c", "ip rule del priority 40000")
     applied.nftpolicy("reconcile")
     assert "40000:\tfrom all unreachable proto 78" in applied.space.run(["ip", "rule"]).stdout

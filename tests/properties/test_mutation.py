@@ -95,6 +95,12 @@ IDLE = {
         (r"match (gone|negated): .* lte.identity: .*\[ct mark ", "there are no answers"),
         (r"element gone: .*@lte.users", "only a resolver asks who its clients are"),
     ],
+    "12-forward": [
+        (r"inward: .*\[?ct direction reply|rules gone: .*inward: ", "answers with NAT: tests/leaks/test_forward.py"),
+        (r"match gone: .*identity: .*fib saddr type local .*\[meta iifname ", "no other packet has such a source"),
+        (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
+        (r"element gone: .*@wan.groups", "only a resolver asks who its clients are"),
+    ],
     "03-two-uplinks": [(r"match (gone|negated): .* lte.identity: .*\[ct mark ", "there are no answers")],
     "vpn-killswitch": [
         (r"match gone: .*\bidentity: .*\[ct mark ", "there are no answers"),

@@ -9,7 +9,7 @@ from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, SOCKET, TCP, UDP
 from nftpolicy.model.trace import Model
 from nftpolicy.netstate.formats import nft_text
-from nftpolicy.proof.assumptions import add_assumed_environment
+from nftpolicy.proof.assumptions import add_assumed_environment, device_matches
 from nftpolicy.proof.policy_spec import EXEMPTIONS, build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED, REFUTED, worst
@@ -29,6 +29,8 @@ def excuse(policy, packet, walk):
     began = packet.iif in uplink.devices if packet.origin == FORWARD else uplink.mark.matches(packet.mark)
     if began:
         return "it began with the mark, or arrived by the uplink"
+    if is_forwarded(policy, uplink, packet, walk):
+        return "a forward"
     flow = packet.flow
     if flow.direction == "reply" and flow.state != "new" and uplink.mark.matches(flow.mark):
         return "a reply in a flow that began at the uplink"
@@ -38,6 +40,25 @@ def excuse(policy, packet, walk):
     ):
         return entitlement(policy, packet, walk)  # who needs no mark may do what he may with it
     return next((word for word in uplink.exempt if is_exempt(word, packet, walk)), None)
+
+
+def is_forwarded(policy, uplink, packet, walk):
+    """Return True if a packet of another machine is one of a forward of the uplink."""
+    if packet.origin != FORWARD or packet.flow.direction != "original":
+        return False
+    return any(
+        policy.uplink[one.uplink] is uplink
+        and packet.family in one.families
+        and any(device_matches(pattern, packet.iif) for pattern in one.devices)
+        and (not one.source or any(holds(net, packet.family, packet.source) for net in one.source))
+        and may_reach(one, packet, walk)
+        for one in policy.forward.values()
+    )
+
+
+def holds(network, family, address):
+    low, high = int(network.network_address), int(network.broadcast_address)
+    return network.version == family and low <= address <= high
 
 
 def is_exempt(word, packet, walk):
@@ -145,7 +166,11 @@ def entitlement(policy, packet, walk):
         return "the resolver"
     if any(word in ("mld", "igmp") and is_exempt(word, packet, walk) for word in uplink.exempt):
         return "a report that wears the mark by accident"
+    if is_forwarded(policy, uplink, packet, walk):
+        return "a forward"
     if packet.flow.direction == "reply" and uplink.mark.matches(packet.flow.mark):
+        if any(one.uplink == name and is_published(one, packet) for one in policy.publish.values()):
+            return "a published port"
         return "an answer" if is_answer(uplink, packet) else None
     if not packet.has_socket and packet.protocol == UDP:
         return "a service of the kernel" if any(not one.sport for one in mine) else closed_connection_reason(packet)
@@ -169,16 +194,20 @@ def is_from_lent_port(service, packet):
 
 def may_reach(service, packet, walk):
     """Return True if the service may send to the destination."""
-    near = not service.to or any(
-        int(net.network_address) <= walk.destination <= int(net.broadcast_address)
-        for net in service.to
-        if net.version == packet.family
-    )
+    near = not service.to or any(holds(net, packet.family, walk.destination) for net in service.to)
     numbers = {"tcp": TCP, "udp": UDP}
     fits = not service.ports or any(
         numbers[port.protocol] == packet.protocol and port.low <= walk.dport <= port.high for port in service.ports
     )
     return near and fits
+
+
+def is_published(publish, packet):
+    number = {"tcp": TCP, "udp": UDP}[publish.port.protocol]
+    return (packet.iif, packet.protocol) == (
+        publish.to,
+        number,
+    ) and publish.port.low <= packet.sport <= publish.port.high
 
 
 def is_answer(uplink, packet):

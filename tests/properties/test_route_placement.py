@@ -45,9 +45,9 @@ def apply_moves(all_routes, todo):
             protocol = one.route.protocol if one.new_protocol is None else one.new_protocol
             moved = evolve(one.route, table=one.target.table, protocol=protocol)
             if moved.family == 4:  # it takes the place of another one
-                place = route_placement._route_key(moved)
+                place = route_placement.route_key(moved)
                 found = [
-                    each for each in found if each.table != moved.table or route_placement._route_key(each) != place
+                    each for each in found if each.table != moved.table or route_placement.route_key(each) != place
                 ]
             found.append(moved)
     return found

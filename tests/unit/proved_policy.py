@@ -7,6 +7,7 @@ from nftpolicy.netstate.nft import (
     ACCEPT,
     Bitwise,
     Chain,
+    Fib,
     Hook,
     Match,
     Meta,
@@ -58,6 +59,7 @@ IPV4, IPV6 = Match(Meta("nfproto"), "ipv4"), Match(Meta("nfproto"), "ipv6")
 # meta nfproto is NFPROTO_NETDEV in a table of family netdev.
 AT_EGRESS = {IPV4: Match(Meta("protocol"), "ip"), IPV6: Match(Meta("protocol"), "ip6")}
 MARKED = Match(Bitwise(Meta("mark"), and_mask=0xFF), 1)
+OWN_SOURCE = Match(Fib("type", ("saddr", "oif")), "local")
 UNMARKED = Match(Bitwise(Meta("mark"), and_mask=0xFF), 0)
 FRAGMENT = Match(Bitwise(Payload("ip", "frag-off"), and_mask=0x1FFF), 0, "!=")
 
@@ -67,8 +69,12 @@ def udp(**ports):
 
 
 def with_first_rule(state, *matches, hooks=("postrouting", "egress"), devices=("wan",)):
-    """Return the state with a rule that accepts at the start of the base chains of some hooks."""
-    rules = {"inet": Rule((*matches, ACCEPT))}
+    """Return the state with a rule that accepts at the start of the base chains of some hooks.
+
+    It accepts no packet from an address of another device: another finding is about those.
+    """
+    own_source = (OWN_SOURCE,) if "postrouting" in hooks else ()
+    rules = {"inet": Rule((*matches, *own_source, ACCEPT))}
     rules["netdev"] = Rule((*(AT_EGRESS.get(match, match) for match in matches), ACCEPT))
     tables = []
     for table in state.tables:

@@ -4,15 +4,14 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, SOCKET, parse_address
-from nftpolicy.netstate.nft import ACCEPT, DROP, Chain, Fwd, Hook, Mangle, Match, Meta, Rule, Table
+from nftpolicy.netstate.nft import ACCEPT, Chain, Fwd, Hook, Mangle, Match, Meta, Rule, Table
 from nftpolicy.netstate.routing import IpRule, Route
 from nftpolicy.netstate.state import NetState
 from nftpolicy.proof.context import ProofContext
-from nftpolicy.proof.counterexample import search_leaks, search_mark_misuse, search_misrouted, search_outcome
+from nftpolicy.proof.counterexample import search_leaks, search_mark_misuse, search_outcome
 from nftpolicy.proof.lemmas import Violation
-from nftpolicy.proof.mark_confinement import check_ip_rules
 from nftpolicy.proof.policy_spec import exemption
-from nftpolicy.proof.spec import Spec, UplinkSpec
+from nftpolicy.proof.spec import UplinkSpec
 
 UPLINK = UplinkSpec("wan", ("wan",), 1, 0xFF, 7)
 LOCAL = tuple(IpRule(family, 0, table=255, protocol=2) for family in (4, 6))
@@ -184,45 +183,4 @@ def test_region_of_one_device_is_tried_there(device, stray):
 def test_misuse_that_cannot_be_followed_is_named():
     unknown = context(chain(Rule((Match(Meta("oifname"), "lan"), Fwd("lan")))))
     examples, unsupported = search_mark_misuse(unknown, UPLINK, [marked(unknown)] * 2, stray=True)
-    assert (examples, len(unsupported)) == ([], 1)
-
-
-BY_MARK = IpRule(4, 5, table=9, mark=1, mask=0xFF)
-AWAY = Route(4, 9, device="lan")
-
-
-def test_ip_rule_for_the_mark_to_another_device_is_found():
-    examples, unsupported = search_misrouted(context(rules=(BY_MARK,), routes=(*ROUTES, AWAY)), UPLINK, 4)
-    assert {(one.device, one.reason, one.packet.mark) for one in examples} == {("lan", "it leaves by lan", 1)}
-    assert unsupported == []
-
-
-def test_finding_about_ip_rules_has_each_packet_once():
-    where = context(rules=(BY_MARK,), routes=(*ROUTES, AWAY))
-    found = next(check_ip_rules(where, Spec((UPLINK,), ("lan",)), UPLINK))
-    assert [one.packet for one in found.examples] == [one.packet for one in search_misrouted(where, UPLINK, 4)[0]]
-    assert all(one.reason.startswith("it leaves by lan: ") for one in found.examples)
-
-
-@pytest.mark.parametrize(
-    ("rule", "route"),
-    [
-        (evolve(BY_MARK, mark=2), AWAY),
-        (BY_MARK, evolve(AWAY, device="wan")),
-        (BY_MARK, evolve(AWAY, table=8)),
-        (evolve(BY_MARK, action="nop"), AWAY),
-    ],
-)
-def test_ip_rule_that_misroutes_no_marked_packet_is_not_found(rule, route):
-    routes = tuple(one for one in ROUTES if one.destination != "10.0.0.0/24")
-    assert search_misrouted(context(rules=(rule,), routes=(*routes, route)), UPLINK, 4) == ([], [])
-
-
-def test_misrouted_packet_that_a_chain_drops_is_not_found():
-    guard = chain(Rule((Match(Meta("oifname"), "lan"), DROP)))
-    assert search_misrouted(context(guard, rules=(BY_MARK,), routes=(*ROUTES, AWAY)), UPLINK, 4) == ([], [])
-    clears = chain(Rule((Mangle(Meta("mark"), 0),)))
-    assert search_misrouted(context(clears, rules=(BY_MARK,), routes=(*ROUTES, AWAY)), UPLINK, 4) == ([], [])
-    unknown = chain(Rule((Match(Meta("oifname"), "lan"), Fwd("lan"))))
-    examples, unsupported = search_misrouted(context(unknown, rules=(BY_MARK,), routes=(*ROUTES, AWAY)), UPLINK, 4)
     assert (examples, len(unsupported)) == ([], 1)

@@ -183,6 +183,14 @@ def test_set_that_differs_in_more_than_elements_is_replaced(change: dict[str, ob
     assert [operation.verb for operation in operations] == ["delete", "add", "add"]
 
 
+def test_elements_that_packets_add_are_no_difference() -> None:
+    of_packets = evolve(elements("192.0.2.1"), flags=frozenset({"dynamic", "timeout"}))
+    empty = evolve(of_packets, elements=frozenset())
+    assert diff_tables(table(of_packets), table(empty)) == []
+    other = evolve(empty, timeout=60)
+    assert [operation.verb for operation in diff_tables(table(of_packets), table(other))] == ["delete", "add"]
+
+
 @pytest.mark.parametrize(
     "change",
     [{"type": "route"}, {"hook": "postrouting"}, {"priority": 1}, {"device": "wan"}, {"devices": frozenset({"wan"})}],

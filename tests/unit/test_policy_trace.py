@@ -188,6 +188,7 @@ def test_reply_leaves_if_the_policy_answers_its_port(family: int, sport: int, ex
     flow = CtInfo("established", "reply", 1)
     fields = {("tcp", "flags"): 0x10}
     reply = packet(family, at.HOME[family], protocol=TCP, sport=sport, uid=0, gid=0, flow=flow, fields=fields)
+    reply = evolve(reply, source=parse_address(NODE_WAN[family]))
     assert end(guarded_node(), reply) == expected
 
 

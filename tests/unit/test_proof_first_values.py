@@ -25,8 +25,6 @@ from nftpolicy.netstate.nft import (
     Tproxy,
     Verdict,
 )
-from nftpolicy.netstate.routing import IpRule, Route
-from nftpolicy.proof.candidates import misrouted_packets
 from nftpolicy.proof.concretize import concretize
 from nftpolicy.proof.context import ProofContext
 from tests.unit.test_proof import (
@@ -70,17 +68,6 @@ def test_packet_of_a_box_begins_without_marks_that_rules_set(flow_state, flow_ma
     assert marked.keys() <= space.max_values.keys()
     packet = concretize(space, {**marked, "ct.state": ((flow_state, flow_state),)}, origin)
     assert (packet.mark, packet.flow.mark) == (mark, flow_mark)
-
-
-def test_misrouted_packet_is_not_one_of_another_host():
-    sample = state(*GUARD)
-    rule = IpRule(4, 100, "lookup", 100, iif="vpn")
-    away = evolve(
-        sample, rules=(rule, *sample.rules), routes=(*sample.routes, Route(4, 100, "default", "unicast", device="lan"))
-    )
-    packets = list(misrouted_packets(ProofContext(away, UPLINK.devices, (UPLINK.mask,)), UPLINK, 4))
-    assert packets
-    assert {packet.origin for packet in packets} <= {"socket", "kernel"}
 
 
 def forwarding(*matches_of_rules):

@@ -9,7 +9,7 @@ from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, SOCKET, CtInfo, Packe
 from nftpolicy.netstate.nft import Chain, Hook, Table
 from nftpolicy.netstate.routing import IpRule, Nexthop, Route
 from nftpolicy.netstate.state import NetState
-from nftpolicy.proof.candidates import candidate_packets, misrouted_packets
+from nftpolicy.proof.candidates import candidate_packets
 from nftpolicy.proof.concretize import choose, concretize, host_ranges
 from nftpolicy.proof.context import ProofContext
 from nftpolicy.proof.counterexample import is_entitled, is_exempt
@@ -296,15 +296,6 @@ def test_supported_violation_is_tried_first():
     ]
     found = candidate_packets(context, UPLINK, KERNEL, 4, "wan", violations)
     assert [packet.dport for packet in found] == [3, 1]
-
-
-def test_misrouted_packet_has_the_mark_and_takes_another_device():
-    state = NetState(
-        (), (IpRule(4, 5, table=9), IpRule(4, 6, table=9, iif="lan")), (evolve(DEFAULT, device="lan"), DEFAULT, LOCAL)
-    )
-    found = list(misrouted_packets(ProofContext(state, UPLINK.devices, (UPLINK.mask,)), UPLINK, 4))
-    assert [(packet.origin, packet.mark) for packet in found] == [(SOCKET, 1), (KERNEL, 1)]
-    assert list(misrouted_packets(ProofContext(state, UPLINK.devices, (UPLINK.mask,)), UPLINK, 6)) == []
 
 
 # --- allowed packets ------------------------------------------------------------------------

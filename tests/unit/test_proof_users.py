@@ -6,7 +6,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.compiler.object_names import USER_RULE_PRIORITY, USER_UNREACHABLE_PRIORITY
+from nftpolicy.compiler.object_names import USER_RULE_PRIORITY
 from nftpolicy.model.packet import FRAME
 from nftpolicy.netstate.nft import (
     ACCEPT,
@@ -21,10 +21,11 @@ from nftpolicy.netstate.nft import (
     Table,
 )
 from nftpolicy.netstate.routing import TABLE_MAIN, IpRule
+from nftpolicy.netstate.state import Device
 from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
-from nftpolicy.proof.verdict import PROVED, REFUTED, UNKNOWN
+from nftpolicy.proof.verdict import PROVED, REFUTED
 from tests.finding_invariants import assert_findings_are_sound
 
 POLICY = load((Path(__file__).parents[1] / "golden" / "11-uid-rule" / "policy.toml").read_bytes())[0]
@@ -132,30 +133,37 @@ def test_missing_mark_rule_of_the_user_refutes_p3():
     assert (found.property_verdict("P1"), found.property_verdict("P3")) == (PROVED, REFUTED)
 
 
-WRONG_IP_RULES = {
-    "no way to the table": (lambda rules: [one for one in rules if not (one.uids and one.action == "lookup")],
-                            "no ip rule sends the packets of user"),
-    "no end behind it": (lambda rules: [one for one in rules if one.priority != USER_UNREACHABLE_PRIORITY],
-                         "packets of user 901 may be looked up in table 254"),
-    "another way before it": (
-        lambda rules: [*rules, *(IpRule(f, USER_RULE_PRIORITY - 1, table=TABLE_MAIN, uids=(900, 999)) for f in (4, 6))],
-        "packets of user 901 may be looked up in table 254"),
-    "for more than the user": (
-        lambda rules: [evolve(one, uids=(901, 950)) if one.uids == (901, 901) else one for one in rules],
-        "packets without the mark may be looked up in table 10"),
-    "for others than the user": (
-        lambda rules: [evolve(one, invert=True) if one.uids == (901, 901) else one for one in rules],
-        "packets without the mark may be looked up in table 10"),
-}  # fmt: skip
+STARVING_RULES = {
+    "no rule to the table": lambda rules: [one for one in rules if not (one.uids and one.table in (10, 20))],
+    "another lookup before it": lambda rules: [
+        *rules,
+        *(IpRule(family, USER_RULE_PRIORITY - 1, table=TABLE_MAIN, uids=(900, 999)) for family in (4, 6)),
+    ],
+    "an error before it": lambda rules: [*rules, *(IpRule(family, 3, action="prohibit") for family in (4, 6))],
+    "for others than the user": lambda rules: [
+        evolve(one, invert=True) if one.uids == (901, 901) else one for one in rules
+    ],
+}
 
 
-@pytest.mark.parametrize("name", WRONG_IP_RULES)
-def test_wrong_ip_rules_refute_p2(name):
-    change, said = WRONG_IP_RULES[name]
-    rules = tuple(sorted(change(STATE.rules), key=lambda one: (one.family, one.priority)))
+@pytest.mark.parametrize("name", STARVING_RULES)
+def test_rules_that_starve_a_user_refute_p3(name):
+    rules = tuple(sorted(STARVING_RULES[name](STATE.rules), key=lambda one: (one.family, one.priority)))
     found = proof_of(evolve(STATE, rules=rules))
-    assert found.property_verdict("P2") in (REFUTED, UNKNOWN)
-    assert any(said in finding.detail for finding in found.findings), [one.detail for one in found.findings]
+    assert (found.property_verdict("P2"), found.property_verdict("P3")) == (PROVED, REFUTED)
+
+
+@pytest.mark.parametrize("action", ["prohibit", "unreachable"])
+def test_error_of_a_foreign_rule_refutes_p3_on_a_machine(action):
+    """A packet without a route now is not tried on a machine with devices; an ip rule's error is there for good."""
+    names = ("lo", "bat0", "br-client", "br-wan", "wwan0")
+    machine = evolve(STATE, devices=tuple(Device(name) for name in names))
+    assert proof_of(machine).property_verdict("P3") == PROVED
+    rules = tuple(IpRule(family, 3, action=action, uids=(901, 901)) for family in (4, 6))
+    starved = proof_of(evolve(machine, rules=(*rules, *STATE.rules)))
+    assert starved.property_verdict("P3") == REFUTED
+    assert any(f"since ip rule 3 decides: priority 3 from all uidrange 901-901 {action}" in one.detail
+               for one in starved.findings)  # fmt: skip
 
 
 def test_mark_rules_precede_user_rules():

@@ -3,6 +3,8 @@
 import errno
 import socket
 import struct
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from attrs import evolve
@@ -12,8 +14,10 @@ from nftpolicy.kernel.netlink.attributes import attribute
 from nftpolicy.kernel.netlink.monitor import ChangeSet
 from nftpolicy.kernel.netlink.route_mover import KernelRoute, RouteListing
 from nftpolicy.netstate.routing import Route
+from nftpolicy.policy.load import load
+from nftpolicy.runtime.apply.state_dir import StateDir
 from nftpolicy.runtime.watch.route_keeper import SETTLE_SECONDS, RouteKeeper, misplaced_routes
-from tests.unit.test_watch import POLICY
+from tests.unit.test_watch import POLICY, TOML
 
 DEFAULT = Route(4, 254, gateway="192.0.2.1", device="br-wan", protocol=3)
 CONNECTED = Route(4, 254, "192.0.2.0/24", device="br-wan", protocol=2, prefsrc="192.0.2.2")
@@ -21,14 +25,21 @@ BY_RA = Route(6, 254, gateway="fe80::1", device="br-wan", metric=1024, protocol=
 ROUTED = ChangeSet(route_added=True)
 
 
+def unreachable(network):
+    return Route(6 if ":" in network else 4, 254, network, "unreachable", metric=0xFFFFFFFE)
+
+
 class RouteMemory:
     """Routes of a kernel in memory, with the environment of the route keeper."""
+
+    directory = Path()  # set for each test
 
     def __init__(self, *routes: Route) -> None:
         self.held, self.at, self.log, self.done = list(routes), 100.0, [], []
         self.refuse: dict[str, int] = {}
         self.known = {"br-wan": ("192.0.2.2/24",)}
         self.routes, self.now = self, lambda: self.at
+        self.applier = SimpleNamespace(state_dir=StateDir(self.directory))
         self.too_many: tuple[tuple[str, int], ...] = ()
 
     def log_event(self, event, facts):
@@ -42,6 +53,15 @@ class RouteMemory:
 
     def addresses(self, devices):
         return self.known
+
+    def unreachable_networks(self):
+        return {one.destination: KernelRoute(one, b"") for one in self.held if one.kind == "unreachable"}
+
+    def add_unreachable(self, network):
+        if code := self.refuse.get("unreachable"):
+            return code
+        self.held.append(unreachable(str(network)))
+        return 0
 
     def install(self, kernel_route, table, protocol=None):
         if code := self.refuse.get("put"):
@@ -60,6 +80,11 @@ class RouteMemory:
 
     def events(self, name):
         return [facts for event, facts in self.log if event == name]
+
+
+@pytest.fixture(autouse=True)
+def state_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr(RouteMemory, "directory", tmp_path)
 
 
 def started_keeper(memory):
@@ -250,3 +275,55 @@ def test_moves_of_one_turn_are_limited() -> None:
         memory.at += 2
         keeper.process(ChangeSet())
     assert all(route.table == 1 for route in memory.held)
+
+
+def test_private_networks_are_unreachable_before_routes_move() -> None:
+    connected = evolve(CONNECTED, destination="192.168.7.0/24", prefsrc="192.168.7.2")
+    memory = RouteMemory(connected)
+    memory.known = {"br-wan": ("192.168.7.2/24", "fd77::2/64", "fe80::2/64", "2001:db8::2/64", "10.0.0.9/32")}
+    keeper = started_keeper(memory)
+    assert memory.held == [
+        connected,
+        unreachable("192.168.7.0/24"),
+        unreachable("fd77::/64"),
+        evolve(connected, table=1),
+    ]
+    assert memory.events("private-networks") == [{"unreachable": ["192.168.7.0/24", "fd77::/64"]}]
+    memory.known = {"br-wan": ("fd77::2/64",)}
+    memory.at += 5
+    keeper.process(ChangeSet(addresses=True))
+    assert [one.destination for one in memory.held if one.kind == "unreachable"] == ["fd77::/64"]
+
+
+def test_deleted_unreachable_route_is_added_again() -> None:
+    memory = RouteMemory()
+    memory.known = {"br-wan": ("10.1.2.3/8",)}
+    keeper = started_keeper(memory)
+    memory.held.clear()
+    memory.at += 1
+    keeper.process(ChangeSet(deleted_routes=[unreachable("10.0.0.0/8")]))
+    assert memory.held == [unreachable("10.0.0.0/8")]
+
+
+def test_refused_unreachable_route_is_logged_once() -> None:
+    memory = RouteMemory()
+    memory.known = {"br-wan": ("10.1.2.3/8",)}
+    memory.refuse["unreachable"] = errno.ENOBUFS
+    keeper = started_keeper(memory)
+    for _ in range(3):
+        memory.at = keeper.due()
+        keeper.process(ChangeSet())
+    assert [facts["what"] for facts in memory.events("failed")] == ["unreachable 10.0.0.0/8"]
+
+
+def test_network_of_uplink_that_answers_udp_stays_reachable() -> None:
+    memory = RouteMemory()
+    memory.known = {"br-wan": ("10.1.2.3/8",)}
+    keeper = RouteKeeper(memory)
+    keeper.set_policy(load(TOML.replace(b'["ssh"]', b'["ssh", "udp/5555"]'))[0])
+    keeper.process(ChangeSet())
+    assert memory.held == []
+    keeper.set_policy(POLICY)
+    memory.at += 1
+    keeper.process(ChangeSet())
+    assert memory.held == [unreachable("10.0.0.0/8")]

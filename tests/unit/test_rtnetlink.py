@@ -207,6 +207,8 @@ LOOKUP = {"family": socket.AF_INET, "priority": 5, "action": 1, "protocol": 78, 
             IpRule(4, 5, table=100, iif="lo", l4proto=17, dports=(53, 53)),
             {**LOOKUP, "iifname": "lo", "ip_proto": 17, "dport_range": "53:53"},
         ),
+        (IpRule(4, 5, table=100, oif="wan"), {**LOOKUP, "oifname": "wan"}),
+        (IpRule(4, 5, table=100, l4proto=17, sports=(1, 2)), {**LOOKUP, "ip_proto": 17, "sport_range": "1:2"}),
         *(
             (IpRule(4, 5, action), {"family": socket.AF_INET, "priority": 5, "action": code, "protocol": 78})
             for action, code in (("nop", 3), ("blackhole", 6), ("unreachable", 7), ("prohibit", 8))
@@ -222,8 +224,6 @@ def test_rule_is_written_with_exactly_its_keys(writer: FakeWriter, rule: IpRule,
 @pytest.mark.parametrize(
     "selector",
     [
-        {"oif": "wan"},
-        {"sports": (1, 2)},
         {"source": "10.0.0.0/8"},
         {"goto": 0},
         {"suppress_prefix": 0},

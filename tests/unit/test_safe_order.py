@@ -260,7 +260,7 @@ def test_frames_are_part_of_each_state():
 
 
 def test_frames_are_an_assumption_without_egress_hook():
-    planned = evolve(without_link_guard(FIRST), devices_without_link_guard=frozenset({"wan"}))
+    planned = evolve(without_link_guard(FIRST), host=HostFacts(has_egress_hook=False))
     order = search(planned)
     assert order.verdict == "proved"
     assert any("AF_PACKET" in one and "wan" in one for one in order.own_proofs[-1].proof.assumptions)
@@ -276,9 +276,9 @@ def test_frames_are_part_of_the_old_policys_states():
 
 def test_bridge_ports_are_part_of_each_state():
     ports = {"wan": ("port0", "port1")}
-    whole = evolve(change(compile_policy(policy(), HostFacts(ports))), bridge_ports=ports)
+    whole = evolve(change(compile_policy(policy(), HostFacts(ports))), host=HostFacts(ports))
     assert search(whole).verdict == "proved"
-    without_ports = evolve(change(compile_policy(policy())), bridge_ports=ports)
+    without_ports = evolve(change(compile_policy(policy())), host=HostFacts(ports))
     with pytest.raises(NoSafeOrder):
         search(without_ports)
     assert prove_desired(without_ports, policy(), FakeKernel()).verdict == "refuted"
@@ -288,7 +288,6 @@ def test_desired_state_is_proved_for_the_families_of_the_machine():
     rules = tuple(rule for rule in FIRST.desired.rules if rule.family == 4)
     only4 = change(evolve(FIRST.desired, rules=rules))
     assert prove_desired(only4, policy(), FakeKernel(families=(4,))).verdict == "proved"
-    assert prove_desired(only4, policy(), FakeKernel()).verdict == "unknown"
     assert not any(one.property in ("P3", "P4") for one in prove_desired(FIRST, policy(), FakeKernel()).findings)
 
 
@@ -330,7 +329,8 @@ def apply(kernel, path, text=TEXT, **options):
 def machine(*tables, unhooked=()):
     paths = {sysctl.path for each in (TEXT, OTHER_TEXT) for sysctl in compile_policy(policy(each)).sysctls}
     state = NetState(tables, sysctls=tuple(Sysctl(path, "9") for path in sorted(paths)))
-    return FakeKernel(state, ("wan", "lan"), without_egress_hook=unhooked)
+    present = {"wan", "lan"} - set(unhooked)  # a kernel before 6.18 hooks no chain at an absent device
+    return FakeKernel(state, present, without_egress_hook=unhooked)
 
 
 @pytest.fixture(autouse=True)

@@ -641,7 +641,7 @@ def test_release_removes_the_block(enforcing: WatchRun) -> None:
     enforcing.hear(ours_changed=True, files=True, deleted_families={"inet", "netdev"})
     enforcing.pass_time()
     assert enforcing.kernel.tables == {}
-    assert enforcing.events() == ["unblocked", "released"]
+    assert enforcing.events() == ["blocked", "unblocked", "released"]
     assert enforcing.watch.desired is None
 
 
@@ -675,11 +675,11 @@ def foreign_marking_state() -> NetState:
 
 
 def test_foreign_ip_rule_does_not_block(enforcing: WatchRun) -> None:
-    """Keep the uplinks open if a proof is unknown: another program may add ip rules of its own."""
+    """Keep the uplinks open: the guard holds what another program's ip rule leads elsewhere."""
     enforcing.kernel.rules += [IpRule(family, 100, table=100, mark=1, mask=1, protocol=4) for family in (4, 6)]
     enforcing.hear(foreign_rules_changed=True)
     enforcing.pass_time()
-    assert (enforcing.events(), enforcing.watch.verdict) == (["proof"], "unknown")
+    assert (enforcing.events(), enforcing.watch.verdict) == (["foreign-rule"], "proved")
     assert not any(name == object_names.BLOCK_TABLE for _, name in enforcing.kernel.tables)
 
 

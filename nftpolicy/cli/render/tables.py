@@ -29,6 +29,8 @@ def print_status(state: Status) -> None:
     if state.is_blocked:
         stopped = "the uplinks are stopped: table nftpolicy-block, loaded by watch or apply"
         parts.add_row("block", styled(stopped, "red"))
+    if state.is_starved:
+        parts.add_row("services", styled("starved by foreign ip rules, named below", "red"))
     console.print(parts)
     console.print()
     console.print(_counter_table(state))

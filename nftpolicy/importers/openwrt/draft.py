@@ -20,10 +20,10 @@ from .services import ServiceCandidate, service_candidates, tunnels_without_serv
 from .uci_parser import ParsedSection
 from .uplinks import NotImportable, Packages, UplinkCandidate, uplink_candidates, wan_zones
 
-_NOT_REACHED = "its ip rules come after those of a policy (priority 910), so they never match while one is in force"
+_NO_MARK = "its ip rules stay in force, but set no uplink's mark, so the guard drops what they lead to an uplink"
 _NOT_MAPPED = {
-    "pbr": f"pbr routes packets of other hosts; {_NOT_REACHED}",
-    "mwan3": f"mwan3 balances packets of other hosts over uplinks; {_NOT_REACHED}",
+    "pbr": f"pbr routes packets of other hosts; {_NO_MARK}",
+    "mwan3": f"mwan3 balances packets of other hosts over uplinks; {_NO_MARK}",
 }
 
 

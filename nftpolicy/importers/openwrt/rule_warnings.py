@@ -65,7 +65,7 @@ def rule_warnings(section: ParsedSection, rule: IpRule) -> Iterator[UciWarning]:
     if not section.get("priority"):
         fact = f"it is {rule.priority} only while no other {section.type} precedes it in the file"
         yield UciWarning(section.location(), f"{section.title}: no priority: {fact}")
-    elif rule.priority > _MAIN_PRIORITY and not section.get("action"):
+    elif rule.priority > _MAIN_PRIORITY and rule.action == "lookup":
         fact = "is after table main (32766); a default route there matches first"
         yield UciWarning(section.location("priority"), f"{section.title}: priority {rule.priority} {fact}")
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
-from ...compiler import guard, ip_rules, query_routing
+from ...compiler import guard, ip_rules, query_routing, reply_routing
 from ...compiler.sysctls import required_sysctls
 from ...generated_text import CheckedText, device_name, fill, join, scoped_address, sysctl_path, word, words
 from ...netstate.formats import nft_text
@@ -28,7 +28,11 @@ def router_plan(policy: Policy, link_guard: bool = True) -> CheckedText:
     """Return the text of the plan file."""
     lines = [fill("policy {name}", name=word(policy.name))]
     # Not in UCI: netifd before 2025 reads neither ipproto nor dport, and would route all packets so.
-    for rule in (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy)):
+    for rule in (
+        *ip_rules.ip_rules(policy),
+        *query_routing.ip_rules(policy),
+        *reply_routing.ip_rules(policy),
+    ):
         lines.append(fill("rule{family} {rule}", family=rule.family, rule=_rule(rule)))
     for route in (*ip_rules.uplink_routes(policy), *query_routing.routes(policy)):
         lines.append(fill("route{family} {route}", family=route.family, route=_route(route)))
@@ -57,7 +61,7 @@ def require_expressible(rule: IpRule, *more: str) -> IpRule:
 
 
 def _rule(item: IpRule) -> CheckedText:
-    rule = require_expressible(item, "iif", "l4proto", "dports")
+    rule = require_expressible(item, "iif", "oif", "l4proto", "dports", "sports")
     parts = [fill("{priority}: from all", priority=rule.priority)]
     if rule.destination:
         parts.append(fill("to {prefix}", prefix=word(rule.destination)))
@@ -66,10 +70,15 @@ def _rule(item: IpRule) -> CheckedText:
         parts.append(fill(template, mark=rule.mark, mask=rule.mask))
     if rule.iif:
         parts.append(fill("iif {device}", device=device_name(rule.iif)))
+    if rule.oif:
+        parts.append(fill("oif {device}", device=device_name(rule.oif)))
     if rule.uids:
         parts.append(fill("uidrange {low}-{high}", low=rule.uids[0], high=rule.uids[1]))
     if rule.l4proto:
         parts.append(fill("ipproto ipproto-{protocol}", protocol=rule.l4proto))
+    if rule.sports:
+        low, high = rule.sports
+        parts.append(fill("sport {low}-{high}" if low != high else "sport {low}", low=low, high=high))
     if rule.dports:
         low, high = rule.dports
         parts.append(fill("dport {low}-{high}" if low != high else "dport {low}", low=low, high=high))

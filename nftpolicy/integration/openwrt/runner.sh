@@ -37,7 +37,7 @@ ip_families() {
 
 # --- ip rules and routes ---------------------------------------------------------------------
 
-kernel_rules() { ip -N "-$1" rule show | sed 's/:[[:space:]]*/: /;s/[[:space:]]*$//'; }
+kernel_rules() { ip -N "-$1" rule show | sed 's/ \[detached\]//;s/:[[:space:]]*/: /;s/[[:space:]]*$//'; }
 
 # Routes of nftpolicy only, without the flags that the kernel adds.
 kernel_routes() {
@@ -205,7 +205,12 @@ accepted_link_text() {
 	return 0
 }
 
-list_table() { nft -s list table "$1" "$2" 2>/dev/null | sed -e 1d -e '/^$/d' -e '/^	flags dormant$/d'; }
+# Packets add the elements of the sets *.peers4 and the like, so these are left out.
+list_table() {
+	nft -s list table "$1" "$2" 2>/dev/null | sed -e 1d -e '/^$/d' -e '/^	flags dormant$/d' \
+		-e '/^	set [^ ]*\.peers[46] {$/,/^	}$/{/elements = {.*}$/d;/elements = {/,/}$/d;}' \
+		-e '/^	set [^ ]*\.asked[46] {$/,/^	}$/{/elements = {.*}$/d;/elements = {/,/}$/d;}'
+}
 
 # Print the expected listing of a table: load it as a dormant table with another name, and list that.
 # So the comparison does not depend on how this nft formats a listing. Arguments: family, text.

@@ -2,7 +2,7 @@
 """Numbers and fixed structures of the netlink protocols, named as in the kernel's headers.
 
 Sources in include/uapi/linux: netlink.h, rtnetlink.h, fib_rules.h, if_link.h, if_addr.h,
-neighbour.h, icmpv6.h, inet_diag.h, sock_diag.h, netfilter/nfnetlink.h, netfilter/nf_tables.h,
+neighbour.h, icmpv6.h, ipv6_route.h, inet_diag.h, sock_diag.h, netfilter/nfnetlink.h, netfilter/nf_tables.h,
 netfilter/nfnetlink_conntrack.h, netfilter/nf_conntrack_common.h.
 """
 
@@ -19,7 +19,7 @@ AF_BRIDGE = 7
 NETLINK_ROUTE, NETLINK_SOCK_DIAG, NETLINK_XFRM, NETLINK_NETFILTER = 0, 4, 6, 12
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP_INTR, NLM_F_DUMP = 0x1, 0x4, 0x10, 0x300
-NLM_F_REPLACE, NLM_F_CREATE = 0x100, 0x400
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 SOL_NETLINK, NETLINK_ADD_MEMBERSHIP, NETLINK_GET_STRICT_CHK = 270, 1, 12
 NLA_F_NESTED, NLA_TYPE_MASK = 0x8000, 0x3FFF
 NLMSGHDR = struct.Struct("=IHHII")  # length, type, flags, sequence number, port of the sender
@@ -130,3 +130,11 @@ CTA_TUPLE_IP, CTA_TUPLE_PROTO = 1, 2
 CTA_IP_V4_SRC, CTA_IP_V4_DST, CTA_IP_V6_SRC, CTA_IP_V6_DST = 1, 2, 3, 4
 CTA_PROTO_NUM, CTA_PROTO_SRC_PORT, CTA_PROTO_DST_PORT = 1, 2, 3
 IPS_SEEN_REPLY = 0x2
+
+# --- ipv6_route.h, sockios.h ---
+
+SIOCADDRT = 0x890B
+IN6_RTMSG = struct.Struct("@16s16s16sIHHILIi")  # struct in6_rtmsg
+RTF_UP, RTF_GATEWAY, RTF_DEFAULT, RTF_ADDRCONF, RTF_EXPIRES = 0x1, 0x2, 0x10000, 0x40000, 0x400000
+RTF_PREFERENCE = {"medium": 0, "high": 0x0800_0000, "low": 0x1800_0000}  # RTF_PREF()
+USER_HZ = 100  # of `info`, a lifetime

@@ -8,15 +8,18 @@ sources and unsupported attributes stay (include/uapi/linux/rtnetlink.h).
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
 import struct
 from collections.abc import Collection, Iterator
 from contextlib import suppress
+from ipaddress import IPv4Network, IPv6Network
 from itertools import islice
+from pathlib import Path
 
 from attrs import field, frozen
 
-from ...netstate.routing import Route
+from ...netstate.routing import ROUTE_TYPES, RTPROT_NFTPOLICY, TABLE_MAIN, WORST_METRIC, Route
 from ..errors import DumpInterrupted
 from . import constants as nl
 from . import rtnl_decode as messages
@@ -25,6 +28,7 @@ from .socket import Message, NetlinkSocket
 
 _GATEWAYS = frozenset((nl.RTA_GATEWAY, nl.RTA_VIA))
 _U32 = struct.Struct("=I")
+_KINDS = {name: number for number, name in ROUTE_TYPES.items()}
 
 
 MAX_ROUTES = 512  # of one device and family
@@ -47,26 +51,30 @@ class KernelRoute:
     """A route of the kernel, with the body of the message that described it."""
 
     route: Route
-    _message: bytes = field(repr=False, eq=False)
+    message: bytes = field(repr=False, eq=False)
 
-    def request(self, table: int, protocol: int | None = None, expires: int | None = None) -> bytes:
+    def request(
+        self, table: int, protocol: int | None = None, expires: int | None = None, makes_onlink: bool = True
+    ) -> bytes:
         """Return the body of a request about this route in a table.
 
-        `protocol` replaces its routing protocol; `expires` is its lifetime in seconds.
+        `protocol` replaces its routing protocol; `expires` is its lifetime in seconds. `makes_onlink`:
+        gateways become onlink.
         """
-        family, dst_length, src_length, tos, _, owner, scope, kind, flags = nl.RTMSG.unpack_from(self._message)
-        route_attributes = list(attributes(self._message, nl.RTMSG.size, len(self._message)))
+        family, dst_length, src_length, tos, _, owner, scope, kind, flags = nl.RTMSG.unpack_from(self.message)
+        route_attributes = list(attributes(self.message, nl.RTMSG.size, len(self.message)))
         # RTA_CACHEINFO is output only; RTA_TABLE and RTA_EXPIRES are written below.
         dropped = {nl.RTA_CACHEINFO, nl.RTA_TABLE, nl.RTA_EXPIRES}
         if any(number == nl.RTA_NH_ID for number, _ in route_attributes):
             dropped |= {nl.RTA_OIF, nl.RTA_GATEWAY, nl.RTA_VIA, nl.RTA_MULTIPATH}  # the nexthop object holds these
         parts = [
-            (number, _onlink_nexthops(raw) if number == nl.RTA_MULTIPATH else raw)
+            (number, _configured_nexthops(raw, makes_onlink) if number == nl.RTA_MULTIPATH else raw)
             for number, raw in route_attributes
             if number not in dropped
         ]
         # A gateway that was reached by a route of its old table may have none in the new one.
-        flags = nl.RTNH_F_ONLINK if any(number in _GATEWAYS for number, _ in parts) else flags & nl.RTNH_F_ONLINK
+        onlink = makes_onlink and any(number in _GATEWAYS for number, _ in parts)
+        flags = nl.RTNH_F_ONLINK if onlink else flags & nl.RTNH_F_ONLINK
         parts.append((nl.RTA_TABLE, _U32.pack(table)))
         if expires:
             parts.append((nl.RTA_EXPIRES, _U32.pack(expires)))
@@ -75,15 +83,20 @@ class KernelRoute:
         return header + b"".join(attribute(*part) for part in parts)
 
 
-def _onlink_nexthops(raw: bytes) -> bytes:
-    """Return the nexthops of a route with their gateways onlink, and none of them dead."""
+def decode_kernel_route(message: bytes) -> KernelRoute:
+    """Return the route that the body of a message describes. Raises ValueError or struct.error for another text."""
+    return KernelRoute(messages.decode_route(message, 0, len(message), _DeviceNames()), message)
+
+
+def _configured_nexthops(raw: bytes, makes_onlink: bool) -> bytes:
+    """Return the nexthops of a route without the state of the kernel; `makes_onlink`: with their gateways onlink."""
     nexthops: list[bytes] = []
     offset = 0
     while offset + nl.RTNEXTHOP.size <= len(raw):
         length, flags, hops, index = nl.RTNEXTHOP.unpack_from(raw, offset)
         parts = raw[offset + nl.RTNEXTHOP.size : offset + length]
         has_gateway = any(number in _GATEWAYS for number, _ in attributes(parts, 0, len(parts)))
-        flags = nl.RTNH_F_ONLINK if has_gateway else flags & nl.RTNH_F_ONLINK
+        flags = nl.RTNH_F_ONLINK if has_gateway and makes_onlink else flags & nl.RTNH_F_ONLINK
         nexthops += [nl.RTNEXTHOP.pack(length, flags, hops, index) + parts, bytes(-length % 4)]
         offset += max(length, nl.RTNEXTHOP.size) + 3 & ~3
     return b"".join(nexthops)
@@ -177,10 +190,82 @@ class RouteMover:
         )
         return 0 if code == errno.EEXIST else code
 
+    def restore(self, kernel_route: KernelRoute, expires: int | None) -> int:
+        """Add the route to its own table as it was; return the errno, 0 also if it, or one in its place, is there.
+
+        `expires` is the lifetime in seconds that is left; None: without end.
+        """
+        route = kernel_route.route
+        is_default = (
+            route.family == 6 and route.table == TABLE_MAIN and route.destination == "default" and route.gateway
+        )
+        if is_default and expires is not None and _accepts_advertisements(route.device):
+            return _add_learned_default(route, expires)
+        body = kernel_route.request(route.table, expires=expires, makes_onlink=False)
+        # IPv6 takes another route of the same metric beside it, and refuses the same route in any case.
+        flags = nl.NLM_F_CREATE | (nl.NLM_F_EXCL if route.family == 4 else 0)
+        code = self._netlink.change(nl.RTM_NEWROUTE, body, flags)
+        return 0 if code == errno.EEXIST else code
+
+    def unreachable_networks(self) -> dict[str, KernelRoute]:
+        """Return network -> route of nftpolicy's unreachable routes in table main.
+
+        Raises DumpInterrupted or OSError.
+        """
+        routes: dict[str, KernelRoute] = {}
+        for family in nl.ADDRESS_FAMILY.values():
+            # Kernels before 4.20 ignore the filter and return all routes.
+            body = nl.RTMSG.pack(family, 0, 0, 0, 0, RTPROT_NFTPOLICY, 0, _KINDS["unreachable"], 0)
+            with suppress(_NoFamily):
+                for raw, start, end in self._dump(nl.RTM_GETROUTE, body):
+                    if raw[start + nl.RTMSG_PROTOCOL_OFFSET] == RTPROT_NFTPOLICY:
+                        kernel_route = decode_kernel_route(raw[start:end])
+                        route = kernel_route.route
+                        if (route.table, route.kind) == (TABLE_MAIN, "unreachable"):
+                            routes[route.destination] = kernel_route
+        return routes
+
+    def add_unreachable(self, network: IPv4Network | IPv6Network) -> int:
+        """Add an unreachable route of nftpolicy to table main, behind all others; return the errno, or 0."""
+        family, kind = nl.ADDRESS_FAMILY[network.version], _KINDS["unreachable"]
+        body = nl.RTMSG.pack(family, network.prefixlen, 0, 0, TABLE_MAIN, RTPROT_NFTPOLICY, 0, kind, 0)
+        body += attribute(nl.RTA_DST, network.network_address.packed) + attribute(
+            nl.RTA_PRIORITY, _U32.pack(WORST_METRIC)
+        )
+        code = self._netlink.change(nl.RTM_NEWROUTE, body, nl.NLM_F_CREATE | nl.NLM_F_EXCL)
+        return 0 if code == errno.EEXIST else code
+
     def delete(self, kernel_route: KernelRoute) -> int:
         """Delete the route from its own table; return the errno, 0 if it is not there any more."""
         code = self._netlink.change(nl.RTM_DELROUTE, kernel_route.request(kernel_route.route.table))
         return 0 if code == errno.ESRCH else code
+
+
+def _accepts_advertisements(device: str | None) -> bool:
+    """Return True if the kernel itself learns routes from router advertisements on this device."""
+    try:
+        return Path(f"/proc/sys/net/ipv6/conf/{device}/accept_ra").read_text().strip() != "0"
+    except OSError:
+        return False
+
+
+def _add_learned_default(route: Route, expires: int) -> int:
+    """Add an IPv6 default route of table main as the kernel does for a router advertisement; return the errno.
+
+    A route by rtnetlink has no RTF_DEFAULT: the kernel would not find it with the next advertisement, fail to add
+    its own, and ignore the rest of the advertisement (ndisc_router_discovery in net/ipv6/ndisc.c).
+    """
+    flags = nl.RTF_UP | nl.RTF_GATEWAY | nl.RTF_DEFAULT | nl.RTF_ADDRCONF | nl.RTF_EXPIRES
+    flags |= nl.RTF_PREFERENCE[route.preference]
+    try:
+        gateway, index = socket.inet_pton(socket.AF_INET6, str(route.gateway)), socket.if_nametoindex(str(route.device))
+        info = expires * nl.USER_HZ
+        body = nl.IN6_RTMSG.pack(bytes(16), bytes(16), gateway, 0, 0, 0, route.metric, info, flags, index)
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as inet6:
+            fcntl.ioctl(inet6, nl.SIOCADDRT, body)
+    except OSError as error:
+        return 0 if error.errno == errno.EEXIST else error.errno or errno.EIO
+    return 0
 
 
 class _NoFamily(Exception):

@@ -66,7 +66,7 @@ def _rule_keys(rule: IpRule) -> dict[str, Any]:
 
     Raises ValueError for a selector that is not listed here.
     """
-    unsupported = (rule.oif, rule.sports, rule.source, rule.goto)
+    unsupported = (rule.source, rule.goto)
     suppressors = (rule.suppress_prefix, rule.suppress_group)
     if any(value is not None for value in (*unsupported, *suppressors)) or rule.tos or rule.invert or rule.l3mdev:
         raise ValueError(f"unsupported selector in a rule to write: {rule}")
@@ -87,10 +87,13 @@ def _rule_keys(rule: IpRule) -> dict[str, Any]:
         keys["uid_range"] = f"{rule.uids[0]}:{rule.uids[1]}"
     if rule.iif is not None:
         keys["iifname"] = rule.iif
+    if rule.oif is not None:
+        keys["oifname"] = rule.oif
     if rule.l4proto is not None:
         keys["ip_proto"] = rule.l4proto
-    if rule.dports:
-        keys["dport_range"] = f"{rule.dports[0]}:{rule.dports[1]}"
+    for key, ports in (("sport_range", rule.sports), ("dport_range", rule.dports)):
+        if ports:
+            keys[key] = f"{ports[0]}:{ports[1]}"
     return keys
 
 

@@ -7,7 +7,7 @@ left as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from attrs import Factory, evolve, frozen
@@ -20,7 +20,7 @@ from ...kernel.errors import StepRefused, SysctlMissing
 from ...kernel.interface import Kernel
 from ...netstate.formats.nft_text_values import can_hook
 from ...netstate.operations import Step, SysctlChange
-from ...netstate.routing import RTPROT_NFTPOLICY, Sysctl
+from ...netstate.routing import RTPROT_NFTPOLICY, TABLE_MAIN, Sysctl
 from ...netstate.state import NetState
 from ...planner.plan import Plan, plan, writable_part
 from ...policy.objects import Policy
@@ -59,17 +59,14 @@ _SYSCTL_ATTEMPTS = 2
 class PlannedChange:
     """A planned change: the observed state, the desired state, and the plan between them.
 
-    `devices_without_link_guard` are uplink devices without a link guard, since this kernel cannot
-    hook a chain there now; `bridge_ports` maps the bridges among the uplinks' devices to their
-    ports. `unwritable_ports` are the ports of these that no guard can be hooked at, since nft text
-    cannot carry their names.
+    `host` has the facts that the desired state depends on. `unwritable_ports` are the ports of
+    bridges that no guard can be hooked at, since nft text cannot carry their names.
     """
 
     observed: NetState
     desired: NetState
     plan: Plan
-    devices_without_link_guard: frozenset[str] = frozenset()
-    bridge_ports: Mapping[str, Sequence[str]] = Factory(dict)
+    host: HostFacts = Factory(HostFacts)
     unwritable_ports: frozenset[str] = frozenset()
 
 
@@ -85,7 +82,7 @@ def plan_change(kernel: Kernel, policy: Policy, state_dir: StateDir) -> PlannedC
     restored = tuple(Sysctl(path, value) for path, value in original.items() if path not in set_now)
     desired = evolve(desired, sysctls=(*desired.sysctls, *restored))
     steps = plan(observed, desired)
-    return PlannedChange(observed, desired, steps, facts.unhookable_devices, facts.bridge_ports, unwritable)
+    return PlannedChange(observed, desired, steps, facts, unwritable)
 
 
 def read_host_facts(
@@ -98,7 +95,7 @@ def read_host_facts(
     devices = [device for uplink in policy.uplink.values() for device in uplink.devices]
     has_table = observed.table("netdev", object_names.TABLE) is not None
     link_guard = has_table or kernel.supports_egress_hook("lo")
-    unhooked = _unhooked(kernel, observed, devices) if link_guard else frozenset(devices)
+    unhooked = _unhooked(kernel, observed, devices) if link_guard else frozenset()
     ports = kernel.bridge_ports(devices)
     writable = {device: tuple(filter(can_hook, names)) for device, names in ports.items()}
     unwritable = frozenset(port for names in ports.values() for port in names if not can_hook(port))
@@ -110,6 +107,14 @@ def unwritable_port_message(port: str) -> str:
     return f"port {port}: no link guard against AF_PACKET sockets, since nft text cannot carry its name: rename it"
 
 
+def link_guard_messages(host: HostFacts) -> Iterator[str]:
+    """Yield a message about each device that has no link guard, and about a kernel that has none."""
+    if not host.has_egress_hook:
+        yield "this kernel has no netdev egress hook: frames of AF_PACKET sockets are not guarded"
+    for device in sorted(host.unhookable_devices):
+        yield f"device {device} is absent; its link guard is added when it appears (by watch, or by the next apply)"
+
+
 def _unhooked(kernel: Kernel, observed: NetState, devices: list[str]) -> frozenset[str]:
     """Return the absent devices that this kernel cannot hook (before about Linux 6.18)."""
     hooked = {chain.hook.device for table in observed.tables for chain in table.chains if chain.hook}
@@ -118,7 +123,15 @@ def _unhooked(kernel: Kernel, observed: NetState, devices: list[str]) -> frozens
 
 
 def read_own_state(kernel: Kernel, paths: list[str]) -> NetState:
-    """Read nftpolicy's own objects in the kernel, and the sysctls at `paths`."""
+    """Read nftpolicy's own objects in the kernel, and the sysctls at `paths`.
+
+    Its routes in table main belong to the route keeper of watch, and to no desired state.
+    """
+    state = _read_everything(kernel, paths)
+    return evolve(state, routes=tuple(route for route in state.routes if route.table != TABLE_MAIN))
+
+
+def _read_everything(kernel: Kernel, paths: list[str]) -> NetState:
     return kernel.read_own(object_names.TABLE, object_names.FAMILIES, RTPROT_NFTPOLICY, paths)
 
 
@@ -155,7 +168,7 @@ def _remaining_steps(kernel: Kernel, desired: NetState) -> Plan:
 def plan_release(kernel: Kernel, state_dir: StateDir) -> PlannedChange:
     """Read the kernel and plan to remove every object of nftpolicy. Changes nothing."""
     original = state_dir.saved_sysctls()
-    observed = read_own_state(kernel, list(original))
+    observed = _read_everything(kernel, list(original))
     desired = NetState(sysctls=tuple(Sysctl(path, value) for path, value in original.items()))
     return PlannedChange(observed, desired, plan(observed, desired))
 
@@ -188,6 +201,22 @@ def run_plan(
             raise
         completed.append(step)
         on_step()
+
+
+def run_release(kernel: Kernel, planned: Plan, state_dir: StateDir, on_step: OnStep = lambda: None) -> Plan:
+    """Run the steps of a release; return the steps that remain, none if all of nftpolicy is gone.
+
+    A release is not undone: if a step is refused, since another process changed the same objects, what is there then
+    is removed.
+    """
+    with suppress(StepRefused, RollbackFailed):
+        run_plan(kernel, planned, on_step)
+    for _ in range(_RESTORE_ATTEMPTS):
+        missing = plan_release(kernel, state_dir).plan
+        if not missing.steps:
+            break
+        _run_ignoring_refusals(kernel, missing.steps)
+    return plan_release(kernel, state_dir).plan
 
 
 def _apply_unless_gone(kernel: Kernel, step: Step) -> bool:

@@ -38,7 +38,7 @@ class StateDir:
     def policy(self) -> tuple[str, bytes] | None:
         """Return file name and text of the policy that was applied last, or None."""
         try:
-            name = read_private(self.directory / "name").decode()
+            name = read_private(self.directory / "name").decode(errors="replace")
             return name, read_private(self.directory / "policy.toml")
         except FileNotFoundError:
             return None

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from attrs import evolve
 
 from ...compiler import object_names
+from ...compiler.compile import HostFacts
 from ...kernel.interface import Kernel
 from ...netstate.nft import Table
 from ...netstate.state import NetState
@@ -16,6 +17,7 @@ from ...planner.plan import Plan, candidate_plans, plan_via_block
 from ...policy.objects import Policy
 from ...proof.policy_spec import build_spec
 from ...proof.prover import prove
+from ...proof.spec import Spec
 from ...proof.transition_proof import NamedSpec, prove_states
 from ...proof.verdict import PROVED, REFUTED, UNKNOWN, Proof
 from .errors import NoSafeOrder
@@ -28,13 +30,18 @@ def prove_desired(planned: PlannedChange, policy: Policy, kernel: Kernel) -> Pro
 
     Usability (P3, P4) is not checked here; 'nftpolicy check' does.
     """
-    spec = evolve(
-        build_spec(policy, planned.bridge_ports),
-        frames=not planned.devices_without_link_guard,
-        families=kernel.ip_families(),
-        loopback_families=kernel.loopback_families(),
-    )
+    spec = evolve(spec_on_host(policy, planned.host), families=kernel.ip_families())
     return prove(planned.desired, spec, usability=False)
+
+
+def spec_on_host(policy: Policy, host: HostFacts) -> Spec:
+    """Return the spec of a policy on a host; frames are part of it only where a chain can be hooked."""
+    return evolve(
+        build_spec(policy, host.bridge_ports),
+        frames=host.has_egress_hook,
+        absent_devices=host.unhookable_devices,
+        loopback_families=host.loopback_families,
+    )
 
 
 def find_safe_order(
@@ -84,10 +91,7 @@ def _is_safe(order: ProvedOrder, ignore_foreign: bool) -> bool:
 
 
 def _spec(planned: PlannedChange, policy: Policy, name: str) -> NamedSpec:
-    """Return the spec of a policy; frames are part of it only if every device can be hooked."""
-    return NamedSpec(
-        name, evolve(build_spec(policy, planned.bridge_ports), frames=not planned.devices_without_link_guard)
-    )
+    return NamedSpec(name, spec_on_host(policy, planned.host))
 
 
 def _spec_in_force(planned: PlannedChange, policies: Iterable[Policy]) -> NamedSpec | None:

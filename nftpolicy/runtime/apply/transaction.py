@@ -11,17 +11,19 @@ from typing import TYPE_CHECKING
 from attrs import Factory, evolve, frozen
 
 from ...compiler import object_names
-from ...compiler.compile import HostFacts
+from ...exceptions import NftpolicyError
 from ...kernel.interface import Kernel
 from ...netstate.nft import Table
 from ...netstate.operations import NftOperation, NftTransaction
 from ...policy.errors import PolicyError
 from ...policy.objects import Policy
 from .errors import PolicyNotProved
-from .executor import PlannedChange, apply_change, plan_change, plan_release, run_plan
+from .executor import PlannedChange, apply_change, plan_change, plan_release, run_release
 from .history import current_history as history
 from .journal import InterruptedChange, PolicySource
+from .moved_routes import MovedRouteFile, RestoredRoutes, restore_routes
 from .state_dir import StateDir
+from .step_text import plan_lines
 
 if TYPE_CHECKING:
     from ...proof.transition_proof import StateProof
@@ -47,7 +49,7 @@ class ChangeOptions:
     during the change. `ignore_foreign`: apply also if a foreign ruleset lets packets leak.
     """
 
-    wait: float = 0
+    wait: float = 5  # watch holds the lock for a moment whenever it repairs
     via_block: bool = False
     ignore_foreign: bool = False
 
@@ -56,8 +58,8 @@ class ChangeOptions:
 class CheckedPlan:
     """A planned change with its proof.
 
-    `order` is None if nothing has to be done; `previous` is the policy that is most likely in
-    force; `interrupted` is an earlier change that was not completed.
+    `order` is None if nothing has to be done, or if a release could not be proved; `previous` is
+    the policy that is most likely in force; `interrupted` is an earlier change that was not completed.
     """
 
     planned: PlannedChange
@@ -73,7 +75,7 @@ class CheckedPlan:
 
 @frozen
 class ChangeReport:
-    """Report of a change, in lines for the user: warnings, and the connections that were closed."""
+    """Report of a change, in lines for the user: warnings; connections that were closed, routes put back."""
 
     warnings: tuple[str, ...] = ()
     cleanup_lines: tuple[str, ...] = ()
@@ -122,7 +124,12 @@ class PolicyApplier:
             proof = prove_desired(planned, after, self.kernel)
             if proof.verdict != PROVED:
                 raise PolicyNotProved(proof)
-        order = self._safe_order(planned, earlier, after)
+        try:
+            order = self._safe_order(planned, earlier, after)
+        except (NftpolicyError, OSError):
+            if target is not None:
+                raise
+            return CheckedPlan(planned, None, before, interrupted)  # what opens the uplinks needs no proof
         return CheckedPlan(evolve(planned, plan=order.plan), order, before, interrupted)
 
     def _safe_order(self, planned: PlannedChange, earlier: list[Policy], after: Policy | None) -> ProvedOrder:
@@ -130,10 +137,8 @@ class PolicyApplier:
         if self.options.via_block:
             from ...compiler.block import block_tables
 
-            hooks = any(table.family == "netdev" for table in planned.desired.tables)
-            machine = HostFacts(planned.bridge_ports, hooks, planned.devices_without_link_guard)
             policies = [policy for policy in (*earlier, after) if policy is not None]
-            tables = block_tables(policies, machine)
+            tables = block_tables(policies, planned.host)
         from .step_order import find_safe_order
 
         ignore_foreign = self.options.ignore_foreign or after is None
@@ -171,7 +176,9 @@ class PolicyApplier:
         if not checked.step_count:
             self._unblock()
             self.state_dir.journal.clear()
-            return ChangeReport(tuple(self._record(target, why, repeats, begun)))
+            warnings = tuple(self._record(target, why, repeats, begun))
+            restored = self._restore_routes(target)
+            return ChangeReport((*warnings, *restored.warnings), restored.lines)
         before = self.state_dir.policy()
         if before is None and checked.interrupted is not None:
             before = checked.interrupted.before
@@ -180,14 +187,31 @@ class PolicyApplier:
             self._sweep_flows(checked, target) as flows,
             self.state_dir.journal.record(checked.step_count, before, after) as writer,
         ):
+            remaining: list[str] = []
             if target is None:
-                run_plan(self.kernel, checked.planned.plan, writer.count_step, checked.planned.observed)
+                missing = run_release(self.kernel, checked.planned.plan, self.state_dir, writer.count_step)
+                remaining = [f"the kernel refused: {line}" for line in plan_lines(missing)]
             else:
                 apply_change(self.kernel, checked.planned, self.state_dir, writer.count_step)
             self._unblock()
-            warnings = tuple(self._record(target, why, repeats, begun))
+            warnings = (*remaining, *self._record(target, why, repeats, begun))
+        restored = self._restore_routes(target)
         cleanup = self._close_stale(checked.previous, target.policy if target is not None else None)
-        return ChangeReport(warnings, (*flows(), *cleanup))
+        return ChangeReport((*warnings, *restored.warnings), (*flows(), *restored.lines, *cleanup))
+
+    def _restore_routes(self, target: TargetPolicy | None) -> RestoredRoutes:
+        """Put back the routes that `watch` moved, as far as their devices are of no uplink now."""
+        uplinks = target.policy.uplink.values() if target is not None else ()
+        access = self.kernel.route_mover()
+        if access is None:
+            return RestoredRoutes()
+        try:
+            devices = frozenset(device for uplink in uplinks for device in uplink.devices)
+            return restore_routes(access, MovedRouteFile(self.state_dir.directory), devices)
+        except OSError as error:
+            return RestoredRoutes(warnings=(f"routes that watch moved were not put back: {error.strerror}",))
+        finally:
+            access.close()
 
     @contextmanager
     def _sweep_flows(self, checked: CheckedPlan, target: TargetPolicy | None) -> Iterator[Callable[[], list[str]]]:

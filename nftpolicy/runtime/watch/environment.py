@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterable
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,6 +71,14 @@ class RouteAccess(Protocol):
 
     def install(self, kernel_route: KernelRoute, table: int, protocol: int | None = None) -> int:
         """Add a copy of a route to a table; return 0 or an errno."""
+        ...
+
+    def unreachable_networks(self) -> dict[str, KernelRoute]:
+        """Return network -> route of nftpolicy's unreachable routes in table main."""
+        ...
+
+    def add_unreachable(self, network: IPv4Network | IPv6Network) -> int:
+        """Add an unreachable route of nftpolicy to table main; return 0 or an errno."""
         ...
 
     def delete(self, kernel_route: KernelRoute) -> int:

@@ -11,16 +11,19 @@ from ...compiler import object_names
 from ...kernel.interface import Kernel
 from ...netstate.state import NetState
 from ...policy.objects import Policy
-from ...proof.policy_spec import build_spec
 from ...proof.prover import prove
-from ...proof.verdict import PROVED, UNKNOWN
+from ...proof.verdict import PROVED, REFUTED, UNKNOWN, Finding
 from ..apply.executor import plan_change
+from ..apply.step_order import spec_on_host
 from ..apply.transaction import PolicyApplier
+from ..foreign_rules import STARVES, foreign_rules
 
 # A neighbour can cause any number of routes. These take 2 s and 70 MB to prove.
 MAX_ROUTES = 20_000
 _TOO_MANY_ROUTES = -1  # stands for the hash of such a state
 _MAX_FAILURES = 6  # reported findings
+_MAX_FOREIGN_RULES = 20  # reported
+_LEAKING = ("leaves", "delivered")  # outcomes of a trace
 
 
 def run_full_check(
@@ -44,6 +47,8 @@ def run_full_check(
             "state": _TOO_MANY_ROUTES,
             "verdict": UNKNOWN,
             "failures": [failure],
+            "leak_verdict": UNKNOWN,
+            "leaks": [],
         }
     state = kernel.read_all()
     tables = tuple(table for table in state.tables if table.name not in object_names.AUXILIARY_TABLES)
@@ -51,30 +56,37 @@ def run_full_check(
     state_hash = hash(_relevant_parts(state))
     if state_hash == known_hash:
         return {"differs": False, "unwritable_ports": ports, "state": state_hash, "verdict": "", "failures": []}
-    spec = evolve(
-        build_spec(policy, planned.bridge_ports),
-        frames=not planned.devices_without_link_guard,
-        families=kernel.ip_families(),
-    )
+    spec = evolve(spec_on_host(policy, planned.host), families=kernel.ip_families())
     proof = prove(state, spec, usability=False)
-    failures = []
-    for finding in proof.findings:
-        if finding.deciding and finding.verdict != PROVED:
-            parts = (
-                finding.property,
-                finding.uplink,
-                finding.verdict,
-                finding.subject,
-                finding.detail,
-            )
-            failures.append(" ".join(filter(None, (*parts, *finding.unsupported[:1]))))
+    failed = [finding for finding in proof.findings if finding.deciding and finding.verdict != PROVED]
+    leaks = [finding for finding in failed if _has_leak(finding)]
+    may_leak = any(finding.verdict == UNKNOWN for finding in failed)
     return {
         "differs": False,
         "unwritable_ports": ports,
         "state": state_hash,
         "verdict": proof.verdict,
-        "failures": failures[:_MAX_FAILURES],
+        "foreign_rules": [
+            {"what": str(conflict), "starves": conflict.effect == STARVES}
+            for conflict in foreign_rules(state.rules, policy)[:_MAX_FOREIGN_RULES]
+        ],
+        "failures": list(map(_finding_text, failed[:_MAX_FAILURES])),
+        "leak_verdict": REFUTED if leaks else UNKNOWN if may_leak else PROVED,
+        "leaks": list(map(_finding_text, leaks[:_MAX_FAILURES])),
     }
+
+
+def _has_leak(finding: Finding) -> bool:
+    """Return True if a packet of the finding gets where it must not: it leaves, or reaches the uplink's resolver.
+
+    Other refutations cost a service its connection, and no block helps against that.
+    """
+    return any(example.trace.outcome in _LEAKING for example in finding.examples)
+
+
+def _finding_text(finding: Finding) -> str:
+    parts = (finding.property, finding.uplink, finding.verdict, finding.subject, finding.detail)
+    return " ".join(filter(None, (*parts, *finding.unsupported[:1])))
 
 
 def _relevant_parts(state: NetState) -> object:

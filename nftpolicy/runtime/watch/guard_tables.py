@@ -14,6 +14,7 @@ from ...kernel.errors import StepRefused
 from ...netstate.nft import Table
 from ...netstate.operations import IpRuleChange
 from ...policy.objects import Policy
+from ..apply.block_reason import WAY_OUT, BlockReasonFile
 from ..apply.executor import unwritable_port_message
 from . import repair_plan
 from .environment import Environment
@@ -31,6 +32,7 @@ class GuardTables:
         self.is_blocked = False
         self._blocked_ports: frozenset[str] = frozenset()  # those that were blocked last, or refused
         self._shadow: tuple[Table, ...] = ()  # the loaded shadow guard
+        self._reason = BlockReasonFile(environment.applier.state_dir.directory)
 
     def load_shadow(self, tables: tuple[Table, ...]) -> None:
         """Replace the shadow guard by these tables; () removes it.
@@ -98,13 +100,20 @@ class GuardTables:
         self.is_blocked = bool(self._loaded_block())
         return self.is_blocked
 
-    def block(self, policy: Policy, machine: HostFacts) -> bool:
-        """Block the uplinks of a policy; return True if all tables are loaded."""
+    def block(self, policy: Policy, machine: HostFacts, reasons: Sequence[str] = ()) -> bool:
+        """Block the uplinks of a policy; return True if all tables are loaded.
+
+        `reasons` are logged, and kept for `nftpolicy status`, unless the uplinks were blocked before.
+        """
         loaded = [
             self._load(f"block {table.family}", [repair_plan.replace_table_text(table)])
             for table in block_tables([policy], machine)
         ]
-        self.is_blocked = any(loaded)
+        was_blocked, self.is_blocked = self.is_blocked, any(loaded)
+        if self.is_blocked and not was_blocked:
+            self._environment.log_event("blocked", {"policy": policy.name, "why": reasons, "then": WAY_OUT})
+            with suppress(OSError):
+                self._reason.write(reasons)
         return all(loaded)
 
     def unblock(self, why: str) -> bool:
@@ -116,6 +125,8 @@ class GuardTables:
             return False
         self.is_blocked = False
         self._environment.log_event("unblocked", {"why": why})
+        with suppress(OSError):
+            self._reason.write(())
         return True
 
     def _loaded_block(self) -> tuple[Table, ...]:

@@ -9,7 +9,7 @@ first way never waits for it. Pure decisions are in `repair_plan`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -30,13 +30,14 @@ from ..apply.state_dir import Locked
 from ..apply.step_text import summarize
 from ..rate_limiter import earliest_deadline
 from .check_runner import CheckRunner
+from .device_presence import DevicePresence
 from .environment import Environment
 from .event_poll import EventPoll
 from .fault_barrier import FaultBarrier
 from .guard_tables import GuardTables
 from .proof_log import ProofLog
 from .repair_log import RepairLog
-from .repair_plan import DesiredState, Repair, guarded_devices
+from .repair_plan import DesiredState, Repair, guarded_devices, status_text, uplink_devices
 from .route_keeper import RouteKeeper
 from .socket_audit import SocketAudit
 from .termination import termination_signals
@@ -64,6 +65,7 @@ class Watch:
         self._proof = ProofLog(environment)
         self._barrier = FaultBarrier(environment)
         self._machine = HostFacts()
+        self._presence = DevicePresence(self.kernel)
         self._repairs = RepairLog(environment)
         self._keeper = RouteKeeper(environment)
         self._reconcile_at: float | None = None
@@ -191,6 +193,8 @@ class Watch:
             self.environment.log_event("notifications-lost", fields)
         if changes.links:
             self.environment.events.watch_sysctls(self.desired.sysctls)
+            if self._presence.requires_plan():
+                self._reconcile_at = now
         values = self.environment.events.sysctl_values() if changes.sysctls or changes.links else {}
         if changes.affects_ours:
             self._repairs.origin = changes.origin
@@ -198,7 +202,7 @@ class Watch:
             self._repairs.start_outage(bool(changes.deleted_families or changes.changed_chains))
         self._fast_repair(self.desired.repair_for(changes, values), changes.origin, now)
         if changes.auxiliary_changed and self._tables.is_blocked:
-            self._run_locked(self._block)
+            self._run_locked(self._block if self._proof.requires_block else self._tables.detect_block)
         if changes.affects_ours or changes.links or changes.addresses:
             self._checks.request_comparison()
         if changes.affects_ours or changes.foreign_changes or changes.foreign_rules_changed or changes.links:
@@ -233,7 +237,7 @@ class Watch:
 
     # --- under the lock: reconcile ---
 
-    def _run_locked(self, action: Callable[[], None]) -> bool:
+    def _run_locked(self, action: Callable[[], object]) -> bool:
         """Run an action under the lock of the state directory.
 
         Returns False and schedules a retry if another process holds the lock, or the action fails.
@@ -262,7 +266,8 @@ class Watch:
         facts, _ = read_host_facts(self.kernel, self.policy)
         state = compile_policy(self.policy, facts)
         if not self._tables.load_missing(state.tables) and not self.is_blocked:
-            self._block()
+            self._block(("the guard cannot be restored",))
+            self._notify_status()
 
     def _reconcile_locked(self) -> None:
         if self.state_dir.journal.interrupted() is not None:
@@ -286,15 +291,15 @@ class Watch:
 
     def _enforce(self, policy: Policy, planned: PlannedChange) -> None:
         """Prepare repairs of this desired state, and watch it."""
-        families = {table.family for table in planned.desired.tables}
-        self._machine = HostFacts(planned.bridge_ports, "netdev" in families, planned.devices_without_link_guard)
+        self._machine = planned.host
+        self._presence.set_devices(uplink_devices(policy), planned.host)
         self._repairs.devices = guarded_devices(policy, self._machine)
         if self.desired is None or self.desired.state != planned.desired:
             self.desired = DesiredState(planned.desired)
         self.environment.events.watch_sysctls(self.desired.sysctls)
         self._tables.load_shadow(shadow_guard_tables(self.desired.state))
         self._tables.block_ports(planned.unwritable_ports)
-        self._keeper.set_policy(policy)
+        self._keeper.set_policy(policy, self.source)
         self._repairs.preload()
         self._tables.preload(self.desired)
         self.environment.events.ignore_ports(self.environment.netlink_ports())
@@ -316,6 +321,7 @@ class Watch:
         self._keeper.set_policy(None)
         if latest is None:
             self._tables.load_shadow(())
+            self._tables.block_ports(())
             self._unblock("policy released")
             self.environment.events.watch_sysctls(())
             self.environment.log_event("released", {"then": "no policy is enforced until one is applied"})
@@ -367,17 +373,16 @@ class Watch:
     def _handle_proof(self, result: dict[str, Any]) -> None:
         """Log a new verdict; block or unblock the uplinks."""
         self._proof.record(result)
-        if self._proof.requires_block and not self.is_blocked and self._run_locked(self._block) and self.is_blocked:
-            fields = {"policy": self.policy.name if self.policy else "", "why": self._proof.failures}
-            self.environment.log_event("blocked", fields)
-        if self._proof.is_proved and self.is_blocked:
+        if self._proof.requires_block and not self.is_blocked:
+            self._run_locked(lambda: self._block(self._proof.leaks or self._proof.failures))
+        if self._proof.is_leak_free and self.is_blocked:
             self._run_locked(lambda: self._unblock("the proof succeeds again"))
         self._notify_status()
 
-    def _block(self) -> None:
+    def _block(self, reasons: Sequence[str] = ()) -> None:
         if self.policy is None or self.state_dir.policy() != self.source:
             return
-        if not self._tables.block(self.policy, self._machine):
+        if not self._tables.block(self.policy, self._machine, reasons):
             self._proof.state = None
 
     def _unblock(self, why: str) -> None:
@@ -388,10 +393,7 @@ class Watch:
     # --- the service manager ---
 
     def _status(self) -> str:
-        if self.policy is None:
-            return "no policy is in force"
-        blocked = "BLOCKED, " if self.is_blocked else ""
-        return f"{blocked}{self.policy.name}: {self.verdict or 'enforced'}"
+        return status_text(self.policy, self.verdict, self.is_blocked, self._proof.is_starved)
 
     def _notify_status(self) -> None:
         self.environment.service_manager.notify(STATUS=self._status())

@@ -98,8 +98,25 @@ class DesiredState:
 
 def guarded_devices(policy: Policy, host: HostFacts) -> frozenset[str]:
     """Return the devices of all uplinks, and their bridge ports."""
-    devices = {device for uplink in policy.uplink.values() for device in uplink.devices}
-    return frozenset(devices | {port for ports in host.bridge_ports.values() for port in ports})
+    return uplink_devices(policy) | {port for ports in host.bridge_ports.values() for port in ports}
+
+
+def uplink_devices(policy: Policy) -> frozenset[str]:
+    """Return the devices of all uplinks."""
+    return frozenset(device for uplink in policy.uplink.values() for device in uplink.devices)
+
+
+def status_text(policy: Policy | None, verdict: str, is_blocked: bool, is_starved: bool) -> str:
+    """Return the state for the service manager; `policy` is in force.
+
+    `is_starved`: a foreign ip rule decides for all packets of services.
+    """
+    if policy is None:
+        return "no policy is in force"
+    if is_blocked:
+        return f"BLOCKED, {policy.name}: the uplinks are stopped; 'nftpolicy status' has the reason and the way out"
+    starved = ", services are starved by foreign ip rules: type 'nftpolicy status'" if is_starved else ""
+    return f"{policy.name}: {verdict or 'enforced'}{starved}"
 
 
 def replace_table_text(table: nft.Table) -> str:
@@ -201,7 +218,7 @@ class Exposure:
 
 
 def requires_block(verdict: str, also_unknown: bool) -> bool:
-    """Return True if a proof verdict requires the uplinks to be blocked."""
+    """Return True if the verdict on leaks (full_check.py) requires the uplinks to be blocked."""
     return verdict == REFUTED or (also_unknown and verdict not in (PROVED, ""))
 
 

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from ipaddress import IPv4Network, IPv6Network
 
 from ...kernel.netlink.monitor import ChangeSet
 from ...kernel.netlink.route_mover import MAX_ROUTES, KernelRoute, RouteListing
 from ...netstate.formats.ip_text import display_text
 from ...netstate.routing import Route
 from ...policy.objects import Policy
+from ..apply.journal import PolicySource
+from ..apply.moved_routes import MovedRoute, MovedRouteFile, updated_record
+from ..apply.state_dir import Locked
 from ..rate_limiter import RateLimiter, earliest_deadline
 from . import route_placement
 from .environment import Environment, RouteAccess
@@ -30,6 +34,7 @@ _CONFLICT_END = 10.0  # seconds without a move until a conflict is over
 _MAX_MOVES = 64  # in one turn
 _MAX_NAMED = 6  # routes named in a log line
 _RETRY = 1.0  # seconds until the next try after a failure
+_RETRY_LOCK = 0.1  # seconds until the next try for a lock that another process holds
 
 
 class RouteKeeper:
@@ -37,7 +42,10 @@ class RouteKeeper:
 
     def __init__(self, environment: Environment) -> None:
         self._access, self._log, self._now = environment.routes, environment.log_event, environment.now
+        self._state_dir = environment.applier.state_dir
+        self._source: PolicySource | None = None
         self._targets: Mapping[str, UplinkTable] = {}
+        self._answering: frozenset[str] = frozenset()
         self._limiter = RateLimiter(_PAUSE, _COST_FACTOR)
         self._conflicts = ConflictDetector()
         self._first_seen: dict[Route, float] = {}  # connected routes in main
@@ -47,9 +55,14 @@ class RouteKeeper:
         self._unlogged_moves = 0
         self._too_many: frozenset[tuple[str, int]] = frozenset()
 
-    def set_policy(self, policy: Policy | None) -> None:
-        """Keep the routes of the uplinks of this policy from now on; None: no routes."""
+    def set_policy(self, policy: Policy | None, source: PolicySource | None = None) -> None:
+        """Keep the routes of the uplinks of this policy from now on; None: no routes.
+
+        `source` is the policy in the state directory: routes are moved only while it is there.
+        """
         targets = {} if policy is None else route_placement.uplink_tables(policy)
+        self._source = source
+        self._answering = frozenset() if policy is None else route_placement.devices_answering_udp(policy)
         if targets != self._targets:
             self._targets = targets
             self._first_seen.clear()
@@ -68,14 +81,18 @@ class RouteKeeper:
         if self._access is None or not self._targets:
             return
         now = self._now()
-        if changes.route_added or changes.links or changes.addresses:
+        if changes.route_added or changes.links or changes.addresses or changes.deleted_routes:
             self._limiter.request()
         due = earliest_deadline((self._limiter.due(), self._later))
         if due is not None and now >= due:
             self._limiter.begin()
             self._later = None
             try:
-                self._place_routes(self._access, now)
+                with self._state_dir.lock():
+                    if self._state_dir.policy() == self._source:  # else it was released, or another one applied
+                        self._place_routes(self._access, now)
+            except Locked:
+                self._later = now + _RETRY_LOCK
             except OSError as error:
                 self._log_failure("the routes", error.errno or errno.EIO, now)
             end = self._now()
@@ -88,12 +105,16 @@ class RouteKeeper:
         listing = access.list_routes(self._targets)
         self._log_too_many(listing)
         kernel_routes = {kernel_route.route: kernel_route for kernel_route in listing.routes}
-        moves = route_placement.plan_moves(self._targets, kernel_routes, access.addresses(self._targets))
+        addresses = access.addresses(self._targets)
+        quiet = {device: texts for device, texts in addresses.items() if device not in self._answering}
+        self._place_unreachable(access, route_placement.private_networks(quiet), now)
+        moves = route_placement.plan_moves(self._targets, kernel_routes, addresses)
         self._first_seen = {
             misplaced_route.route: self._first_seen.get(misplaced_route.route, now)
             for misplaced_route in moves.misplaced
             if misplaced_route.is_connected
         }
+        self._record_moves(listing, kernel_routes, moves.misplaced[:_MAX_MOVES], now)
         moved = [
             misplaced_route
             for misplaced_route in moves.misplaced[:_MAX_MOVES]
@@ -112,6 +133,47 @@ class RouteKeeper:
         settled = [first_seen + SETTLE_SECONDS for first_seen in self._first_seen.values()]
         self._later = earliest_deadline((self._later, *settled))
         self._log_moves(moved, withdrawn, now)
+
+    def _place_unreachable(
+        self, access: RouteAccess, networks: Collection[IPv4Network | IPv6Network], now: float
+    ) -> None:
+        """Make the private networks of the uplinks unreachable in table main, before their routes are moved away.
+
+        The metric is the worst one, so that each other route to the same network wins.
+        """
+        present, wanted = access.unreachable_networks(), {str(network): network for network in networks}
+        unreachable = set(present)
+        for name in sorted(wanted.keys() - present.keys()):
+            if code := access.add_unreachable(wanted[name]):
+                self._log_failure(f"unreachable {name}", code, now)
+            else:
+                unreachable.add(name)
+        for name in sorted(present.keys() - wanted.keys()):
+            if not self._check_errno(access.delete(present[name]), present[name].route, now):
+                unreachable.discard(name)
+        if unreachable != present.keys():
+            self._log("private-networks", {"unreachable": sorted(unreachable)})
+
+    def _record_moves(
+        self,
+        listing: RouteListing,
+        kernel_routes: Mapping[Route, KernelRoute],
+        misplaced: Iterable[MisplacedRoute],
+        now: float,
+    ) -> None:
+        """Record the routes before they are moved, for a later release; forget those that the network withdrew."""
+        file = MovedRouteFile(self._state_dir.directory)
+        moves = [
+            MovedRoute(kernel_routes[route.route], route.target.table, is_copied=not route.ours_wins)
+            for route in misplaced
+        ]
+        before = file.read()
+        after = updated_record(before, listing, self._targets, moves)
+        if after != before:
+            try:
+                file.write(after)
+            except OSError as error:
+                self._log_failure("the record of moved routes", error.errno or errno.EIO, now)
 
     def _log_too_many(self, listing: RouteListing) -> None:
         for device, family in sorted(set(listing.too_many) - self._too_many):

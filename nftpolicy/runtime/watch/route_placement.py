@@ -16,11 +16,13 @@ from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 
 from attrs import frozen
 
-from ...netstate.routing import RTPROT_NFTPOLICY, TABLE_LOCAL, Route
+from ...netstate.routing import RTPROT_KERNEL, RTPROT_NFTPOLICY, RTPROT_RA, TABLE_LOCAL, Route
 from ...policy.objects import Policy
+from ..apply.moved_routes import has_same_nexthops, route_key
 
-RTPROT_KERNEL, RTPROT_RA = 2, 9  # RTPROT_KERNEL, RTPROT_RA
 _LINK_LOCAL = IPv6Network("fe80::/10")
+# RFC 1918, RFC 3927, RFC 4193.
+_PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7")))
 
 # Device -> its addresses and peer addresses, as ADDRESS/LENGTH.
 AddressesByDevice = Mapping[str, Collection[str]]
@@ -79,7 +81,7 @@ def plan_moves(targets: Mapping[str, UplinkTable], routes: Iterable[Route], addr
     all_routes = list(routes)
     by_key: dict[object, list[Route]] = {}
     for route in all_routes:
-        by_key.setdefault((route.table, _route_key(route)), []).append(route)
+        by_key.setdefault((route.table, route_key(route)), []).append(route)
     misplaced: list[MisplacedRoute] = []
     stale: list[Route] = []
     mixed: list[Route] = []
@@ -92,11 +94,39 @@ def plan_moves(targets: Mapping[str, UplinkTable], routes: Iterable[Route], addr
             mixed.append(route)
         elif route.table != target.table:
             misplaced.append(
-                _misplaced_route(route, target, by_key.get((target.table, _route_key(route)), ()), addresses)
+                _misplaced_route(route, target, by_key.get((target.table, route_key(route)), ()), addresses)
             )
         elif route.protocol == RTPROT_KERNEL and _is_on_link(route) and not _is_of_address(route, addresses):
             stale.append(route)
     return RouteMoves(tuple(misplaced), tuple(stale), tuple(mixed))
+
+
+def devices_answering_udp(policy: Policy) -> frozenset[str]:
+    """Return the devices of the uplinks by which the policy answers over UDP.
+
+    The route of such a reply is looked up in table main before the reply gets the mark, and has to exist.
+    """
+    return frozenset(
+        device
+        for uplink in policy.uplink.values()
+        if any(answer.port is not None and answer.port.protocol == "udp" for answer in uplink.answer)
+        for device in uplink.devices
+    )
+
+
+def private_networks(addresses: AddressesByDevice) -> set[IPv4Network | IPv6Network]:
+    """Return the private networks of the addresses of uplinks' devices.
+
+    What is sent to one of them without the uplink's mark, such as a login to a file server, is meant for
+    that network and for no tunnel. A public prefix could be that of any host, so it is left to routing.
+    """
+    networks = {ip_interface(text).network for texts in addresses.values() for text in texts}
+    return {
+        network
+        for network in networks
+        if network.prefixlen < network.max_prefixlen
+        and any(network.version == block.version and network.subnet_of(block) for block in _PRIVATE)  # type: ignore[arg-type]
+    }
 
 
 def _is_movable(route: Route) -> bool:
@@ -118,7 +148,7 @@ def _misplaced_route(
     return MisplacedRoute(
         route,
         target,
-        already_there=any(_has_same_nexthops(other, route) for other in same_key),
+        already_there=any(has_same_nexthops(other, route) for other in same_key),
         ours_wins=any(other.protocol == RTPROT_NFTPOLICY for other in same_key),
         # A route that expires comes from a router, and needs no other route to it than the
         # link-local one.
@@ -148,24 +178,3 @@ def _is_of_address(route: Route, addresses: AddressesByDevice) -> bool:
     if route.prefsrc and not any(str(interface.ip) == route.prefsrc for interface in interfaces):
         return False
     return destination_network(route) in {interface.network for interface in interfaces}
-
-
-def _route_key(route: Route) -> tuple[object, ...]:
-    """Return the fields that identify a route in its table.
-
-    IPv6 routes may share them with other nexthops.
-    """
-    return (route.family, route.destination, route.metric, route.tos, route.source)
-
-
-def _has_same_nexthops(route: Route, wanted: Route) -> bool:
-    """Return True if `route` already has the nexthops and the source address of `wanted`.
-
-    The kernel dumps IPv6 routes with the same key as one multipath route. Gateways of moved routes
-    are onlink.
-    """
-    if route.prefsrc != wanted.prefsrc:
-        return False
-    present = {(hop.device, hop.gateway) for hop in route.all_nexthops}
-    required = {(hop.device, hop.gateway) for hop in wanted.all_nexthops}
-    return present == required if route.family == 4 else present >= required

@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Routes by the uplink for packets without its mark: of UDP replies, and of sockets bound to a device.
+
+The kernel looks up the route of a UDP reply in the call of the socket, before any hook can give it
+its mark: without one the call fails. So behind all other rules a packet from an answered port is
+looked up in the uplink's table.
+
+Packets of sockets that are bound to a device of the uplink are looked up there first. So is the
+gateway of a new route by that device (fib_check_nh): a DHCP client that gets another router in the
+same network could not add its route otherwise, since the route of the network is in that table.
+
+The guard judges all these packets as any others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..netstate.routing import IpRule
+from ..policy.objects import Policy, Port, Uplink
+from . import object_names
+
+_UDP = 17
+
+
+def ip_rules(policy: Policy) -> Iterator[IpRule]:
+    """Yield all rules of this module."""
+    yield from _device_rules(policy)
+    yield from _port_rules(policy)
+
+
+def _port_rules(policy: Policy) -> Iterator[IpRule]:
+    """Yield the rules that give a UDP packet from an answered port a route if no other rule does."""
+    for family in (4, 6):
+        for name, uplink in policy.uplink.items():
+            for port in answered_udp_ports(uplink):
+                yield IpRule(
+                    family,
+                    object_names.REPLY_RULE_PRIORITY,
+                    table=uplink.table,
+                    iif="lo",  # packets of this machine; so the kernel dissects no packet that it forwards
+                    l4proto=_UDP,
+                    sports=(port.low, port.high),
+                    origin=("uplink", name, "answer"),
+                )
+
+
+def _device_rules(policy: Policy) -> Iterator[IpRule]:
+    """Yield the rules for packets of sockets that are bound to a device of an uplink."""
+    for family in (4, 6):
+        for name, uplink in policy.uplink.items():
+            for device in uplink.devices:
+                priority = object_names.DEVICE_RULE_PRIORITY
+                yield IpRule(family, priority, table=uplink.table, oif=device, origin=("uplink", name, "devices"))
+
+
+def answered_udp_ports(uplink: Uplink) -> tuple[Port, ...]:
+    """Return the UDP ports of the uplink's answers, each once."""
+    ports = (answer.port for answer in uplink.answer if answer.port is not None)
+    return tuple(dict.fromkeys(port for port in ports if port.protocol == "udp"))

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""UDP replies that a route leads inside: dropped, since they have the wrong source address or device.
+
+A socket that is bound to no address gets its source address from the route of the reply. With a
+default route inside, that is an address of the tunnel: the reply is a new flow, and would go into
+the tunnel. So the set "wan.peers4" has the peers that asked an answered port lately, and
+"wan.asked4" the addresses that they asked, which a reply keeps after its conntrack entry has ended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..netstate.nft import AnonymousSet, Concat, Fib, Match, Payload, Rule, Set, SetRef, SetUpdate
+from ..policy.objects import Policy, Uplink
+from . import matches, object_names
+from .object_names import object_name
+from .reply_routing import answered_udp_ports
+
+_PEER_TIMEOUT = 180  # seconds; that of a UDP flow in conntrack (nf_conntrack_udp_timeout_stream) is 120
+_ADDRESS_TIMEOUT = 86_400  # seconds
+_HEADERS = {4: "ip", 6: "ip6"}
+
+
+def sets(name: str, uplink: Uplink) -> tuple[Set, ...]:
+    """Return the empty sets of an uplink, none if it answers no UDP port. nft limits each to 65535 elements."""
+    if not answered_udp_ports(uplink):
+        return ()
+    flags, origin = frozenset({"dynamic", "timeout"}), ("uplink", name, "answer")
+    service = "inet_service"
+    return tuple(
+        nft_set
+        for family in _HEADERS
+        for address in [f"ipv{family}_addr"]
+        for nft_set in (
+            Set(_peers(name, family), (address, service, service), frozenset(), flags, origin, _PEER_TIMEOUT),
+            Set(_asked(name, family), (address,), frozenset(), flags, origin, _ADDRESS_TIMEOUT),
+        )
+    )
+
+
+def arrival_rules(name: str, uplink: Uplink) -> Iterator[Rule]:
+    """Yield the rules that remember who asked an answered port, and which address."""
+    if not answered_udp_ports(uplink):
+        return
+    is_local = Match(Fib("type", ("daddr",)), "local")
+    for family, header in _HEADERS.items():
+        peer = Concat((Payload(header, "saddr"), Payload("udp", "sport"), Payload("udp", "dport")))
+        updates = (
+            SetUpdate("update", _peers(name, family), peer),
+            SetUpdate("update", _asked(name, family), Payload(header, "daddr")),
+        )
+        asks = (Match(Payload("udp", "dport"), _ports(uplink)), is_local)
+        yield Rule((*asks, *updates), origin=("uplink", name, "answer"))
+
+
+def inside_drops(policy: Policy) -> Iterator[Rule]:
+    """Yield the rules that drop these replies at devices inside."""
+    for name, uplink in policy.uplink.items():
+        if not answered_udp_ports(uplink):
+            continue
+        from_port = Match(Payload("udp", "sport"), _ports(uplink))
+        for family, header in _HEADERS.items():
+            peer = Concat((Payload(header, "daddr"), Payload("udp", "dport"), Payload("udp", "sport")))
+            for test in (
+                Match(peer, SetRef(_peers(name, family))),
+                Match(Payload(header, "saddr"), SetRef(_asked(name, family))),
+            ):
+                yield matches.count_and_drop(
+                    object_name(name, object_names.MISROUTED_REPLIES),
+                    matches.IS_ORIGINAL,
+                    from_port,
+                    test,
+                    origin=("uplink", name, "answer"),
+                )
+
+
+def _ports(uplink: Uplink) -> int | str | AnonymousSet:
+    ports = [matches.port_value(port) for port in answered_udp_ports(uplink)]
+    return ports[0] if len(ports) == 1 else AnonymousSet(frozenset(ports))
+
+
+def _peers(name: str, family: int) -> str:
+    return object_name(name, f"peers{family}")
+
+
+def _asked(name: str, family: int) -> str:
+    return object_name(name, f"asked{family}")

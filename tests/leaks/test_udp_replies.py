@@ -1,0 +1,158 @@
+"""Replies of UDP servers to hosts at the WAN: by the WAN, from the address that was asked, or not at all."""
+
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+
+from tests.guarded_lab import Guarded, guarded_lab, watching
+from tests.lab import addresses as at
+from tests.lab.limits import limit
+from tests.leaks.test_forged_arrivals import DATAGRAM, DOMAIN, SERVICE, answering
+
+WILDCARD, BOUND, PKTINFO = "wildcard", "bound", "pktinfo"
+WAN, MESH, LOST = "by the WAN", "by the mesh", "lost"
+ANY = {4: "0.0.0.0", 6: "::"}
+families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
+_FLUSH_FLOWS = struct.pack("=IHHII", 20, 0x0102, 5, 1, 0) + bytes(4)  # IPCTNL_MSG_CT_DELETE of all families
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Guarded]:
+    with guarded_lab(answering) as found:
+        yield found
+
+
+class Exchange:
+    """A UDP server of the node, and a client at the WAN that asks it."""
+
+    def __init__(self, made: Guarded, stack: ExitStack, family: int, mode: str) -> None:
+        self.lab, self.family, self.mode = made.lab, family, mode
+        self.address = made.lab.wan_address(family) or ""
+        self.server = stack.enter_context(made.lab.node.socket(DOMAIN[family], DATAGRAM))
+        if family == 6:
+            self.server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        self.server.bind((self.address if mode == BOUND else ANY[family], SERVICE))
+        self.client = stack.enter_context(made.lab.neighbour.socket(DOMAIN[family], DATAGRAM))
+        for each in (self.server, self.client):
+            each.settimeout(limit(5))
+        self.client.bind((at.NEIGHBOUR[family], 0))
+        self.client.connect((self.address, SERVICE))
+
+    def ask(self) -> None:
+        """Send a request; the server gets it."""
+        self.client.send(b"request")
+        assert self.server.recv(100) == b"request"
+
+    def reply(self) -> str:
+        """Send a reply; return where it goes."""
+        token = os.urandom(8).hex().encode()
+        self.lab.wan.drain(), self.lab.mesh_sniffer.drain()
+        target = self.client.getsockname()[:2]
+        try:
+            if self.mode == PKTINFO:
+                self.server.sendmsg([token], [self._source()], 0, target)
+            else:
+                self.server.sendto(token, target)
+        except OSError:
+            return LOST
+        frame = self.lab.wan.wait_for(lambda frame: token in frame.payload, 0.3)
+        if frame is not None:
+            assert self.client.recv(100) == token, "it has another source address than the one that was asked"
+            return WAN
+        return MESH if any(token in frame.payload for frame in self.lab.mesh_sniffer.frames()) else LOST
+
+    def _source(self) -> tuple[int, int, bytes]:
+        """Return the control message that selects the source address, and no device."""
+        raw = socket.inet_pton(DOMAIN[self.family], self.address)
+        if self.family == 4:
+            return socket.IPPROTO_IP, 8, bytes(4) + raw + bytes(4)  # IP_PKTINFO, struct in_pktinfo
+        return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, raw + bytes(4)
+
+
+@contextmanager
+def exchange(made: Guarded, family: int, mode: str, default: bool) -> Iterator[Exchange]:
+    """Yield a new exchange; with `default`, main has a default route by the mesh."""
+    if not default:
+        made.lab.mesh_default(False)
+    try:
+        with ExitStack() as stack:
+            yield Exchange(made, stack, family, mode)
+    finally:
+        if not default:
+            made.lab.mesh_default(True)
+
+
+def flush_flows(made: Guarded) -> None:
+    """Delete all conntrack entries of the node."""
+    with made.lab.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as channel:  # NETLINK_NETFILTER
+        channel.send(_FLUSH_FLOWS)
+        assert struct.unpack_from("=i", channel.recv(100), 16) == (0,)
+
+
+@families
+@pytest.mark.parametrize("mode", [WILDCARD, BOUND, PKTINFO])
+@pytest.mark.parametrize("default", [True, False], ids=["default-inside", "no-default"])
+def test_udp_reply_leaves_by_wan_or_not_at_all(made: Guarded, family: int, mode: str, default: bool) -> None:
+    expected = LOST if default and mode == WILDCARD else WAN
+    with watching(made.lab) as watch, exchange(made, family, mode, default) as talk:
+        talk.ask()
+        assert talk.reply() == expected
+        assert talk.reply() == expected, "the server speaks again"
+        flush_flows(made)
+        assert talk.reply() == LOST, "nothing tells that it is a reply"
+        talk.ask()
+        assert talk.reply() == expected
+        assert (watch.unmarked, watch.stray) == (0, 0)
+
+
+@families
+def test_wildcard_reply_is_counted(made: Guarded, family: int) -> None:
+    before = made.counters()["inet/wan.misrouted-reply"]
+    with exchange(made, family, WILDCARD, True) as talk:
+        talk.ask()
+        assert talk.reply() == LOST
+    assert made.counters()["inet/wan.misrouted-reply"] == before + 1
+
+
+@families
+@pytest.mark.parametrize("mode", [WILDCARD, BOUND])
+def test_udp_reply_without_policy_goes_into_mesh(made: Guarded, family: int, mode: str) -> None:
+    """Positive control: main leads it there, a wildcard's from the address of the mesh."""
+    with made.off(), exchange(made, family, mode, True) as talk:
+        talk.ask()
+        assert talk.reply() == MESH
+
+
+@families
+def test_own_udp_traffic_from_answered_port_passes_inside(made: Guarded, family: int) -> None:
+    """A server on the same port goes on serving the mesh, and may speak first there."""
+    with ExitStack() as stack:
+        server = stack.enter_context(made.lab.node.socket(DOMAIN[family], DATAGRAM))
+        if family == 6:
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        server.bind((ANY[family], SERVICE))
+        peer = stack.enter_context(made.lab.mesh.socket(DOMAIN[family], DATAGRAM))
+        for each in (server, peer):
+            each.settimeout(limit(5))
+        peer.bind((at.GATEWAY[family], 0))
+        server.sendto(b"first", peer.getsockname()[:2])
+        assert peer.recv(100) == b"first"
+        peer.sendto(b"request", (at.NODE_MESH[family], SERVICE))
+        assert server.recv(100) == b"request"
+        server.sendto(b"reply", peer.getsockname()[:2])
+        assert peer.recv(100) == b"reply"
+
+
+def test_status_is_right_after_requests(made: Guarded) -> None:
+    """Packets add elements to the sets of peers; that is no difference from the policy."""
+    for family in at.FAMILIES:
+        with exchange(made, family, BOUND, True) as talk:
+            talk.ask()
+    listed = made.lab.node.run(["nft", "list", "set", "inet", "nftpolicy", "wan.peers4"]).stdout
+    assert at.NEIGHBOUR[4] in listed
+    assert made.nftpolicy("status", check=False).returncode == 0
+    assert "in force already" in made.apply()
