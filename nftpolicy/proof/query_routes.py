@@ -89,7 +89,7 @@ def query_routing(state: NetState, family: int, protocol: int, ignored_users: Co
     has_route: bool | None = None
     reaches_lo = False
     for rule in state.rules:
-        if rule.family != family or not _may_match(rule, protocol) or rule.oif:
+        if rule.family != family or not _may_match(rule, protocol) or (rule.oif and not rule.invert):
             continue  # oif: of sockets that are bound to a device
         if rule.uids and rule.uids[0] == rule.uids[1] and rule.uids[0] in ignored_users and not rule.invert:
             continue

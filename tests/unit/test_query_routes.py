@@ -83,6 +83,14 @@ def test_query_without_one_part_of_a_family_is_refuted(family, missing):
     assert {one.packet.family for one in found.examples} == {family}
 
 
+def test_query_refused_by_rule_for_other_devices_has_no_route():
+    """A query of a socket without a device matches `not oif`; one with `oif` does not."""
+    rule = IpRule(4, 700, "prohibit", oif="lan", protocol=4)
+    assert query_routing(evolve(MACHINE, rules=in_order(*MACHINE.rules, rule)), 4, UDP).refusals == ()
+    inverted = evolve(rule, invert=True)
+    assert query_routing(evolve(MACHINE, rules=in_order(*MACHINE.rules, inverted)), 4, UDP).refusals != ()
+
+
 def test_query_refused_by_foreign_default_route_decides_nothing():
     refusing = Route(4, 254, kind="unreachable", protocol=4)
     found = finding(evolve(MACHINE, routes=(*MACHINE.routes, refusing)))
