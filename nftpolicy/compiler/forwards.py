@@ -143,7 +143,11 @@ def _device_set(name: str, devices: frozenset[str], origin: OriginPath) -> Set:
 
 def _network_set(name: str, networks: list[Network], origin: OriginPath) -> Set:
     kind = _IP[networks[0].version][1]
-    return Set(name, (kind,), frozenset(map(str, networks)), frozenset({"interval"}), origin=origin)
+    # As the kernel lists them: a host has no length.
+    texts = frozenset(
+        str(network.network_address if network.prefixlen == network.max_prefixlen else network) for network in networks
+    )
+    return Set(name, (kind,), texts, frozenset({"interval"}), origin=origin)
 
 
 def _sets(prefix: str, forward: Forward, origin: OriginPath) -> Iterator[Set]:

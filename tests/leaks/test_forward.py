@@ -6,6 +6,7 @@ The client is a container or a host of the LAN. The mesh is the tunnel, which is
 import contextlib
 import errno
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -14,7 +15,7 @@ import pytest
 from tests.guarded_lab import Guarded, gluon, guarded_lab, no_wan_routes_in_main, wan_routes_in_main, watching
 from tests.lab import addresses as at
 from tests.lab import inbound_clients
-from tests.lab.netns import Namespace, veth
+from tests.lab.netns import Namespace, veth, wait_until
 from tests.lab.topology import Lab
 
 families = pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])
@@ -268,6 +269,28 @@ def test_forward_without_nat_gets_its_answers(forwarding: Forwarding, family: in
         lab.server.ip(f"-{family} route replace {at.CLIENT_NET[family]} via {at.MESH_TO_SERVER[family]}")
 
 
+@families
+def test_forged_answers_do_not_reach_hosts_inside(forwarding: Forwarding, family: int) -> None:
+    """A packet of the uplink's network with the addresses and ports of a flow by the tunnel."""
+    lab, port = forwarding.lab, 9
+    forwarding.policy(SPLIT.replace("masquerade = true", ""))
+    with lab.client.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_DGRAM) as flow:
+        flow.sendto(b"by-tunnel", (at.SERVER[family], port))  # not connected, so that its error is not reported
+        wait_until(lambda: forwarding.sources(b"by-tunnel"), 5, "the datagram")
+        assert set(forwarding.sources(b"by-tunnel")) == {"mesh"}, "inconclusive"
+        ends = (at.SERVER[family], port, at.CLIENT_ADDRESS[family], flow.getsockname()[1])
+        refused = forwarding.count("wan.not-local")
+        lab.home.call(forged, ends, lab.wan_address(family), b"forged")
+        wait_until(lambda: forwarding.count("wan.not-local") > refused, 5, "the forged packet")
+        flow.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            flow.recv(100)
+        with forwarding.guarded.off():
+            lab.home.call(forged, ends, lab.wan_address(family), b"off")
+            flow.settimeout(5)
+            assert flow.recv(100) == b"off", "inconclusive"
+
+
 @pytest.mark.parametrize("tunnel", ["up", "down"])
 def test_flood_of_lan_leaves_nothing_astray(forwarding: Forwarding, tunnel: str) -> None:
     """Datagrams of two devices to a port of the forward and to others: each by its own way, or by none."""
@@ -302,6 +325,25 @@ def uplink_in_main(lab: Lab) -> Iterator[None]:
         no_wan_routes_in_main(lab)
 
 
+def forged(ends: tuple[str, int, str, int], router: str, word: bytes) -> None:
+    """Send a datagram with a foreign source to a host behind the router, from the namespace of the process."""
+    source, sport, destination, dport = ends
+    family = 6 if ":" in source else 4
+    subprocess.run(["ip", f"-{family}", "route", "replace", destination, "via", router], check=True)
+    domain, level, transparent = (
+        (socket.AF_INET, socket.IPPROTO_IP, _IP_TRANSPARENT)
+        if family == 4
+        else (socket.AF_INET6, socket.IPPROTO_IPV6, _IPV6_TRANSPARENT)
+    )
+    try:
+        with socket.socket(domain, socket.SOCK_DGRAM) as made:
+            made.setsockopt(level, transparent, 1)
+            made.bind((source, sport))
+            made.sendto(word, (destination, dport))
+    finally:
+        subprocess.run(["ip", f"-{family}", "route", "del", destination], check=True)
+
+
 def flood(family: int, address: str, port: int, word: bytes, number: int) -> None:
     """Send datagrams from as many ports."""
     for _ in range(number):
@@ -310,6 +352,7 @@ def flood(family: int, address: str, port: int, word: bytes, number: int) -> Non
                 made.sendto(word, (address, port))
 
 
+_IP_TRANSPARENT, _IPV6_TRANSPARENT = 19, 75  # linux/in.h, linux/in6.h
 _IP_TTL, _IP_RECVERR, _IP_MTU_DISCOVER, _DO = 2, 11, 10, 2  # linux/in.h
 _IPV6_UNICAST_HOPS, _IPV6_RECVERR, _IPV6_MTU_DISCOVER = 16, 25, 23  # linux/in6.h
 

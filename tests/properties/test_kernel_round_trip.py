@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from attrs import evolve
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
@@ -80,7 +81,14 @@ def _change_and_return(states):
         clear(found)
 
 
+def _of_present_devices(state):
+    """Return the state without the sysctls of devices inside, which the namespace lacks."""
+    present = {"all", *policy_strategies.COMMON}
+    kept = (one for one in state.sysctls if "/conf/" not in one.path or one.path.split("/")[3] in present)
+    return evolve(state, sysctls=tuple(kept))
+
+
 @settings(max_examples=12, phases=PHASES)
 @given(PAIRS)
 def test_policy_changes_are_reversible_in_linux(namespace, pair):
-    namespace.call(_change_and_return, [compile_policy(policy) for policy in pair])
+    namespace.call(_change_and_return, [_of_present_devices(compile_policy(policy)) for policy in pair])

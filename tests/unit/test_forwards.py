@@ -7,12 +7,14 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.compiler.shadow_guard import shadow_guard_tables
 from nftpolicy.model.packet import FORWARD, Packet, address_range
 from nftpolicy.model.trace import Model
 from nftpolicy.netstate.nft import ACCEPT, Rule
 from nftpolicy.netstate.routing import Sysctl
 from nftpolicy.netstate.state import Device
 from nftpolicy.policy.errors import PolicyError
+from nftpolicy.policy.lint import find_warnings
 from nftpolicy.policy.load import load
 from nftpolicy.proof.assumptions import add_assumed_environment
 from nftpolicy.proof.context import ProofContext
@@ -205,3 +207,37 @@ def test_machine_that_does_not_forward_yields_a_note():
     notes = list(forward_notes(ProofContext(live, spec.devices, spec.masks), spec))
     assert "no packet was tried by br-*: no such device is up" in notes
     assert "no IPv4 packet was tried from guests to uplink lte: forwarding is off for guests" in notes
+
+
+def test_trace_names_the_forward_of_each_decision():
+    found = trace("br-5", VPN, CLIENT, dport=1194)
+    assert [step.text.split()[-1] for step in found.steps if step.origin == ("forward", "vpn-client")] == [
+        "accept",  # it gets the mark
+        "masquerade",
+        "accept",  # the guard
+    ]
+
+
+def test_shadow_guard_translates_nothing():
+    tables = shadow_guard_tables(golden()[1])
+    assert {chain.hook.type for table in tables for chain in table.chains if chain.hook} == {"filter"}
+
+
+@pytest.mark.parametrize(
+    ("keys", "warnings"),
+    [
+        ("", ["answers arrive only if", "packets to other networks inside"]),
+        ("masquerade = true", ["packets to other networks inside"]),
+        ('to = ["192.0.2.0/24"]', ["answers arrive only if"]),
+        ('source = ["10.0.0.0/8"]', []),
+    ],
+)
+def test_warnings_of_a_forward(keys, warnings):
+    policy, _ = load(f'{BASE}{FORWARD_BASE}from = ["guests"]\n{keys}\n'.encode())
+    texts = [text for path, text in find_warnings(policy) if path == ("forward", "a")]
+    assert [text[: len(start)] for text, start in zip(texts, warnings, strict=True)] == warnings
+
+
+def test_reverse_path_filter_is_loose_at_devices_without_pattern():
+    settings = {item.path.split("/")[3]: item.value for item in golden()[1].sysctls if item.path.endswith("rp_filter")}
+    assert settings == {"eth0": "0", "wwan0": "0", "guests": "2", "eth1": "2", "docker0": "2"}
