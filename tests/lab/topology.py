@@ -210,7 +210,7 @@ class Lab:
         group = "root:x:0:\nnogroup:x:65534:\n" + "".join(f"{name}:x:{gid}:\n" for name, gid in self._groups.items())
         self.home, self.neighbour, self.server = new("home"), new("neighbour"), new("server")
         self.mesh, self.client = new("mesh"), new("client")
-        self.node = new("node", {"resolv.conf": resolv, "group": group})
+        self.node = new("node", {"resolv.conf": resolv, "group": group, "nsswitch.conf": "hosts: files dns\n"})
         self._spaces = {
             space.name: space for space in (self.home, self.neighbour, self.server, self.mesh, self.client, self.node)
         }
