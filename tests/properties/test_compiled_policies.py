@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from nftpolicy.compiler import exemptions
 from nftpolicy.compiler.compile import HostFacts, compile_policy
-from nftpolicy.compiler.object_names import QUERY_TABLE
 from nftpolicy.compiler.describe import describe_policy
+from nftpolicy.compiler.object_names import QUERY_TABLE
 from nftpolicy.netstate.formats import ip_text, nft_json_encode, nft_text
 from nftpolicy.netstate.nft import Chain, CounterRef, Match, NamedCounter, Set, SetRef, Verdict, VerdictMap
 from nftpolicy.policy import validate, vocabulary
