@@ -657,6 +657,7 @@ def test_run_check_reports_and_starts_program(made: Guarded) -> None:
         f"ok: IPv6: routed by br-wan, from {own[1]}",
         "ok: IPv4: DNS: queries go to the resolver of uplink wan (127.0.0.1:54)",
         "ok: IPv6: DNS: queries go to the resolver of uplink wan ([::1]:54)",
+        "ok: names: neither systemd-resolved nor nscd is reachable by its socket",
     ]
     assert checked(made) == (0, wanted)
     assert checked(made, "--", "echo", "started") == (0, [*wanted, "started"])
@@ -682,7 +683,7 @@ def test_run_check_without_resolver_fails(made: Guarded) -> None:
     made.stop_resolver()
     try:
         status, lines = checked(made, "--", "echo", "started")
-        assert (status, lines[-2:]) == (
+        assert (status, lines[-3:-1]) == (
             1,
             [f"fault: IPv{family}: DNS: queries do not reach the resolver of uplink wan ({listen}): "
              "it does not run; start 'nftpolicy resolver'" for family, listen in ((4, "127.0.0.1:54"), (6, "[::1]:54"))],
