@@ -234,7 +234,7 @@ def _forwarded(policy: Policy, family: int) -> Iterator[Packet]:
 
 def exempt(family: int) -> Iterator[Packet]:
     """Yield a packet of each exemption of an IP family (RFC 2131, 8415, 4861, 3810, 3376, and Gluon's)."""
-    near, origin = parse_address("fe80::99"), {"origin": KERNEL, "uid": NOBODY, "gid": NOBODY}
+    origin = {"origin": KERNEL, "uid": NOBODY, "gid": NOBODY}
     if family == 4:
         yield Packet(4, parse_address("255.255.255.255"), 0, UDP, 68, 67, **{**origin, "origin": SOCKET})
         yield Packet(4, parse_address("192.0.2.1"), 0, UDP, 68, 67, **{**origin, "origin": SOCKET})
@@ -242,15 +242,17 @@ def exempt(family: int) -> Iterator[Packet]:
             yield Packet(4, parse_address(group), protocol=IGMP, fields={TTL[4]: 1, REPORT: kind}, **origin)
         return
     kinds = {"ff02::2": (132, 133), "ff02::1": (136,), "ff02::1:ff00:1": (131, 135), "ff02::16": (143,)}
-    for group, kind in ((group, kind) for group, of_group in kinds.items() for kind in of_group):
-        fields = {ECHO[6]: kind, TTL[6]: 1 if kind in (131, 132, 143) else 255}
-        yield Packet(6, parse_address(group), near, ICMPV6, fields=fields, **origin)
-    for kind in (135, 136):
-        yield Packet(6, FAR[6], near, ICMPV6, fields={ECHO[6]: kind, TTL[6]: 255}, **origin)
-    yield Packet(6, parse_address("ff02::1:2"), near, UDP, 546, 547, **{**origin, "origin": SOCKET})
-    yield Packet(6, near + 1, near, UDP, 40000, 4789, **origin)
-    yield Packet(6, parse_address("ff02::1"), near, UDP, 40000, 1001, **{**origin, "origin": SOCKET})
-    yield Packet(6, near + 1, near, UDP, 1001, 40000, **{**origin, "origin": SOCKET})
+    neighbour = parse_address("fe80::99")
+    for near in map(assumptions.assumed_link_local, range(2)):  # of the first devices of uplinks
+        for group, kind in ((group, kind) for group, of_group in kinds.items() for kind in of_group):
+            fields = {ECHO[6]: kind, TTL[6]: 1 if kind in (131, 132, 143) else 255}
+            yield Packet(6, parse_address(group), near, ICMPV6, fields=fields, **origin)
+        for kind in (135, 136):
+            yield Packet(6, FAR[6], near, ICMPV6, fields={ECHO[6]: kind, TTL[6]: 255}, **origin)
+        yield Packet(6, parse_address("ff02::1:2"), near, UDP, 546, 547, **{**origin, "origin": SOCKET})
+        yield Packet(6, neighbour, near, UDP, 40000, 4789, **origin)
+        yield Packet(6, parse_address("ff02::1"), near, UDP, 40000, 1001, **{**origin, "origin": SOCKET})
+        yield Packet(6, neighbour, near, UDP, 1001, 40000, **{**origin, "origin": SOCKET})
 
 
 Edit = Callable[[Packet], Packet]
