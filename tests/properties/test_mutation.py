@@ -58,6 +58,7 @@ SPARE = [
     (r"match gone: .* names: .*\[meta l4proto \{ tcp, udp \}\]", "no other transport asks for names at port 53"),
     # ... then what is beyond the claim ...
     (r"sysctl gone", "sysctls are compared, and no packet of the model depends on ours"),
+    (r"ip rule with another mark: IPv\d: \d+ unreachable", "each uplink's table ends in an unreachable route"),
     (r"value 'anycast' gone: .* fib daddr", "no state here has an anycast address"),
 ]
 # ... and what a policy has no use for.
@@ -100,6 +101,8 @@ IDLE = {
         (r"match gone: .*identity: .*fib saddr type local .*\[meta iifname ", "no other packet has such a source"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"element gone: .*@wan.groups", "only a resolver asks who its clients are"),
+        (r"match gone: .*foreign-source.*\[fib saddr ", "no socket of this machine uses this uplink"),
+        (r"count gone: .*kernel\.ndp", "the packets that are tried solicit no neighbour by unicast"),
     ],
     "03-two-uplinks": [(r"match (gone|negated): .* lte.identity: .*\[ct mark ", "there are no answers")],
     "vpn-killswitch": [
