@@ -127,10 +127,13 @@ class OpenVpn:
             yield made
 
     @contextlib.contextmanager
-    def client(self, gid: int, mark: int, remote: str, proto: str = "udp") -> Iterator[Program]:
-        """Yield the node's end, in this group; mark 0 means none. A failed client starts again after a second."""
+    def client(self, gid: int, mark: int, remote: str, proto: str = "udp", more: str = "") -> Iterator[Program]:
+        """Yield the node's end, in this group; mark 0 means none. A failed client starts again after a second.
+
+        `more` are further arguments.
+        """
         words = ["--dev", "tun-vpn", "--proto", proto, "--remote", remote, str(OPENVPN), "--nobind", "--tls-client"]
-        words += ["--connect-retry", "1", "1", *(["--mark", str(mark)] if mark else [])]
+        words += ["--connect-retry", "1", "1", *(["--mark", str(mark)] if mark else []), *more.split()]
         with running(self._lab.node, [*words_of("client", self._server), *words, *_ends(0)], gid=gid) as made:
             yield made
 

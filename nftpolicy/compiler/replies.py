@@ -25,7 +25,7 @@ from ..netstate.nft import (
 from ..policy.mark import Mark
 from ..policy.objects import Answer, Policy, Uplink
 from . import forwards, matches, object_names, uplink_addresses, wildcard_replies
-from .matches import FLOW_MARK, INPUT_DEVICE
+from .matches import FLOW_MARK, INPUT_DEVICE, OUTPUT_DEVICE
 from .object_names import object_name
 
 
@@ -91,19 +91,30 @@ def _dhcp_replies(uplink: Uplink, origin: OriginPath) -> tuple[Rule, ...]:
 def restore_chain(policy: Policy) -> Chain:
     """Return the chain that marks replies of sockets without a mark (UDP, older than the policy).
 
+    Where no reply may leave, it drops them instead of the guard: a rule that gives replies the mark of
+    their flow cannot be proved beside a foreign rule that marks flows, such as wg-quick's.
+
     The chain is of type route: the kernel routes the packet again. Its source address is already
     right, since a reply has the destination address of the request as its source.
     """
     errors = tuple(forwards.error_rules(policy))
     ends = (ACCEPT,) if errors else ()  # an error in a flow that began at the uplink is no error of a forward
-    rules = tuple(
-        Rule(
-            (matches.IS_REPLY, matches.has_mark(uplink.mark, FLOW_MARK), matches.set_mark(uplink.mark), *ends),
-            origin=("uplink", name, "answer"),
-        )
-        for name, uplink in policy.uplink.items()
-    )
+    rules = []
+    for name, uplink in policy.uplink.items():
+        origin = ("uplink", name, "answer")
+        of_flow = (matches.IS_REPLY, matches.has_mark(uplink.mark, FLOW_MARK))
+        if errors or _may_reply(name, policy):
+            rules.append(Rule((*of_flow, matches.set_mark(uplink.mark), *ends), origin=origin))
+        else:
+            leaves = (matches.lacks_mark(uplink.mark), Match(OUTPUT_DEVICE, "lo", "!="))
+            rules.append(matches.count_and_drop(object_name(name, "unanswered"), *of_flow, *leaves, origin=origin))
     return Chain("restore", (*rules, *errors), Hook("route", "output", object_names.RESTORE_PRIORITY))
+
+
+def _may_reply(name: str, policy: Policy) -> bool:
+    """Return True if packets that were sent without the mark may leave in flows that began at the uplink."""
+    unmarked = any(service.uplink == name and service.unmarked for service in policy.service.values())
+    return unmarked or bool(policy.uplink[name].answer)
 
 
 def _reply_matches(answer: Answer) -> list[tuple[Statement, ...]]:

@@ -33,8 +33,8 @@ def sets(name: str, uplink: Uplink) -> tuple[Set, ...]:
         for family in _HEADERS
         for address in [f"ipv{family}_addr"]
         for nft_set in (
-            Set(_peers(name, family), (address, service, service), frozenset(), flags, origin, _PEER_TIMEOUT),
-            Set(_asked(name, family), (address,), frozenset(), flags, origin, _ADDRESS_TIMEOUT),
+            Set(_peer_set(name, family), (address, service, service), frozenset(), flags, origin, _PEER_TIMEOUT),
+            Set(_asked_set(name, family), (address,), frozenset(), flags, origin, _ADDRESS_TIMEOUT),
         )
     )
 
@@ -47,8 +47,8 @@ def arrival_rules(name: str, uplink: Uplink) -> Iterator[Rule]:
     for family, header in _HEADERS.items():
         peer = Concat((Payload(header, "saddr"), Payload("udp", "sport"), Payload("udp", "dport")))
         updates = (
-            SetUpdate("update", _peers(name, family), peer),
-            SetUpdate("update", _asked(name, family), Payload(header, "daddr")),
+            SetUpdate("update", _peer_set(name, family), peer),
+            SetUpdate("update", _asked_set(name, family), Payload(header, "daddr")),
         )
         asks = (Match(Payload("udp", "dport"), _ports(uplink)), is_local)
         yield Rule((*asks, *updates), origin=("uplink", name, "answer"))
@@ -63,8 +63,8 @@ def inside_drops(policy: Policy) -> Iterator[Rule]:
         for family, header in _HEADERS.items():
             peer = Concat((Payload(header, "daddr"), Payload("udp", "dport"), Payload("udp", "sport")))
             for test in (
-                Match(peer, SetRef(_peers(name, family))),
-                Match(Payload(header, "saddr"), SetRef(_asked(name, family))),
+                Match(peer, SetRef(_peer_set(name, family))),
+                Match(Payload(header, "saddr"), SetRef(_asked_set(name, family))),
             ):
                 yield matches.count_and_drop(
                     object_name(name, object_names.MISROUTED_REPLIES),
@@ -80,9 +80,9 @@ def _ports(uplink: Uplink) -> int | str | AnonymousSet:
     return ports[0] if len(ports) == 1 else AnonymousSet(frozenset(ports))
 
 
-def _peers(name: str, family: int) -> str:
+def _peer_set(name: str, family: int) -> str:
     return object_name(name, f"peers{family}")
 
 
-def _asked(name: str, family: int) -> str:
+def _asked_set(name: str, family: int) -> str:
     return object_name(name, f"asked{family}")

@@ -46,6 +46,8 @@ _GLOBAL_SYSCTLS = (
     "net/ipv4/ip_forward",
     "net/bridge/bridge-nf-call-iptables",
     "net/bridge/bridge-nf-call-ip6tables",
+    "net/ipv4/conf/all/mc_forwarding",
+    "net/ipv6/conf/all/mc_forwarding",
 )
 
 
@@ -55,7 +57,8 @@ _DEVICE_SYSCTLS = ("rp_filter", "forwarding", "accept_local", "src_valid_mark", 
 def _device_sysctls(device: str) -> Iterable[str]:
     """Return the paths of the sysctls of a device, or of "all", that affect packets."""
     ipv4 = (f"net/ipv4/conf/{device}/{key}" for key in _DEVICE_SYSCTLS)
-    return (*ipv4, f"net/ipv6/conf/{device}/forwarding", f"net/ipv6/conf/{device}/disable_ipv6")
+    ipv6 = (f"net/ipv6/conf/{device}/{key}" for key in ("forwarding", "force_forwarding", "disable_ipv6"))
+    return (*ipv4, *ipv6)
 
 
 class Linux:

@@ -58,6 +58,26 @@ class ProofContext:
         devices = self.state.devices
         return bool(devices) and all(self.model.is_switched_off(family, device.name) for device in devices)
 
+    def may_forward(self, family: int) -> bool:
+        """Return False if the state shows that no packet of a family that arrives is sent on.
+
+        Neither by routing, to the broadcast address of a network, by a multicast router, nor by a bridge
+        whose packets pass the hooks of the IP layer.
+        """
+        devices = [device.name for device in self.state.devices]
+        values = {sysctl.path: sysctl.value for sysctl in self.state.sysctls}
+        version, bridge = ("ipv4", "iptables") if family == 4 else ("ipv6", "ip6tables")
+        absent_is_off = [f"net/{version}/conf/all/mc_forwarding"]
+        if any(device.kind == "bridge" for device in self.state.devices):
+            absent_is_off.append(f"net/bridge/bridge-nf-call-{bridge}")
+        if family == 4:
+            absent_is_off += [f"net/ipv4/conf/{name}/bc_forwarding" for name in ("all", *devices)]
+        return (
+            not devices
+            or any(values.get(path, "0") != "0" for path in absent_is_off)
+            or any(self.model.is_forwarding(family, name) for name in devices)
+        )
+
     def chain_transfer(self, family: int) -> ChainTransfer:
         """Return the chain transfer function of a family (4, 6, or 0 for other frames)."""
         if family not in self._transfers:

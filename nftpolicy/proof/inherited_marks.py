@@ -14,7 +14,15 @@ from ..model.symbolic.box import Ranges, points
 from ..netstate import nft
 from ..netstate.state import NetState
 from .context import ProofContext
-from .lemmas import Violation, count_marked, guard_violation, marks_arriving_tcp, marks_replies
+from .lemmas import (
+    ARRIVAL_HOOKS,
+    Violation,
+    count_marked,
+    guard_violation,
+    integrity_violations,
+    marks_arriving_tcp,
+    marks_replies,
+)
 from .spec import IP_FAMILIES, Region, Spec, UplinkSpec
 
 _OWNER_FIELDS: Mapping[object, str] = {nft.Meta("skuid"): "uid", nft.Meta("skgid"): "gid"}
@@ -43,6 +51,15 @@ def accepted_socket_violations(context: ProofContext, spec: Spec, uplink: Uplink
             )
             violations.append(Violation(family, violation.box, location, violation.unsupported))
     return violations
+
+
+def harmless_hooks(context: ProofContext, spec: Spec, family: int) -> tuple[str, ...]:
+    """Return the hooks where a rule may mark any packet: those of arriving packets, if the machine forwards none.
+
+    A packet that arrives has no other way out. The kernel may copy its mark to a reply (fwmark_reflect), so this
+    holds only with a policy, whose guard tests the sender of each packet with the mark.
+    """
+    return () if context.may_forward(family) or not spec.has_policy else ARRIVAL_HOOKS
 
 
 def _named_owners(state: NetState) -> Iterator[Mapping[str, Ranges]]:
@@ -88,6 +105,16 @@ def _expecting_rules(state: NetState) -> str:
 
 def inherited_mark_assumptions(context: ProofContext, spec: Spec) -> Iterator[str]:
     """Yield the assumptions about the marks of earlier flows and of sockets."""
+    for family in IP_FAMILIES:
+        if hooks := harmless_hooks(context, spec, family):
+            marking = [
+                violation.location
+                for uplink in spec.uplinks
+                for hook in hooks
+                for violation in integrity_violations(context, family, uplink, hook)
+            ]
+            if marking:
+                yield f"this machine forwards no IPv{family} packet, as now: {'; '.join(marking)} may mark one"
     for uplink in spec.uplinks:
         if any(marks_replies(context, family, uplink) for family in IP_FAMILIES):
             yield from _assumptions_about_flows(context, uplink)

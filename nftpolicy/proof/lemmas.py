@@ -32,6 +32,10 @@ from .spec import IP_FAMILIES, MarkTest, Region, UplinkSpec
 _REWRITTEN = ("ttl", "?")
 
 
+# Hooks of packets that have arrived, and do not leave if the machine forwards none.
+ARRIVAL_HOOKS = ("prerouting", "input")
+
+
 @frozen
 class Violation:
     """Violation of a lemma: part of the region, and the base chain or rule that causes it.
@@ -88,14 +92,15 @@ def unstable_fields(context: ProofContext, chains: Sequence[BaseChain]) -> tuple
 
 
 def integrity_violations(
-    context: ProofContext, family: int, uplink: UplinkSpec, hook: str | None = None
+    context: ProofContext, family: int, uplink: UplinkSpec, hook: str | None = None, skipped_hooks: Sequence[str] = ()
 ) -> list[Violation]:
     """Return the rules that may give the uplink's mark to a packet not entitled to it.
 
-    With `hook`, only rules of that hook. Induction over all writes: a packet that did not arrive by
-    the uplink and does not carry the mark before a write does not carry it after, whatever the mark
-    of its flow. Entitled are users that the specification allows to send without a mark, and
-    replies in marked flows, if only flows that began at the uplink can have the mark.
+    With `hook`, only rules of that hook; none of `skipped_hooks`. Induction over all writes: a
+    packet that did not arrive by the uplink and does not carry the mark before a write does not carry
+    it after, whatever the mark of its flow. Entitled are users that the specification allows to send
+    without a mark, and replies in marked flows, if only flows that began at the uplink can have the
+    mark.
     """
     if not _may_mark(context, family, uplink, "mark"):
         return []
@@ -104,6 +109,7 @@ def integrity_violations(
         base_chain
         for base_chain in _writing_chains(context, family)
         if hook in (None, base_chain[1].hook and base_chain[1].hook.hook)
+        and not (base_chain[1].hook and base_chain[1].hook.hook in skipped_hooks)
     ]
     # Users that need no mark may get it, but a write into the flow would pass it to other packets.
     entitled = []

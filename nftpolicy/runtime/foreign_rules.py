@@ -194,4 +194,9 @@ def _owner_and_remedy(rule: IpRule, effect: str, subject: _Subject) -> tuple[str
         return owner, f"put its routes into table {subject.table}, or use another mark for it"
     if form == _WG_QUICK and rule.invert:
         return owner, f"give the tunnel the uplink's mark (FwMark = {subject.mark:#x}), so that the rule leaves it out"
+    if form == _WG_QUICK:
+        return (
+            owner,
+            "this concerns only networks that table main has routes for; start wg-quick first, and it comes last",
+        )
     return owner, f"give it a priority above {subject.last}, or a condition that leaves these packets out"

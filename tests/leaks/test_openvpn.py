@@ -18,7 +18,8 @@ from tests.lab import addresses as at
 from tests.lab import inbound_clients
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
-from tests.vpn_programs import OPENVPN, OpenVpn, echoes, of, wait_for_echoes
+from tests.leaks.test_race_windows import FLOOD, flooding
+from tests.vpn_programs import INSIDE, OPENVPN, OpenVpn, echoes, of, wait_for_echoes
 
 MARK, GID, TABLE = 0x1110, 851, 51
 UP = "Initialization Sequence Completed"
@@ -81,6 +82,28 @@ def test_openvpn_avoids_mesh_while_wan_is_down(desktop: Guarded, vpn: OpenVpn) -
         finally:
             lab.wan_up()
         wait_for_echoes(lab, 20)
+
+
+def test_openvpn_redirects_default_route(desktop: Guarded, vpn: OpenVpn) -> None:
+    """Its routes stand in table main, which is not asked for marked packets; the uplink's are in a table of its own."""
+    lab, more = desktop.lab, f"--redirect-gateway def1 ipv6 --route-gateway {INSIDE[4][1]}"
+    lab.mesh_down()
+    try:
+        with flooding(lab), watching(lab, watched) as watch, vpn.client(GID, MARK, at.VPN, "udp4", more) as program:
+            program.says(UP)
+            wait_for_echoes(lab)
+            lab.wan.drain()
+            there = at.SERVER[6]  # not the address of the connection, for which it refuses to tunnel packets
+            assert lab.node.call(inbound_clients.udp, there, at.ECHO_PORT, b"by the tunnel", 8) == b"by the tunnel"
+            assert (watch.unmarked, watch.stray) == (0, 0)
+            assert of(lab.wan, OPENVPN), "inconclusive: no tunnel"
+            assert not any(FLOOD in frame.payload or b"by the tunnel" in frame.payload for frame in lab.wan.frames())
+            status = desktop.nftpolicy("status", check=False)
+            assert status.returncode == 0, status.stdout + status.stderr
+            proof = desktop.nftpolicy("verify", "--live", check=False)
+            assert proof.returncode == 0, proof.stdout
+    finally:
+        lab.mesh_up()
 
 
 def test_openvpn_without_mark_is_dropped_and_reports(desktop: Guarded, vpn: OpenVpn) -> None:

@@ -4,6 +4,7 @@
 WireGuard runs in user space (wireguard-go), since not every kernel has it: its group is the service.
 """
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,12 @@ def policy(lab: Lab) -> str:
     )
     kept = [line for line in text.partition("[service.names]")[0].splitlines() if not line.startswith("sport ")]
     return "\n".join(kept).replace("kernel = true", f"group = {GID}")
+
+
+def forwarding(lab: Lab, value: int) -> None:
+    """Switch forwarding on or off, in both families."""
+    for key in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
+        lab.node.sysctl(key, value)
 
 
 def config(lab: Lab, private: str, public: str) -> str:
@@ -80,6 +87,7 @@ def laptop() -> Iterator[WgQuick]:
     with guarded_lab(policy, resolver=True, table=TABLE) as made:
         lab = made.lab
         lab.mesh_down()
+        forwarding(lab, 0)
         with wireguard(lab.server, "wg0"):
             public = lab.server.run(["wg", "show", "wg0", "public-key"]).stdout.strip()
             private = lab.node.run(["wg", "genkey"]).stdout.strip()
@@ -112,7 +120,7 @@ def assert_as_expected(laptop: WgQuick) -> None:
     status = laptop.made.nftpolicy("status", check=False)
     assert (status.returncode, "starved" in status.stdout) == (0, False), status.stdout + status.stderr
     proof = laptop.made.nftpolicy("verify", "--live", POLICY, check=False)
-    assert "refuted" not in proof.stdout, proof.stdout
+    assert (proof.returncode, "this machine forwards no IPv4 packet" in proof.stdout) == (0, True), proof.stdout
 
 
 def test_wg_quick_works_after_policy(laptop: WgQuick) -> None:
@@ -137,6 +145,57 @@ def test_wg_quick_works_before_policy(laptop: WgQuick) -> None:
             assert_as_expected(laptop)
         laptop.made.release()
         assert laptop.state() == before
+        laptop.made.apply()
+
+
+def send_from(address: str, port: int, target: str, payload: bytes) -> None:
+    """Send a datagram with an address and port of another host."""
+    with socket.socket(socket.AF_INET6 if ":" in target else socket.AF_INET, socket.SOCK_DGRAM) as made:
+        made.bind((address, port))
+        for _ in range(5):
+            made.sendto(payload, (target, WIREGUARD))
+
+
+@pytest.mark.parametrize("family", at.FAMILIES, ids=["ipv4", "ipv6"])
+def test_wg_quick_flow_carries_no_forged_packet(laptop: WgQuick, family: int) -> None:
+    """A host behind the laptop sends with the address and port of the tunnel's flow, whose mark wg-quick restores."""
+    lab, node, mine = laptop.made.lab, laptop.node, laptop.made.lab.wan_address(family)
+    assert mine is not None
+    lab.client.ip(f"addr add {mine}/{128 if family == 6 else 32} dev lo" + (" nodad" if family == 6 else ""))
+    rule = f"rule add fwmark {MARK} table {TABLE} pref 9"
+    try:
+        with laptop.up():
+            peer = node.run(["wg", "show", "wg0", "peers"]).stdout.strip()
+            server = f"[{at.SERVER[6]}]" if family == 6 else at.SERVER[4]
+            set_wg(node, "wg0", "peer", peer, "endpoint", f"{server}:{WIREGUARD}")
+            port = int(node.run(["wg", "show", "wg0", "listen-port"]).stdout)
+
+            def forged(payload: bytes) -> bool:
+                there = INSIDE[4][1]
+                assert node.call(inbound_clients.udp, there, at.ECHO_PORT, b"flow", 8) == b"flow"
+                lab.wan.drain()
+                lab.client.call(send_from, mine, port, at.SERVER[family], payload)
+                assert node.call(inbound_clients.udp, there, at.ECHO_PORT, b"flow", 8) == b"flow"
+                return any(payload in frame.payload for frame in lab.wan.frames())
+
+            assert not forged(b"forwarding is off")
+            forwarding(lab, 1)
+            proof = laptop.made.nftpolicy("verify", "--live", POLICY, check=False)
+            assert (proof.returncode, "premangle" in proof.stdout) == (3, True), proof.stdout
+            assert not forged(b"forwarding is on")
+            laptop.made.release()
+            for key in ("all", at.CLIENT):
+                node.sysctl(f"net/ipv4/conf/{key}/accept_local", 1)
+            node.ip(f"-{family} {rule}")
+            assert forged(b"no policy"), "the control: IPv4 needs accept_local"
+            forwarding(lab, 0)
+            assert not forged(b"no policy, no forwarding")
+    finally:
+        forwarding(lab, 0)
+        lab.client.ip("addr flush dev lo scope global")
+        node.run(["ip", f"-{family}", *rule.replace("add", "del").split()], check=False)
+        for key in ("all", at.CLIENT):
+            node.sysctl(f"net/ipv4/conf/{key}/accept_local", 0)
         laptop.made.apply()
 
 

@@ -80,6 +80,7 @@ IDLE = {
     ],
     "06-gateways": [
         (r"match gone: .*\bidentity: .*\[ct mark ", "there are no answers"),
+        (r"match gone: .* restore: .*\[meta mark ", "no service answers in a flow from the uplink"),
         (r"type changed: .* restore: route", "there are no answers"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"element gone: .*@wan.groups", "only a resolver asks who its clients are"),

@@ -109,3 +109,9 @@ def test_text_names_owner_effect_and_remedy(rule, owner):
 def test_remedy_for_wg_quick_is_the_mark_of_the_uplink():
     (conflict, *_) = conflicts(foreign(509, table=51821, mark=51821, mask=FULL, invert=True))
     assert "FwMark = 0xca6c" in str(conflict)
+
+
+def test_remedy_for_wg_quick_look_at_main_is_the_order():
+    """Its priority cannot be configured."""
+    (conflict, *_) = conflicts(foreign(508, table=254, suppress_prefix=0))
+    assert str(conflict).endswith("networks that table main has routes for; start wg-quick first, and it comes last")
