@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice, product
+from itertools import count, islice, product
 
 from attrs import frozen
 
@@ -119,6 +119,27 @@ def lacks_source(context: ProofContext, spec: Spec, case: UsabilityCase) -> bool
         return context.model.address_types.address_type(packet.family, packet.source, device) != "local"
     is_link_scoped = packet.family == 6 and needs_device(packet.destination)
     return not is_link_scoped and device_address(context.state, packet.family, device) is None
+
+
+def free_port(spec: Spec) -> int:
+    """Return a port that no resolver listens on."""
+    resolver_ports = {
+        port for uplink in spec.uplinks if uplink.resolver is not None for _, _, port in uplink.resolver.listen
+    }
+    return next(port for port in count(9) if port not in resolver_ports)
+
+
+def free_source_port(spec: Spec) -> int:
+    """Return a port from which no uplink answers over UDP: such packets may be replies, which do not go inside."""
+    answered = [
+        span
+        for uplink in spec.uplinks
+        for reply in uplink.replies
+        for regions in reply.headers.values()
+        for region in regions
+        for span in region.fields.get("sport", ())
+    ]
+    return next((port for port in range(40000, 65536) if not any(low <= port <= high for low, high in answered)), 40000)
 
 
 def link_local_address(state: NetState, device: str) -> int:

@@ -28,6 +28,8 @@ from .spec import IP_FAMILIES, ServiceSpec, Spec, UplinkSpec
 from .usability_case import (
     UsabilityCase,
     device_address,
+    free_port,
+    free_source_port,
     inside_address,
     known_address,
     link_local_address,
@@ -52,14 +54,6 @@ def _unnamed_id(spec: Spec) -> int:
     used_ids = {owner.number for uplink in spec.uplinks for service in uplink.services for owner in service.owners}
     used_ids |= {uplink.resolver.uid for uplink in spec.uplinks if uplink.resolver is not None}
     return next(number for number in count(65533) if number not in used_ids)
-
-
-def _free_port(spec: Spec) -> int:
-    """Return a port that no resolver listens on."""
-    resolver_ports = {
-        port for uplink in spec.uplinks if uplink.resolver is not None for _, _, port in uplink.resolver.listen
-    }
-    return next(port for port in count(9) if port not in resolver_ports)
 
 
 def usability_cases(context: ProofContext, spec: Spec) -> Iterator[UsabilityCase]:
@@ -355,12 +349,13 @@ def _sent_by_services(spec: Spec, packet: Packet) -> Iterator[tuple[UplinkSpec, 
 
 
 def _inside(spec: Spec) -> Iterator[UsabilityCase]:
-    unnamed, free_port = _unnamed_id(spec), _free_port(spec)
+    unnamed, dport, sport = _unnamed_id(spec), free_port(spec), free_source_port(spec)
     for family in IP_FAMILIES:
         remote = REMOTE_ADDRESS[family]
         for pattern in spec.inside or ():
             device = sample_device(pattern)
-            packet = Packet(family, remote, None, UDP, uid=unnamed, gid=unnamed, bound=device if family == 4 else None)
+            bound = device if family == 4 else None
+            packet = Packet(family, remote, None, UDP, sport, uid=unnamed, gid=unnamed, bound=bound)
             if family == 4 or pattern == (spec.inside or ())[0]:
                 query = evolve_packet(packet, dport=DNS_PORT)
                 yield UsabilityCase("P3", "", f"inside {pattern}", ("inside",), packet, "leaves", device)
@@ -377,12 +372,12 @@ def _inside(spec: Spec) -> Iterator[UsabilityCase]:
                         "P3", uplink.name, title, service.origin, by_service, "leaves", device, None, endpoint
                     )
         loopback = {4: 0x7F000001, 6: 1}[family]
-        packet = Packet(family, loopback, loopback, UDP, dport=free_port, uid=unnamed, gid=unnamed)
+        packet = Packet(family, loopback, loopback, UDP, dport=dport, uid=unnamed, gid=unnamed)
         yield UsabilityCase("P3", "", "loopback", (), packet, "delivered")
         yield UsabilityCase("P3", "", "DNS on loopback", (), evolve_packet(packet, dport=DNS_PORT), "delivered")
         for uplink, service, by_service in _sent_by_services(spec, packet):
             title = f"service {service.name} on loopback"
-            endpoint = (loopback, free_port)
+            endpoint = (loopback, dport)
             yield UsabilityCase("P3", uplink.name, title, service.origin, by_service, "delivered", endpoint=endpoint)
         for uplink in spec.uplinks:
             marked = evolve_packet(packet, mark=uplink.value)

@@ -53,7 +53,7 @@ def normal(state):
     """Return a state in one canonical order."""
     return NetState(
         tuple(sorted((normal_table(one) for one in state.tables), key=lambda one: one.key)),
-        tuple(sorted(state.rules, key=lambda one: (one.family, one.priority))),
+        tuple(sorted(state.rules, key=lambda one: (one.family, one.priority, repr(one)))),
         tuple(sorted(state.routes, key=repr)),
         tuple(sorted(state.sysctls, key=lambda one: one.path)),
     )
