@@ -36,6 +36,8 @@ def _shows_violation(finding: Finding, trace, devices: set[str]) -> bool:
             return trace.outcome == "leaves" and trace.device in devices and trace.packet.origin == sender
         case "P1":
             return trace.outcome == "leaves"
+        case "P5" if "no route" in finding.subject:
+            return trace.outcome in ("unroutable", "dropped")
         case "P2" | "P5":
             return trace.outcome in ("leaves", "delivered")
     return trace.outcome != "unknown"

@@ -36,7 +36,7 @@ from ..policy.objects import Forward, Network, Policy, Publish, Uplink
 from . import matches, object_names
 from .matches import FLOW_MARK, INPUT_DEVICE, IS_ORIGINAL, IS_REPLY, L4PROTO, OUTPUT_DEVICE
 from .object_names import object_name
-from .service_sets import is_port_range, merge_ports
+from .service_sets import is_port_range, merge_ports, network_text
 
 # Packets to these addresses are for this machine.
 LOCAL_TYPES = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anycast"}))
@@ -143,10 +143,7 @@ def _device_set(name: str, devices: frozenset[str], origin: OriginPath) -> Set:
 
 def _network_set(name: str, networks: list[Network], origin: OriginPath) -> Set:
     kind = _IP[networks[0].version][1]
-    # As the kernel lists them: a host has no length.
-    texts = frozenset(
-        str(network.network_address if network.prefixlen == network.max_prefixlen else network) for network in networks
-    )
+    texts = frozenset(map(network_text, networks))
     return Set(name, (kind,), texts, frozenset({"interval"}), origin=origin)
 
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from attrs import evolve
+
 from ..netstate.nft import AnonymousSet, Concat, Fib, Match, Payload, Rule, Set, SetRef, SetUpdate
 from ..policy.objects import Policy, Uplink
-from . import matches, object_names
+from . import matches, object_names, service_sets
 from .object_names import object_name
 from .reply_routing import answered_udp_ports
 
@@ -76,8 +78,18 @@ def inside_drops(policy: Policy) -> Iterator[Rule]:
 
 
 def _ports(uplink: Uplink) -> int | str | AnonymousSet:
-    ports = [matches.port_value(port) for port in answered_udp_ports(uplink)]
-    return ports[0] if len(ports) == 1 else AnonymousSet(frozenset(ports))
+    """Return the answered ports as the kernel lists them: adjacent ones of an anonymous set of intervals are merged."""
+    ports = service_sets.merge_ports(answered_udp_ports(uplink))
+    if any(map(service_sets.is_port_range, ports)):
+        joined = ports[:1]
+        for port in ports[1:]:
+            if port.low == joined[-1].high + 1:
+                joined[-1] = evolve(joined[-1], high=port.high)
+            else:
+                joined.append(port)
+        ports = joined
+    values = [matches.port_value(port) for port in ports]
+    return values[0] if len(values) == 1 else AnonymousSet(frozenset(values))
 
 
 def _peer_set(name: str, family: int) -> str:
