@@ -79,7 +79,6 @@ IDLE = {
         (r"arrival: fib daddr", "there are no addresses of other devices"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"element gone: .*@eth.users", "only a resolver asks who its clients are"),
-        (r"ip rule gone: IPv\d: 900", "there are no routes but the uplink's"),
     ],
     "06-gateways": [
         (r"match gone: .*\bidentity: .*\[ct mark ", "there are no answers"),
@@ -87,7 +86,6 @@ IDLE = {
         (r"type changed: .* restore: route", "there are no answers"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"element gone: .*@wan.groups", "only a resolver asks who its clients are"),
-        (r"ip rule gone: IPv4: 900", "IPv4 sends by the device that a socket is bound to, whatever rules say"),
     ],
     "gluon-wireguard": [(r"element gone: .*@wan.group-ports: \(800", "names are asked of the resolver alone")],
     "dual-uplink": [(r"match (gone|negated): .* lte.identity: .*\[ct mark ", "there are no answers")],
