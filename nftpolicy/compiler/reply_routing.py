@@ -21,6 +21,7 @@ from ..policy.objects import Policy, Port, Uplink
 from . import object_names
 
 _UDP = 17
+_MAX_PORT = 65534  # an ip rule cannot select port 65535 (fib_rule_port_range_valid, include/net/fib_rules.h)
 
 
 def ip_rules(policy: Policy) -> Iterator[IpRule]:
@@ -34,13 +35,15 @@ def _port_rules(policy: Policy) -> Iterator[IpRule]:
     for family in (4, 6):
         for name, uplink in policy.uplink.items():
             for port in answered_udp_ports(uplink):
+                if port.low > _MAX_PORT:
+                    continue
                 yield IpRule(
                     family,
                     object_names.REPLY_RULE_PRIORITY,
                     table=uplink.table,
                     iif="lo",  # packets of this machine; so the kernel dissects no packet that it forwards
                     l4proto=_UDP,
-                    sports=(port.low, port.high),
+                    sports=(port.low, min(port.high, _MAX_PORT)),
                     origin=("uplink", name, "answer"),
                 )
 

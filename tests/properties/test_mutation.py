@@ -57,7 +57,10 @@ SPARE = [
     (r"match gone: .* dns-redirect: .*\[meta l4proto \{ tcp, udp \}\]", "nft wants it in front of a port to go to"),
     (r"match gone: .* names: .*\[meta l4proto \{ tcp, udp \}\]", "no other transport asks for names at port 53"),
     # ... then what is beyond the claim ...
-    (r"nftpolicy dns-unrouted:", "without it queries that are not redirected are lost at lo: leaks/test_query_routes.py"),
+    (
+        r"nftpolicy dns-unrouted:",
+        "without it queries that are not redirected are lost at lo: leaks/test_query_routes.py",
+    ),
     (r"arrival: udp dport .* update @", "a route may lead a UDP reply inside: leaks/test_udp_replies.py"),
     (r"inside: ct direction original udp sport ", "a route may lead a UDP reply inside: leaks/test_udp_replies.py"),
     (r"sysctl gone", "sysctls are compared, and no packet of the model depends on ours"),
@@ -81,6 +84,7 @@ IDLE = {
         (r"element gone: .*@eth.users", "only a resolver asks who its clients are"),
     ],
     "06-gateways": [
+        (r"route gone: IPv\d table \d+: unreachable ", "the routes by gateways come before it; an ip rule ends like it"),
         (r"match gone: .*\bidentity: .*\[ct mark ", "there are no answers"),
         (r"match gone: .* restore: .*\[meta mark ", "no service answers in a flow from the uplink"),
         (r"type changed: .* restore: route", "there are no answers"),

@@ -1,0 +1,43 @@
+"""Ip rules of UDP replies and of sockets that are bound to a device."""
+
+import pytest
+
+from nftpolicy.compiler.reply_routing import ip_rules
+from nftpolicy.policy.load import load
+
+TEXT = """
+name = "p"
+inside = ["lan"]
+[uplink.wan]
+devices = ["eth0", "wlan0"]
+mark = "1/1"
+table = 7
+answer = [ANSWER]
+"""
+
+
+def rules(answer):
+    return list(ip_rules(load(TEXT.replace("ANSWER", answer).encode())[0]))
+
+
+@pytest.mark.parametrize(
+    ("answer", "ports"),
+    [
+        ('"udp/53"', [(53, 53)]),
+        ('"udp/53", "udp/5000-5010"', [(53, 53), (5000, 5010)]),
+        ('"udp/1-65535"', [(1, 65534)]),
+        ('"udp/65535"', []),
+        ('"ssh", "ping"', []),
+    ],
+)
+def test_each_answered_udp_port_has_a_rule(answer, ports):
+    """The kernel refuses a rule with port 65535."""
+    for family in (4, 6):
+        found = [rule for rule in rules(answer) if rule.family == family and rule.sports]
+        assert [rule.sports for rule in found] == ports
+        assert {(rule.priority, rule.table, rule.l4proto) for rule in found} <= {(33100, 7, 17)}
+
+
+def test_each_device_has_a_rule():
+    bound = [(rule.family, rule.priority, rule.table, rule.oif) for rule in rules('"ssh"') if rule.oif]
+    assert bound == [(family, 870, 7, name) for family in (4, 6) for name in ("eth0", "wlan0")]
