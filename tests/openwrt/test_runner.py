@@ -138,7 +138,12 @@ def test_runner_steps_and_result_equal_apply(router: Router, policy: Policy) -> 
         assert ways(steps, family) == ways(wanted_steps, family)
     assert router.space.call(left_to_do, policy) == []
     wanted = compile_policy(policy)
-    assert router.space.call(held, [one.path for one in wanted.sysctls]) == normal(wanted)
+    found = router.space.call(held, [one.path for one in wanted.sysctls])
+    absent = {one.path for one in wanted.sysctls} - {one.path for one in found.sysctls}
+    # The router has no devices inside, which a forward or published port may name.
+    assert all(router.space.run(["test", "-e", f"/sys/class/net/{path.split('/')[3]}"], check=False).returncode
+               for path in absent)  # fmt: skip
+    assert found == normal(evolve(wanted, sysctls=tuple(one for one in wanted.sysctls if one.path not in absent)))
     assert right(router)
 
 
