@@ -129,8 +129,11 @@ def free_port(spec: Spec) -> int:
     return next(port for port in count(9) if port not in resolver_ports)
 
 
-def free_source_port(spec: Spec) -> int:
-    """Return a port from which no uplink answers over UDP: such packets may be replies, which do not go inside."""
+def free_source_port(spec: Spec) -> int | None:
+    """Return a port from which no uplink answers over UDP, None without one.
+
+    Packets from other ports may be replies, which do not go inside.
+    """
     answered = [
         span
         for uplink in spec.uplinks
@@ -139,7 +142,8 @@ def free_source_port(spec: Spec) -> int:
         for region in regions
         for span in region.fields.get("sport", ())
     ]
-    return next((port for port in range(40000, 65536) if not any(low <= port <= high for low, high in answered)), 40000)
+    usual_first = (*range(40000, 65536), *range(39999, 0, -1))
+    return next((port for port in usual_first if not any(low <= port <= high for low, high in answered)), None)
 
 
 def link_local_address(state: NetState, device: str) -> int:

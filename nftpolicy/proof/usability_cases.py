@@ -350,12 +350,13 @@ def _sent_by_services(spec: Spec, packet: Packet) -> Iterator[tuple[UplinkSpec, 
 
 def _inside(spec: Spec) -> Iterator[UsabilityCase]:
     unnamed, dport, sport = _unnamed_id(spec), free_port(spec), free_source_port(spec)
+    sender = (UDP, sport) if sport is not None else (TCP, 40000)
     for family in IP_FAMILIES:
         remote = REMOTE_ADDRESS[family]
         for pattern in spec.inside or ():
             device = sample_device(pattern)
             bound = device if family == 4 else None
-            packet = Packet(family, remote, None, UDP, sport, uid=unnamed, gid=unnamed, bound=bound)
+            packet = Packet(family, remote, None, *sender, uid=unnamed, gid=unnamed, bound=bound)
             if family == 4 or pattern == (spec.inside or ())[0]:
                 query = evolve_packet(packet, dport=DNS_PORT)
                 yield UsabilityCase("P3", "", f"inside {pattern}", ("inside",), packet, "leaves", device)

@@ -196,13 +196,13 @@ def test_verify_accept_rule_in_one_layer_keeps_P1(guarded_node: Node) -> None:
     assert "P1 refuted: uplink wan: sockets: " not in guarded_node.run("verify", "--live", POLICY, check=False).stdout
 
 
-def test_verify_missing_ip_rule_is_unknown(guarded_node: Node) -> None:
-    """Do not refute P2: the guard drops what the remaining rules lead elsewhere."""
+def test_verify_missing_ip_rule_refutes_P3(guarded_node: Node) -> None:
+    """Do not refute P2: the guard drops what the remaining rules lead elsewhere. But a service cannot send."""
     guarded_node.space.ip("-6 rule del priority 510")
-    output = guarded_node.verify(POLICY, status=3)
-    assert "P2 unknown: uplink wan: IPv6 rules keep marked packets in table 1\n" in output
-    assert "no ip rule sends all packets with the mark to table 1" in output
-    assert "P2 unknown: uplink wan: IPv4" not in output
+    output = guarded_node.verify(POLICY, status=1)
+    assert re.search(r"yes +P2 +mark confinement +proved", output)
+    assert "P3 refuted: uplink wan: service fastd\n" in output
+    assert "since ip rule 515 decides: priority 515 from all fwmark 0x1/0x1 unreachable" in output
 
 
 # --- others' tables ------------------------------------------------------------------------------

@@ -257,7 +257,9 @@ def _sysctls(state: NetState, family: int) -> CheckedText:
     sysctls = [
         sysctl
         for sysctl in state.sysctls
-        if sysctl.path.startswith("net/") and not (family == 4 and sysctl.path.startswith("net/ipv6/"))
+        if sysctl.path.startswith("net/")
+        and not (family == 4 and sysctl.path.startswith("net/ipv6/"))
+        and not sysctl.path.endswith("/mc_forwarding")  # of the kernel's multicast router: it cannot be written
     ]
     lines = (
         fill("set_here {path} {value}\n", path=sysctl_path(sysctl.path), value=quoted(sysctl.value.replace("\t", " ")))
