@@ -34,7 +34,11 @@ def is_answered(lab: Lab, target: str | None, sender: str = at.NEIGHBOUR[4]) -> 
     assert target is not None, "inconclusive: the WAN has no address"
     lab.wan.drain()
     lab.neighbour.call(ask, target, sender)
-    return bool(lab.wan.wait_for(lambda frame: classify(frame) == "arp" and frame.saddr == target, 0.4))
+    addresses = (target, sender)  # of the answer; the node has requests of its own
+
+    return bool(
+        lab.wan.wait_for(lambda frame: classify(frame) == "arp" and (frame.saddr, frame.daddr) == addresses, 0.4)
+    )
 
 
 def test_arp_of_sender_outside_the_subnet_is_answered(made: Guarded) -> None:
