@@ -12,9 +12,10 @@ set -u
 export LC_ALL=C
 
 GLOBAL='net/ipv4/fwmark_reflect net/ipv6/fwmark_reflect net/ipv4/tcp_fwmark_accept net/ipv4/ip_forward
-	net/bridge/bridge-nf-call-iptables net/bridge/bridge-nf-call-ip6tables'
+	net/bridge/bridge-nf-call-iptables net/bridge/bridge-nf-call-ip6tables
+	net/ipv4/conf/all/mc_forwarding net/ipv6/conf/all/mc_forwarding'
 OF_IPV4='rp_filter forwarding accept_local src_valid_mark route_localnet bc_forwarding'
-OF_IPV6='forwarding disable_ipv6'
+OF_IPV6='forwarding force_forwarding disable_ipv6'
 TRIES=5
 
 fail() {
