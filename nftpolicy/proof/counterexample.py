@@ -17,6 +17,7 @@ from ..model.symbolic import field_values
 from ..model.symbolic.header_space import HeaderSpace
 from ..model.trace import Trace
 from ..netstate.routing import IpRule
+from .assumptions import device_matches
 from .bypass import interfering_rules
 from .candidates import candidate_packets
 from .concretize import choose, concretize, with_usual_source
@@ -43,7 +44,7 @@ def is_entitled(packet: Packet, uplink: UplinkSpec) -> bool:
 
 
 def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
-    """Return True if the packet that leaves matches an exemption, or its user needs no mark."""
+    """Return True if the packet that leaves matches an exemption or a forward, or its user needs no mark."""
     packet = trace.packet
     if packet.origin == FRAME:
         if any(packet.frame_type in exemption.ethertypes for exemption in uplink.exemptions):
@@ -72,6 +73,13 @@ def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
         for region in unmarked_user_regions(uplink, packet.family)
         if packet.origin == SOCKET and not region.marks
     ]
+    if packet.origin == FORWARD and packet.iif is not None and packet.flow.direction == "original":
+        regions += [
+            region
+            for forward in uplink.forwards
+            if any(device_matches(pattern, packet.iif) for pattern in forward.devices)
+            for region in forward.leaving.get(packet.family, ())
+        ]
     return any(
         all(
             any(low <= fields.get(name, _ABSENT) <= high for low, high in ranges)
