@@ -276,8 +276,10 @@ def error_rules(policy: Policy) -> Iterator[Rule]:
     for name, uplink in policy.uplink.items():
         if forwards_packets(policy, name):
             for error in _ERRORS:
-                clear = matches.set_mark(Mark(0, uplink.mark.mask))
-                yield Rule((error, matches.has_mark(uplink.mark), clear), origin=("uplink", name))
+                marked = (error, matches.has_mark(uplink.mark))
+                # A process that sends an error itself, with the mark, keeps it.
+                yield Rule((*marked, matches.HAS_OWNER, ACCEPT), origin=("uplink", name))
+                yield Rule((*marked, matches.set_mark(Mark(0, uplink.mark.mask))), origin=("uplink", name))
 
 
 def _masquerade_chain(policy: Policy) -> Iterator[Chain]:

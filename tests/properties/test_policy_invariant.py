@@ -389,7 +389,7 @@ def test_proofs_and_traces_agree(sample):
 
 def test_agreement_test_detects_a_blind_prover(monkeypatch):
     for lemma, no_result in (("integrity_violations", []), ("guard_violation", None)):
-        monkeypatch.setattr(f"nftpolicy.proof.no_leak.{lemma}", lambda *_, result=no_result: result)
+        monkeypatch.setattr(f"nftpolicy.proof.no_leak.{lemma}", lambda *_, result=no_result, **__: result)
     agree = test_proofs_and_traces_agree.hypothesis.inner_test
 
     def unguarded_agree(sample):
