@@ -103,6 +103,7 @@ IDLE = {
         (r"element gone: .*@lte.users", "only a resolver asks who its clients are"),
     ],
     "12-forward": [
+        (r"nftpolicy restore: icmp\S* type .* meta skuid ", "no packet that is tried is an error that a process sends"),
         (r"inward: .*\[?ct direction reply|rules gone: .*inward: ", "answers with NAT: tests/leaks/test_forward.py"),
         (r"match gone: .*identity: .*fib saddr type local .*\[meta iifname ", "no other packet has such a source"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
