@@ -12,11 +12,9 @@ from collections.abc import Iterator, Mapping
 from ..netstate.nft import ACCEPT, Chain, Dnat, Hook, Match, Rule, Set, SetRef, Verdict
 from ..policy.objects import Listen, Policy, Resolver, Uplink
 from . import matches, object_names
-from .matches import INPUT_DEVICE, TCP_OR_UDP, TO_DNS
+from .matches import INPUT_DEVICE, IP_HEADERS, TCP_OR_UDP, TO_DNS
 from .object_names import object_name
 from .service_sets import ServiceSets, client_matches
-
-_FAMILY = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 
 
 def uplinks_with_resolver(policy: Policy) -> dict[str, tuple[Uplink, Resolver]]:
@@ -45,7 +43,7 @@ def listen_sets(policy: Policy) -> tuple[Set, ...]:
             origin=("uplink", name, "resolver", "listen"),
         )
         for name, (_, resolver) in uplinks_with_resolver(policy).items()
-        for family, (_, kind) in _FAMILY.items()
+        for family, (_, kind) in IP_HEADERS.items()
         if (listening := _listen_addresses(resolver, family))
     )
 
@@ -59,7 +57,7 @@ def redirect_chain(policy: Policy, services: Mapping[str, ServiceSets]) -> Chain
         )
         for name, (_, resolver) in uplinks_with_resolver(policy).items()
         for client in client_matches(name, services[name])
-        for version, (family, _) in _FAMILY.items()
+        for version, (family, _) in IP_HEADERS.items()
         if (listening := _listen_addresses(resolver, version))
     ]
     return Chain("dns-redirect", tuple(rules), Hook("nat", "output", object_names.REDIRECT_PRIORITY))
@@ -68,7 +66,7 @@ def redirect_chain(policy: Policy, services: Mapping[str, ServiceSets]) -> Chain
 def resolver_dispatch_rules(policy: Policy) -> Iterator[Rule]:
     """Yield rules that send packets for a resolver to the chain that checks their sender."""
     for name, (_, resolver) in uplinks_with_resolver(policy).items():
-        for family in _FAMILY:
+        for family in IP_HEADERS:
             if _listen_addresses(resolver, family):
                 is_addressed = Match(matches.transport_destination(family), SetRef(_listen_set(name, family)))
                 yield Rule(
@@ -118,7 +116,7 @@ def _from_outside(policy: Policy) -> tuple[Chain, ...]:
             origin=("uplink", name, "resolver", "listen"),
         )
         for name, (_, resolver) in uplinks_with_resolver(policy).items()
-        for family in _FAMILY
+        for family in IP_HEADERS
         if any(not listen.address.is_loopback for listen in _listen_addresses(resolver, family))
     ]
     if not rules:

@@ -34,7 +34,7 @@ from ..netstate.nft import (
 from ..policy.mark import Mark
 from ..policy.objects import Forward, Network, Policy, Publish, Uplink
 from . import matches, object_names
-from .matches import FLOW_MARK, INPUT_DEVICE, IS_ORIGINAL, IS_REPLY, L4PROTO, OUTPUT_DEVICE
+from .matches import FLOW_MARK, INPUT_DEVICE, IP_HEADERS, IS_ORIGINAL, IS_REPLY, L4PROTO, OUTPUT_DEVICE
 from .object_names import object_name
 from .service_sets import is_port_range, merge_ports, network_text
 
@@ -43,7 +43,6 @@ LOCAL_TYPES = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anycas
 _IS_LOCAL = Match(Fib("type", ("daddr",)), LOCAL_TYPES)
 _IS_NOT_LOCAL = Match(Fib("type", ("daddr",)), LOCAL_TYPES, "!=")
 _IS_RELATED = Match(Ct("state"), "related", "in")
-_IP = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 # Errors about a packet (RFC 792, RFC 4443).
 _ICMP_ERRORS = frozenset({"destination-unreachable", "time-exceeded", "parameter-problem"})
 _ERRORS = (
@@ -84,7 +83,7 @@ def forward_sets(policy: Policy) -> tuple[Set, ...]:
     """Return the sets of all forwards and published ports, without those that would be empty."""
     sets = [
         _network_set(_source_set(family), networks, ("forward",))
-        for family in _IP
+        for family in IP_HEADERS
         if (networks := _all_sources(policy, family))
     ]
     for uplink in policy.uplink:
@@ -142,7 +141,7 @@ def _device_set(name: str, devices: frozenset[str], origin: OriginPath) -> Set:
 
 
 def _network_set(name: str, networks: list[Network], origin: OriginPath) -> Set:
-    kind = _IP[networks[0].version][1]
+    kind = IP_HEADERS[networks[0].version][1]
     texts = frozenset(map(network_text, networks))
     return Set(name, (kind,), texts, frozenset({"interval"}), origin=origin)
 
@@ -174,7 +173,7 @@ def _tests(prefix: str, forward: Forward, keys: tuple[str, ...], reply: bool = F
     alternatives: dict[tuple[Match, ...], None] = {}
     for family in forward.families:
         addresses = tuple(
-            Match(Payload(_IP[family][0], fields[key]), SetRef(object_name(prefix, f"{key}{family}")))
+            Match(Payload(IP_HEADERS[family][0], fields[key]), SetRef(object_name(prefix, f"{key}{family}")))
             for key in ("source", "to")
             if key in keys and getattr(forward, key)
         )
@@ -206,7 +205,7 @@ def forward_chains(policy: Policy) -> tuple[Chain, ...]:
         for device in uplink.devices
     ]
     rules = [*matches.device_dispatch(INPUT_DEVICE, entries), *_publish_replies(policy), Rule((_IS_LOCAL, ACCEPT))]
-    for family, (protocol, _) in _IP.items():
+    for family, (protocol, _) in IP_HEADERS.items():
         if _all_sources(policy, family):
             between = Match(Payload(protocol, "daddr"), SetRef(_source_set(family)))
             rules.append(Rule((between, ACCEPT), origin=("forward",)))

@@ -36,6 +36,8 @@ IS_ORIGINAL, IS_REPLY = Match(Ct("direction"), "original"), Match(Ct("direction"
 # The kernel confirms a flow when its first packet has passed all hooks. (`ct state new` matches
 # each packet until a reply.)
 BEGINS_FLOW = Match(Ct("status"), "confirmed", "!")
+# Family -> nft's name of the IP header, and of its addresses as data.
+IP_HEADERS = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 _MAX_COMPARISONS = 4  # devices
 # Matches packets of a socket that a process holds. Without a socket, as for a RST of the kernel,
 # the expression breaks the rule, so it does not match.
@@ -87,4 +89,4 @@ def port_value(port: Port) -> int | str:
 
 def transport_destination(family: int) -> Concat:
     """Return the concatenation of transport protocol, destination address and port."""
-    return Concat((L4PROTO, Payload("ip" if family == 4 else "ip6", "daddr"), DEST_PORT))
+    return Concat((L4PROTO, Payload(IP_HEADERS[family][0], "daddr"), DEST_PORT))

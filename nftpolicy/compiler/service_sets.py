@@ -19,7 +19,7 @@ from .object_names import object_name
 
 # Selector of a service -> nft expression, and its data type.
 _ACCOUNT_KEYS: dict[str, tuple[Expression, str]] = {"group": (SOCKET_GID, "gid"), "user": (SOCKET_UID, "uid")}
-_ADDRESS = {4: (Payload("ip", "daddr"), "ipv4_addr"), 6: (Payload("ip6", "daddr"), "ipv6_addr")}
+_ADDRESS = {family: (Payload(header, "daddr"), kind) for family, (header, kind) in matches.IP_HEADERS.items()}
 _PORTS = ((L4PROTO, "inet_proto"), (DEST_PORT, "inet_service"))
 
 

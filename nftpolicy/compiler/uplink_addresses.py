@@ -12,9 +12,9 @@ from attrs import evolve
 from ..netstate.nft import AnonymousSet, Chain, Fib, Match, Payload, Rule, Set, SetRef, Verdict
 from ..policy.objects import Uplink
 from . import matches, service_sets
+from .matches import IP_HEADERS
 from .object_names import object_name
 
-_HEADERS = {4: ("ip", "ipv4_addr"), 6: ("ip6", "ipv6_addr")}
 _UNSPECIFIED = {4: "0.0.0.0", 6: "::"}  # of hosts without an address: DHCP, duplicate address detection (RFC 4862)
 # Not anycast: the kernel has no anycast address of one device here (nft_fib6_eval_type).
 _OF_DEVICE = AnonymousSet(frozenset({"local", "broadcast", "multicast"}))
@@ -24,7 +24,7 @@ _OF_MACHINE = AnonymousSet(frozenset({"local", "anycast"}))
 def address_sets(name: str, uplink: Uplink) -> tuple[Set, ...]:
     """Return the sets of `addresses`: "wan.addresses4", "wan.addresses6"."""
     sets = []
-    for family, (_, data_type) in _HEADERS.items():
+    for family, (_, data_type) in IP_HEADERS.items():
         networks = service_sets.merge_networks([prefix for prefix in uplink.addresses if prefix.version == family])
         elements = frozenset(map(service_sets.network_text, networks))
         if elements:
@@ -44,7 +44,7 @@ def source_rules(name: str, uplink: Uplink, forwarded: tuple[Match, ...] = ()) -
     of_others = [evolve(match, op="!=") for match in forwarded]
     rules = []
     for family, unspecified in _UNSPECIFIED.items():
-        tests = [Match(Payload(_HEADERS[family][0], "saddr"), unspecified, "!="), *of_others]
+        tests = [Match(Payload(IP_HEADERS[family][0], "saddr"), unspecified, "!="), *of_others]
         tests += _in_addresses(name, uplink, "saddr", family, "!=")
         rules.append(matches.count_and_drop(object_name(name, "foreign-source"), *tests, is_foreign, origin=origin))
     return tuple(rules)
@@ -70,7 +70,7 @@ def destination_chains(name: str, uplink: Uplink) -> tuple[Chain, ...]:
     is_ours = Match(Fib("type", ("daddr",)), _OF_MACHINE)
     returns = (
         Rule((match, is_ours, Verdict("return")), origin=origin)
-        for family in _HEADERS
+        for family in IP_HEADERS
         for match in _in_addresses(name, uplink, "daddr", family)
     )
     drop = matches.count_and_drop(object_name(name, "not-local"), origin=origin)
@@ -81,7 +81,7 @@ def _in_addresses(name: str, uplink: Uplink, field: str, family: int, op: str = 
     """Return the match of a family's addresses; [] if the policy names none of this family."""
     if all(network.version != family for network in uplink.addresses):
         return []
-    return [Match(Payload(_HEADERS[family][0], field), SetRef(_set_name(name, family)), op)]
+    return [Match(Payload(IP_HEADERS[family][0], field), SetRef(_set_name(name, family)), op)]
 
 
 def _set_name(name: str, family: int) -> str:

@@ -16,12 +16,12 @@ from attrs import evolve
 from ..netstate.nft import AnonymousSet, Concat, Fib, Match, Payload, Rule, Set, SetRef, SetUpdate
 from ..policy.objects import Policy, Uplink
 from . import matches, object_names, service_sets
+from .matches import IP_HEADERS
 from .object_names import object_name
 from .reply_routing import answered_udp_ports
 
 _PEER_TIMEOUT = 180  # seconds; that of a UDP flow in conntrack (nf_conntrack_udp_timeout_stream) is 120
 _ADDRESS_TIMEOUT = 86_400  # seconds
-_HEADERS = {4: "ip", 6: "ip6"}
 
 
 def sets(name: str, uplink: Uplink) -> tuple[Set, ...]:
@@ -32,8 +32,7 @@ def sets(name: str, uplink: Uplink) -> tuple[Set, ...]:
     service = "inet_service"
     return tuple(
         nft_set
-        for family in _HEADERS
-        for address in [f"ipv{family}_addr"]
+        for family, (_, address) in IP_HEADERS.items()
         for nft_set in (
             Set(_peer_set(name, family), (address, service, service), frozenset(), flags, origin, _PEER_TIMEOUT),
             Set(_asked_set(name, family), (address,), frozenset(), flags, origin, _ADDRESS_TIMEOUT),
@@ -46,7 +45,7 @@ def arrival_rules(name: str, uplink: Uplink) -> Iterator[Rule]:
     if not answered_udp_ports(uplink):
         return
     is_local = Match(Fib("type", ("daddr",)), "local")
-    for family, header in _HEADERS.items():
+    for family, (header, _) in IP_HEADERS.items():
         peer = Concat((Payload(header, "saddr"), Payload("udp", "sport"), Payload("udp", "dport")))
         updates = (
             SetUpdate("update", _peer_set(name, family), peer),
@@ -62,7 +61,7 @@ def inside_drops(policy: Policy) -> Iterator[Rule]:
         if not answered_udp_ports(uplink):
             continue
         from_port = Match(Payload("udp", "sport"), _ports(uplink))
-        for family, header in _HEADERS.items():
+        for family, (header, _) in IP_HEADERS.items():
             peer = Concat((Payload(header, "daddr"), Payload("udp", "dport"), Payload("udp", "sport")))
             for test in (
                 Match(peer, SetRef(_peer_set(name, family))),
