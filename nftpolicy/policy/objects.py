@@ -45,6 +45,14 @@ class Port:
             return f"{self.protocol}/{self.low}"
         return f"{self.protocol}/{self.low}-{self.high}"
 
+    def contains(self, other: Port) -> bool:
+        """Return True if each port of `other` is one of these."""
+        return self.protocol == other.protocol and self.low <= other.low and other.high <= self.high
+
+    def overlaps(self, other: Port) -> bool:
+        """Return True if both have a port in common."""
+        return self.protocol == other.protocol and self.low <= other.high and other.low <= self.high
+
 
 @frozen
 class Answer:

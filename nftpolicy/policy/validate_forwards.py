@@ -88,10 +88,7 @@ def _covers_networks(first: Forward, second: Forward, key: str, family: int) -> 
 def _covers_ports(outer: Sequence[Port], inner: Sequence[Port]) -> bool:
     if not outer:
         return True
-    return bool(inner) and all(
-        any(port.protocol == each.protocol and each.low <= port.low and port.high <= each.high for each in outer)
-        for port in inner
-    )
+    return bool(inner) and all(any(each.contains(port) for each in outer) for port in inner)
 
 
 def _published(policy: Policy) -> Iterator[PolicyFault]:
@@ -100,15 +97,11 @@ def _published(policy: Policy) -> Iterator[PolicyFault]:
             yield ("publish", name, "to"), f"{publish.to!r} is not a device of 'inside'; add it there"
         uplink = policy.uplink.get(publish.uplink)
         for answer in uplink.answer if uplink else ():
-            if answer.port is not None and _overlap(answer.port, publish.port):
+            if answer.port is not None and answer.port.overlaps(publish.port):
                 yield (
                     ("publish", name, "port"),
                     f"uplink {publish.uplink!r} answers {answer.name!r} on this machine; remove it from 'answer'",
                 )
     for (first, a), (second, b) in combinations(policy.publish.items(), 2):
-        if a.uplink == b.uplink and _overlap(a.port, b.port):
+        if a.uplink == b.uplink and a.port.overlaps(b.port):
             yield ("publish", second, "port"), f"is published by {first!r} already"
-
-
-def _overlap(a: Port, b: Port) -> bool:
-    return a.protocol == b.protocol and a.low <= b.high and b.low <= a.high

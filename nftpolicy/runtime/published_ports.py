@@ -53,7 +53,7 @@ def unpublished_ports(tables: Iterable[nft.Table], policy: Policy) -> list[Publi
     known = [publish.port for publish in policy.publish.values()]
     ports: dict[Port, PublishedPort] = {}
     for each in published_ports(tables):
-        if not any(_contains(port, each.port) for port in known):
+        if not any(port.contains(each.port) for port in known):
             ports.setdefault(each.port, each)
     return list(ports.values())
 
@@ -153,7 +153,3 @@ def _verdicts(
         for element, value in named.elements if isinstance(named, nft.Map) else ():
             if isinstance(value, nft.Verdict):
                 yield value, tuple(_port_of(statement.key, element, protocol))
-
-
-def _contains(outer: Port, inner: Port) -> bool:
-    return outer.protocol == inner.protocol and outer.low <= inner.low and inner.high <= outer.high
