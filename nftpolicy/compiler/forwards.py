@@ -33,6 +33,7 @@ from ..netstate.nft import (
 )
 from ..policy.mark import Mark
 from ..policy.objects import Forward, Network, Policy, Publish, Uplink
+from ..policy.scalars import matching_pattern
 from . import matches, object_names
 from .matches import FLOW_MARK, INPUT_DEVICE, IP_HEADERS, IS_ORIGINAL, IS_REPLY, L4PROTO, OUTPUT_DEVICE
 from .object_names import object_name
@@ -129,11 +130,7 @@ def _all_sources(policy: Policy, family: int) -> list[Network]:
 def _apart(devices: Iterator[str]) -> frozenset[str]:
     """Return the devices and patterns without those that another pattern covers."""
     names = frozenset(devices)
-    return frozenset(
-        name
-        for name in names
-        if not any(other != name and other[-1] == "*" and name.startswith(other[:-1]) for other in names)
-    )
+    return frozenset(name for name in names if matching_pattern(name, names - {name}) is None)
 
 
 def _device_set(name: str, devices: frozenset[str], origin: OriginPath) -> Set:

@@ -7,6 +7,7 @@ All raise ValueError; its message names the expected value.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Network, ip_address, ip_network
 
 from . import vocabulary
@@ -89,6 +90,14 @@ def parse_device_pattern(item: object) -> str:
         raise ValueError("'*' matches every device and leaves none to guard; name the devices inside")
     parse_device(stem)
     return parse_text(item)
+
+
+def matching_pattern(device: str, patterns: Iterable[str]) -> str | None:
+    """Return the first of the patterns that matches the device, or each device of a pattern; None without one."""
+    for pattern in patterns:
+        if device == pattern or (pattern[-1] == "*" and device.startswith(pattern[:-1])):
+            return pattern
+    return None
 
 
 def parse_address(item: object) -> Address:

@@ -10,10 +10,10 @@ from itertools import combinations
 from . import vocabulary
 from .errors import did_you_mean
 from .objects import SERVICES_CGROUP, Account, Forward, Network, Policy, Publish, Resolver, Service, service_cgroup
+from .scalars import matching_pattern
 from .toml_positions import KeyPath
-from .validate_forwards import PolicyFault, find_forward_faults, matching_pattern
+from .validate_forwards import PolicyFault, find_forward_faults
 
-__all__ = ["find_faults", "matching_pattern", "service_accounts"]
 MAX_UPLINKS = 32  # there are priorities for 39 ip rules of marks (compiler/object_names.py)
 MAX_TABLE = 2**32 - 1
 # Tables with a fixed meaning, include/uapi/linux/rtnetlink.h.

@@ -8,17 +8,10 @@ from ipaddress import IPv4Network
 from itertools import combinations
 
 from .objects import Forward, Network, Policy, Port
+from .scalars import matching_pattern
 from .toml_positions import KeyPath
 
 PolicyFault = tuple[KeyPath, str]
-
-
-def matching_pattern(device: str, inside: tuple[str, ...]) -> str | None:
-    """Return the first pattern of `inside` that matches the device, or each device of a pattern; None if none does."""
-    for pattern in inside:
-        if device == pattern or (pattern[-1] == "*" and device.startswith(pattern[:-1])):
-            return pattern
-    return None
 
 
 def find_forward_faults(policy: Policy) -> Iterator[PolicyFault]:

@@ -164,14 +164,6 @@ def _service(name: str, service: objects.Service) -> ServiceSpec:
     return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, service.unmarked)
 
 
-def _networks(networks: Iterable[objects.Network], family: int) -> Ranges:
-    return merge_ranges(
-        (int(network.network_address), int(network.broadcast_address))
-        for network in networks
-        if network.version == family
-    )
-
-
 def _ports(ports: Iterable[Port], field: str = "dport") -> tuple[Region, ...]:
     by_protocol: dict[str, list[tuple[int, int]]] = {}
     for port in ports:

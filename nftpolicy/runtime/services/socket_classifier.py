@@ -17,7 +17,7 @@ from ...compiler import object_names
 from ...kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, InetSocket
 from ...kernel.socket_owners import SocketOwner
 from ...policy.objects import Policy, Service, Uplink
-from ...policy.validate import matching_pattern
+from ...policy.scalars import matching_pattern
 from ..ownership import Addresses, is_answered, is_dns, is_local, service_allows, uplink_of_mark
 
 RIGHT, UNMARKED, FORGED, UNKNOWN = "right", "unmarked", "forged", "unknown"
