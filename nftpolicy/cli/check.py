@@ -55,8 +55,9 @@ def _foreign_rules(policy: Policy) -> Iterator[str]:
     devices = {device for uplink in policy.uplink.values() for device in uplink.devices}
     rtnetlink = Rtnetlink()
     rules = []
-    for family in (4, 6):
-        with suppress(OSError):  # a kernel without this family
-            if devices & rtnetlink.device_names():
+    with suppress(OSError):
+        families = (4, 6) if devices & rtnetlink.device_names() else ()
+        for family in families:
+            with suppress(OSError):  # a kernel without this family
                 rules += rtnetlink.rules(family)
     yield from map(str, foreign_rules(rules, policy))

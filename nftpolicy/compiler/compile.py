@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from attrs import Factory, frozen
 
 from ..netstate.nft import NamedCounter, Table
+from ..netstate.routing import IpRule, Route
 from ..netstate.state import NetState
 from ..policy.objects import Policy, Uplink
 from . import (
@@ -50,13 +51,22 @@ def compile_policy(policy: Policy, host: HostFacts = HostFacts()) -> NetState:
     tables = [_ip_table(policy)]
     if host.has_egress_hook:
         tables.append(_link_table(policy, host))
-    rules = (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy), *reply_routing.ip_rules(policy))
     return NetState(
         tuple(tables),
-        tuple(sorted(rules, key=lambda rule: (rule.family, rule.priority))),
-        (*ip_rules.uplink_routes(policy), *query_routing.routes(policy, host.loopback_families)),
+        tuple(sorted(policy_ip_rules(policy), key=lambda rule: (rule.family, rule.priority))),
+        policy_routes(policy, host.loopback_families),
         required_sysctls(policy),
     )
+
+
+def policy_ip_rules(policy: Policy) -> tuple[IpRule, ...]:
+    """Return the ip rules of a policy, part by part."""
+    return (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy), *reply_routing.ip_rules(policy))
+
+
+def policy_routes(policy: Policy, families: Collection[int] = query_routing.FAMILIES) -> tuple[Route, ...]:
+    """Return the routes of a policy on a machine whose lo has these families."""
+    return (*ip_rules.uplink_routes(policy), *query_routing.routes(policy, families))
 
 
 def _ip_table(policy: Policy) -> Table:

@@ -38,7 +38,7 @@ def _family_rules(policy: Policy, family: int) -> Iterator[IpRule]:
             "mask": uplink.mark.mask,
             "origin": ("uplink", name, "mark"),
         }
-        priority = object_names.MARK_RULE_PRIORITY + index * object_names.MARK_RULE_STEP
+        priority = object_names.mark_rule_priority(index)
         link_local = priority + object_names.LINK_LOCAL_OFFSET
         unreachable = priority + object_names.UNREACHABLE_OFFSET
         yield from _confining_rules(family, uplink.table, (link_local, priority, unreachable), selector)

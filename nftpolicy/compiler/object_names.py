@@ -49,6 +49,11 @@ UNREACHABLE_METRIC = WORST_METRIC
 _NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits + "._-")
 
 
+def mark_rule_priority(index: int) -> int:
+    """Return the priority of the lookup rule of an uplink's mark; `index` is that of the uplink in the policy."""
+    return MARK_RULE_PRIORITY + index * MARK_RULE_STEP
+
+
 def object_name(uplink: str, *parts: str) -> str:
     """Return the name of a chain, set or counter of an uplink: "wan.exempt.arp"."""
     return ".".join((uplink, *parts))

@@ -11,14 +11,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 
 from ..netstate.nft import Chain, CounterRef, Fib, Hook, Match, OriginPath, Payload, Reject, Rule
-from ..netstate.routing import IpRule, Route
+from ..netstate.routing import LOOPBACK_ADDRESSES, IpRule, Route
 from ..policy.objects import Policy
 from . import matches, object_names
 
 FAMILIES = (4, 6)
 _TCP, _UDP, _DNS_PORT = 6, 17, 53
-# Every machine has this address; one of another device would be the source of the query otherwise.
-_SOURCES = {4: "127.0.0.1", 6: "::1"}
 _IS_NOT_LOCAL = Match(Fib("type", ("daddr",)), "local", "!=")
 _REFUSALS = {"udp": Reject("icmpx", "no-route"), "tcp": Reject("tcp reset", None)}
 
@@ -46,7 +44,8 @@ def routes(policy: Policy, families: Collection[int] = FAMILIES) -> Iterator[Rou
             object_names.QUERY_TABLE,
             device="lo",
             metric=object_names.FIRST_GATEWAY_METRIC,
-            prefsrc=_SOURCES[family],
+            # Every machine has this address; one of another device would be the source of the query otherwise.
+            prefsrc=LOOPBACK_ADDRESSES[family],
             origin=origin,
         )
 

@@ -22,7 +22,7 @@ from ..netstate.operations import (
     Step,
     SysctlChange,
 )
-from ..netstate.routing import IpRule, Sysctl
+from ..netstate.routing import LOOPBACK_ADDRESSES, IpRule, Sysctl
 from ..netstate.state import CounterValues, NetState
 from . import nft_list
 from .bypass import take_looks
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from .netlink.route_mover import RouteMover
 
 PROC_SYS = Path("/proc/sys")
-_LOOPBACK_ADDRESSES = {4: "127.0.0.1", 6: "::1"}
 _GLOBAL_SYSCTLS = (
     "net/ipv4/fwmark_reflect",
     "net/ipv6/fwmark_reflect",
@@ -148,7 +147,7 @@ class Linux:
 
     def loopback_families(self) -> tuple[int, ...]:
         addresses = self._rtnetlink.loopback_addresses()
-        return tuple(family for family, address in _LOOPBACK_ADDRESSES.items() if address in addresses)
+        return tuple(family for family, address in LOOPBACK_ADDRESSES.items() if address in addresses)
 
     def device_names(self) -> set[str]:
         return self._rtnetlink.device_names()

@@ -17,9 +17,11 @@ RTPROT_NFTPOLICY = 78
 RTPROT_KERNEL, RTPROT_RA = 2, 9
 # The highest metric that both families accept; 0xffffffff is IPv6's own null route.
 WORST_METRIC = 0xFFFFFFFE
+LOOPBACK_ADDRESSES = {4: "127.0.0.1", 6: "::1"}  # of lo, by family
 # Route types by RTN_* number; lookups that end in "blackhole" or a later type have no device.
 ROUTE_TYPES = {1: "unicast", 2: "local", 3: "broadcast", 4: "anycast", 5: "multicast", 6: "blackhole", 7: "unreachable",
          8: "prohibit", 9: "throw", 10: "nat"}  # fmt: skip
+SYSCTL_SEPARATORS = str.maketrans("./", "/.")  # from a path below /proc/sys to a name of sysctl.d(5), and back
 ROUTE_SCOPES = {0: "global", 200: "site", 253: "link", 254: "host", 255: "nowhere"}  # RT_SCOPE_*
 
 

@@ -14,7 +14,7 @@ from attrs import field, frozen
 from ..model.packet import TCP, UDP, Packet, evolve_packet
 from ..model.trace import Trace
 from ..netstate.formats import ip_text
-from ..netstate.routing import IpRule, Route
+from ..netstate.routing import LOOPBACK_ADDRESSES, IpRule, Route
 from ..netstate.state import NetState
 from .concretize import REMOTE_ADDRESS
 from .context import ProofContext
@@ -23,7 +23,6 @@ from .spec import IP_FAMILIES, OwnerSpec, Spec, UplinkSpec
 from .verdict import Counterexample, Finding, Proved, Refuted, Unknown
 
 _REFUSALS = ("unreachable", "prohibit", "blackhole")  # of rules and routes
-_LOOPBACK = {4: "127.0.0.1", 6: "::1"}
 
 
 @frozen
@@ -145,7 +144,7 @@ def _has_loopback(state: NetState, spec: Spec, family: int) -> bool:
     """Return True if lo has the family: without it there is nothing to redirect a query to."""
     if not state.devices:
         return family in spec.loopback_families
-    own = f"{_LOOPBACK[family]}/"
+    own = f"{LOOPBACK_ADDRESSES[family]}/"
     return any(
         device.name == "lo" and device.up and any(address.startswith(own) for address in device.addresses)
         for device in state.devices

@@ -66,6 +66,7 @@ def foreign_rules(rules: Iterable[IpRule], policy: Policy) -> tuple[ForeignRule,
     `rules`: all ip rules, in the order in which the kernel asks them.
     """
     own = {_normalized(rule) for rule in ip_rules(policy)}
+    subjects = tuple(_subjects(policy))
     conflicts: dict[tuple[object, ...], ForeignRule] = {}
     listed = list(rules)
     for family in (4, 6):
@@ -74,7 +75,7 @@ def foreign_rules(rules: Iterable[IpRule], policy: Policy) -> tuple[ForeignRule,
             for rule in listed
             if rule.family == family and rule.protocol != RTPROT_NFTPOLICY and _normalized(rule) not in own
         ]
-        for conflict in _conflicts(foreign[:_MOST_RULES], policy):
+        for conflict in _conflicts(foreign[:_MOST_RULES], subjects):
             key = (evolve(conflict.rule, family=4), conflict.effect, conflict.subject)
             earlier = conflicts.get(key)
             conflicts[key] = evolve(conflict, families=(*earlier.families, family)) if earlier else conflict
@@ -103,7 +104,7 @@ class _Subject:
 
 def _subjects(policy: Policy) -> Iterator[_Subject]:
     for index, (name, uplink) in enumerate(policy.uplink.items()):
-        first = object_names.MARK_RULE_PRIORITY + index * object_names.MARK_RULE_STEP
+        first = object_names.mark_rule_priority(index)
         last = first + object_names.UNREACHABLE_OFFSET
         text = f"mark {uplink.mark} (uplink {name})"
         yield _Subject(text, uplink.table, first, last, uplink.mark.value)
@@ -119,9 +120,9 @@ def _subjects(policy: Policy) -> Iterator[_Subject]:
             )
 
 
-def _conflicts(foreign: Sequence[IpRule], policy: Policy) -> Iterator[ForeignRule]:
+def _conflicts(foreign: Sequence[IpRule], subjects: Sequence[_Subject]) -> Iterator[ForeignRule]:
     for rule in foreign:
-        for subject in _subjects(policy):
+        for subject in subjects:
             effect = _effect(rule, subject)
             if effect:
                 owner, remedy = _owner_and_remedy(rule, effect, subject)

@@ -10,6 +10,7 @@ from pathlib import Path
 from attrs import frozen
 
 from ..compiler.sysctls import required_sysctls
+from ..netstate.routing import SYSCTL_SEPARATORS
 from ..policy.objects import Policy
 from .regular_file import read_regular
 
@@ -18,7 +19,6 @@ _DIRECTORIES = ("etc/sysctl.d", "run/sysctl.d", "usr/local/lib/sysctl.d", "usr/l
 _LAST_FILE = "etc/sysctl.conf"  # of sysctl(8) --system; often also a link in /etc/sysctl.d
 _MAX_SIZE = 256 << 10  # bytes of a file that are read
 _MAX_FILES = 1000
-_DOTS_AND_SLASHES = str.maketrans("./", "/.")
 
 
 @frozen
@@ -33,7 +33,7 @@ class SysctlFileConflict:
 
     def __str__(self) -> str:
         return (
-            f"{self.file}:{self.line}: sets {self.path.translate(_DOTS_AND_SLASHES)} to {self.value}, and the policy "
+            f"{self.file}:{self.line}: sets {self.path.translate(SYSCTL_SEPARATORS)} to {self.value}, and the policy "
             f"needs {self.required}: after a boot the value is wrong until 'nftpolicy apply' or 'nftpolicy watch' "
             "sets it; change the line"
         )
@@ -84,4 +84,4 @@ def _assignments(file: Path) -> Iterator[tuple[int, str, str]]:
 def _path(key: str) -> str:
     """Return the path of a key: its first separator says if dots or slashes separate (sysctl.d(5))."""
     first = next((character for character in key if character in "./"), "/")
-    return (key.translate(_DOTS_AND_SLASHES) if first == "." else key).strip("/")
+    return (key.translate(SYSCTL_SEPARATORS) if first == "." else key).strip("/")

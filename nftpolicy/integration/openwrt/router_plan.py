@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
-from ...compiler import guard, ip_rules, query_routing, reply_routing
+from ...compiler import guard
+from ...compiler.compile import policy_ip_rules, policy_routes
 from ...compiler.sysctls import required_sysctls
 from ...generated_text import CheckedText, device_name, fill, join, scoped_address, sysctl_path, word, words
 from ...netstate.formats import nft_text
@@ -28,13 +29,9 @@ def router_plan(policy: Policy, link_guard: bool = True) -> CheckedText:
     """Return the text of the plan file."""
     lines = [fill("policy {name}", name=word(policy.name))]
     # Not in UCI: netifd before 2025 reads neither ipproto nor dport, and would route all packets so.
-    for rule in (
-        *ip_rules.ip_rules(policy),
-        *query_routing.ip_rules(policy),
-        *reply_routing.ip_rules(policy),
-    ):
+    for rule in policy_ip_rules(policy):
         lines.append(fill("rule{family} {rule}", family=rule.family, rule=_rule(rule)))
-    for route in (*ip_rules.uplink_routes(policy), *query_routing.routes(policy)):
+    for route in policy_routes(policy):
         lines.append(fill("route{family} {route}", family=route.family, route=_route(route)))
     for sysctl in required_sysctls(policy):
         lines.append(fill("sysctl {path} {value}", path=sysctl_path(sysctl.path), value=int(sysctl.value)))
@@ -76,12 +73,11 @@ def _rule(item: IpRule) -> CheckedText:
         parts.append(fill("uidrange {low}-{high}", low=rule.uids[0], high=rule.uids[1]))
     if rule.l4proto:
         parts.append(fill("ipproto ipproto-{protocol}", protocol=rule.l4proto))
-    if rule.sports:
-        low, high = rule.sports
-        parts.append(fill("sport {low}-{high}" if low != high else "sport {low}", low=low, high=high))
-    if rule.dports:
-        low, high = rule.dports
-        parts.append(fill("dport {low}-{high}" if low != high else "dport {low}", low=low, high=high))
+    for selector, ports in (("sport", rule.sports), ("dport", rule.dports)):
+        if ports:
+            low, high = ports
+            template = "{selector} {low}-{high}" if low != high else "{selector} {low}"
+            parts.append(fill(template, selector=word(selector), low=low, high=high))
     if rule.action == "lookup":
         parts.append(fill("lookup {table}", table=rule.table))
     else:

@@ -16,7 +16,7 @@ from ...exceptions import NftpolicyError
 from ...generated_text import CheckedText, CheckedValue, comment, device_name, fill, fill_marks, join, sysctl_path, word
 from ...netstate.formats import nft_text
 from ...netstate.nft import Table
-from ...netstate.routing import RTPROT_NFTPOLICY
+from ...netstate.routing import RTPROT_NFTPOLICY, SYSCTL_SEPARATORS
 from ...policy.objects import Policy
 from . import uci, uci_lint
 from .router_plan import router_plan
@@ -34,7 +34,6 @@ _SCRIPTS = {  # path -> template in this directory
     "etc/hotplug.d/iface/30-nftpolicy": "hotplug.sh",
 }
 
-_DOTS_AND_SLASHES = str.maketrans("./", "/.")
 _HEAD = "# nftpolicy: {title}\n# Generated; change the policy, not this file.\n\n"
 
 
@@ -133,7 +132,7 @@ def _sysctls(policy: Policy) -> CheckedText:
     lines = [
         fill(
             "{path}={value}\n",
-            path=word(sysctl_path(sysctl.path).translate(_DOTS_AND_SLASHES)),
+            path=word(sysctl_path(sysctl.path).translate(SYSCTL_SEPARATORS)),
             value=int(sysctl.value),
         )
         for sysctl in required_sysctls(policy)

@@ -16,6 +16,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 
 from attrs import frozen
 
+from ...compiler.reply_routing import answered_udp_ports
 from ...netstate.routing import RTPROT_KERNEL, RTPROT_NFTPOLICY, RTPROT_RA, TABLE_LOCAL, Route
 from ...policy.objects import Policy
 from ..apply.moved_routes import has_same_nexthops, route_key
@@ -109,8 +110,7 @@ def devices_with_unmarked_flows(policy: Policy) -> frozenset[str]:
     return frozenset(
         device
         for uplink in policy.uplink.values()
-        if uplink.resolver is not None
-        or any(answer.port is not None and answer.port.protocol == "udp" for answer in uplink.answer)
+        if uplink.resolver is not None or answered_udp_ports(uplink)
         for device in uplink.devices
     )
 
