@@ -253,11 +253,20 @@ def wrong_device_departures(policy, state, packets):
             mark = packet.origin != FORWARD and packet.origin != FRAME and uplink.mark.matches(packet.mark)
             astray = walk.outcome in ("leaves", "unknown") and walk.device not in uplink.devices
             report = any(is_exempt(word, packet, walk) for word in ("mld", "igmp"))
-            if mark and astray and not report and not is_reply_to_uplink(policy, packet, walk):
+            error = is_error_about_forward(policy, uplink, packet, walk)
+            if mark and astray and not report and not error and not is_reply_to_uplink(policy, packet, walk):
                 found.append((packet, walk))
         if packet.origin == SOCKET and packet.uid in users and walk.outcome == "leaves" and walk.device not in uplinks:
             found.append((packet, walk))
     return found
+
+
+def is_error_about_forward(policy, uplink, packet, walk):
+    """Return True if the kernel's own ICMP error goes to a client of a forward, without the mark that it copied."""
+    field, types = {4: (("icmp", "type"), {3, 11, 12}), 6: (("icmpv6", "type"), {1, 2, 3, 4})}[packet.family]
+    is_error = packet.protocol in (1, 58) and packet.fields.get(field) in types
+    forwards = [one for one in policy.forward.values() if policy.uplink[one.uplink] is uplink]
+    return packet.origin == KERNEL and is_error and bool(forwards) and walk.outcome == "leaves" and walk.mark == 0
 
 
 def is_reply_to_uplink(policy, packet, walk):
