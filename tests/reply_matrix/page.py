@@ -28,9 +28,9 @@ Each cell has four letters:
 
 Ping has no fourth letter, since the kernel sends nothing without a request.
 
-The routes of the uplinks are in their tables. The columns are the default route of table main: by a device inside, none,
-or by an uplink, with the networks of the uplinks beside it. With two uplinks the client asks by the second one; all
-uplinks answer the same ports.
+The networks of the uplinks are private, and their routes are in the uplinks' tables, where `nftpolicy watch` keeps them.
+The columns are the default route of table main: by a device inside, none, or by an uplink, with the networks of the uplinks
+beside it, as without `watch`. With two uplinks the client asks by the second one; both answer the same ports.
 """
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.lab.netns import Namespace, veth
+from tests.lab.netns import Namespace, veth, wait_until
 from tests.lab.sniffer import Sniffer
 
 from . import cells
@@ -16,7 +16,7 @@ from .cells import FAMILIES, Network
 INSIDE_DEVICE, UPLINK_DEVICES = "tun9", ("eth0", "eth1")
 TABLES = (51, 52)
 PORTS = {cells.TCP: 5000, cells.UDP_WILDCARD: 5000, cells.UDP_BOUND: 5001, cells.UDP_PKTINFO: 5002, cells.SCTP: 5000}
-_NETS = ({4: "192.0.2.", 6: "2001:db8:1::"}, {4: "198.18.20.", 6: "2001:db8:20::"})
+_NETS = ({4: "192.168.77.", 6: "fd77::"}, {4: "192.168.88.", 6: "fd88::"})
 _INSIDE_NET = {4: "203.0.113.", 6: "2001:db8:9::"}
 _BEYOND = {4: "198.51.100.77", 6: "2001:db8:77::77"}
 _LENGTH = {4: 24, 6: 64}
@@ -89,6 +89,18 @@ class ReplyNetwork:
             self.node.run([_PROGRAM, "apply", _POLICY], env=_ENVIRONMENT)
             for name in _TIMEOUTS:
                 self.node.sysctl(f"net/netfilter/nf_conntrack_{name}", _FLOW_SECONDS)
+            if self.network.default != cells.BY_UPLINK:  # `watch` would move that route
+                self.node.popen([_PROGRAM, "watch", _POLICY], env=_ENVIRONMENT)
+                for family in FAMILIES:
+                    wait_until(lambda family=family: self._closed_networks(family), 10, "the routes of `watch`")
+
+    def _closed_networks(self, family: int) -> bool:
+        """Return True if table main does not lead the networks of the uplinks inside."""
+        routes = self.node.run(["ip", f"-{family}", "route"]).stdout
+        return all(f"throw {self._prefix(family, device)} " in routes for device in self.uplinks)
+
+    def _prefix(self, family: int, device: str) -> str:
+        return f"{self._net(device)[family]}{'0' if family == 4 else ''}/{_LENGTH[family]}"
 
     def _connect(self, device: str, index: int) -> None:
         """Add the addresses of both ends, and neighbours that need no resolution."""
@@ -107,7 +119,7 @@ class ReplyNetwork:
                 self.node.ip(f"-{family} neigh replace {net}{host} dev {device} lladdr {mac} nud permanent")
 
     def _add_routes(self) -> None:
-        """Add the routes of each uplink to its table, as netifd and `watch` do, and the default route of table main."""
+        """Add the routes of each uplink to its table, as `watch` does, and the default route of table main."""
         for family in FAMILIES:
             both = [self._routes(family, device) for device in self.uplinks]
             for table, (network, default) in zip(TABLES, both, strict=False):
@@ -124,9 +136,8 @@ class ReplyNetwork:
     def _routes(self, family: int, device: str) -> tuple[str, str]:
         """Return the commands that add the route of the network of an uplink, and a default route."""
         net = self._net(device)[family]
-        network = f"{net}{'0' if family == 4 else ''}/{_LENGTH[family]}"
         return (
-            f"-{family} route add {network} dev {device} src {net}{_OWN}",
+            f"-{family} route add {self._prefix(family, device)} dev {device} src {net}{_OWN}",
             f"-{family} route add default via {net}{_GATEWAY} dev {device}",
         )
 
