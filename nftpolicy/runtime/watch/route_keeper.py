@@ -117,7 +117,7 @@ class RouteKeeper:
         moved = [
             misplaced_route
             for misplaced_route in moves.misplaced[:_MAX_MOVES]
-            if self._move(access, kernel_routes[misplaced_route.route], misplaced_route, now)
+            if self._move(access, kernel_routes, misplaced_route, now)
         ]
         withdrawn = [
             route
@@ -182,19 +182,31 @@ class RouteKeeper:
         self._too_many = frozenset(listing.too_many)
 
     def _move(
-        self, access: RouteAccess, kernel_route: KernelRoute, misplaced_route: MisplacedRoute, now: float
+        self,
+        access: RouteAccess,
+        kernel_routes: Mapping[Route, KernelRoute],
+        misplaced_route: MisplacedRoute,
+        now: float,
     ) -> bool:
         """Add the route to the uplink's table, then delete it from the other one.
 
         Return True on any change.
         """
+        kernel_route = kernel_routes[misplaced_route.route]
         added = not misplaced_route.already_there and not misplaced_route.ours_wins
         # A route with a lifetime is written again even if the copy exists: that renews the
         # lifetime.
         if added or (misplaced_route.already_there and misplaced_route.route.expires is not None):
-            code = access.install(kernel_route, misplaced_route.target.table, misplaced_route.new_protocol)
+            code = access.install(
+                kernel_route,
+                misplaced_route.target.table,
+                misplaced_route.new_protocol,
+                beside=misplaced_route.has_sibling,
+            )
             if self._check_errno(code, misplaced_route.route, now):
                 return False
+            for route in misplaced_route.superseded:
+                self._check_errno(access.delete(kernel_routes[route]), route, now)
         if misplaced_route.is_connected and now < self._first_seen[misplaced_route.route] + SETTLE_SECONDS:
             return added
         self._first_seen.pop(misplaced_route.route, None)
