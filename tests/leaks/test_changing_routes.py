@@ -10,6 +10,7 @@ import pytest
 
 from tests.exposure_lab import Watched
 from tests.guarded_lab import Guarded
+from tests.lab import ra_client
 from tests.lab.netns import Namespace, veth, wait_until
 
 WIRED, WIRELESS, LAN = "eth0", "wlan0", "lan"
@@ -140,3 +141,26 @@ def test_new_router_takes_the_place_of_the_old_one(made: Guarded) -> None:
         soon(lambda: way(made) == f"{WIRED} {OTHER_ROUTER[4]}", "the other router")
         node.ip("nexthop del id 7")
         soon(lambda: way(made) == f"{WIRED} {ROUTER[4]}", "the route of before")
+
+
+def test_default_route_of_withdrawn_router_is_deleted(made: Guarded) -> None:
+    """RFC 4861: a lifetime of 0. The kernel looks for the route in table main only."""
+
+    def advertise(lifetime: int) -> None:
+        made.lab.home.call(ra_client.advertise, LAN, (), (), lifetime)
+
+    def routers() -> list[str]:
+        return [one for one in entries(made, "51", 6) if "default" in one]
+
+    with Watched(made) as watched:
+        advertise(1800)
+        soon(lambda: len(routers()) == 2, "the default route by each device")
+        assert way(made, 6)
+        advertise(0)
+        soon(lambda: not routers(), "their end")
+        assert way(made, 6) == ""
+        assert watched.events("route-withdrawn")
+        advertise(1800)
+        soon(lambda: len(routers()) == 2, "the routes again")
+    advertise(0)
+    assert len(routers()) == 2, "the control: without the route keeper they stay"

@@ -79,6 +79,11 @@ class RouteMemory:
         self.held.remove(kernel_route.route)
         return 0
 
+    def delete_default(self, device, gateway, table):
+        ours = [one for one in self.held if (one.device, one.gateway, one.table) == (device, gateway, table)]
+        self.held = [one for one in self.held if one not in ours]
+        return 0 if ours else errno.ESRCH
+
     def events(self, name):
         return [facts for event, facts in self.log if event == name]
 
@@ -354,3 +359,17 @@ def test_advertised_router_supersedes_no_other() -> None:
     other = evolve(BY_RA, gateway="fe80::2")
     (moved,) = plan_moves({"br-wan": UplinkTable("wan", 1)}, (evolve(BY_RA, table=1), other), {}).misplaced
     assert moved.superseded == ()
+
+
+def test_default_route_of_withdrawn_router_is_deleted() -> None:
+    in_table = evolve(BY_RA, table=1)
+    memory = RouteMemory(in_table)
+    one = started_keeper(memory)
+    memory.at += 1
+    one.process(ChangeSet(withdrawn_routers={("br-wan", "fe80::2"), ("bat0", "fe80::1")}))
+    assert memory.held == [in_table]
+    memory.at += 1
+    one.process(ChangeSet(withdrawn_routers={("br-wan", "fe80::1")}))
+    assert memory.held == []
+    (event,) = memory.events("route-withdrawn")
+    assert event == {"routes": ["default via fe80::1 dev br-wan table 1"], "why": "its router has withdrawn it"}

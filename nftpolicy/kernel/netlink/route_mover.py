@@ -19,7 +19,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from ...netstate.routing import ROUTE_TYPES, RTPROT_NFTPOLICY, TABLE_MAIN, WORST_METRIC, Route
+from ...netstate.routing import ROUTE_TYPES, RTPROT_NFTPOLICY, RTPROT_RA, TABLE_MAIN, WORST_METRIC, Route
 from ..errors import DumpInterrupted
 from . import constants as nl
 from . import rtnl_decode as messages
@@ -240,6 +240,20 @@ class RouteMover:
         """Delete the route from its own table; return the errno, 0 if it is not there any more."""
         code = self._netlink.change(nl.RTM_DELROUTE, kernel_route.request(kernel_route.route.table))
         return 0 if code == errno.ESRCH else code
+
+    def delete_default(self, device: str, gateway: str, table: int) -> int:
+        """Delete the default route by an IPv6 router that it has advertised; return the errno, ESRCH for none."""
+        try:
+            index = socket.if_nametoindex(device)
+        except OSError:
+            return errno.ESRCH
+        body = nl.RTMSG.pack(socket.AF_INET6, 0, 0, 0, 0, RTPROT_RA, 0, 0, 0)
+        parts = {
+            nl.RTA_TABLE: _U32.pack(table),
+            nl.RTA_OIF: _U32.pack(index),
+            nl.RTA_GATEWAY: socket.inet_pton(socket.AF_INET6, gateway),
+        }
+        return self._netlink.change(nl.RTM_DELROUTE, body + b"".join(attribute(*part) for part in parts.items()))
 
 
 def _accepts_advertisements(device: str | None) -> bool:

@@ -76,6 +76,10 @@ class RouteAccess(Protocol):
         """
         ...
 
+    def delete_default(self, device: str, gateway: str, table: int) -> int:
+        """Delete the default route by an IPv6 router that it has advertised; return 0 or an errno."""
+        ...
+
     def own_main_routes(self) -> dict[str, KernelRoute]:
         """Return network -> route of nftpolicy's routes in table main."""
         ...
