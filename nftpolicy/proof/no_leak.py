@@ -176,9 +176,8 @@ def _ip_frames(headers: Sequence[Region], family: int) -> list[Region]:
 
 
 def _other_frames(uplink: UplinkSpec) -> list[Region]:
-    """Return the frames of an uplink's exemptions by the frame's own ethertype."""
-    ethertypes = [ethertype for exemption in uplink.exemptions for ethertype in exemption.ethertypes]
-    return [Region({"ether.type": points(*ethertypes)})] if ethertypes else []
+    """Return the frames of an uplink's exemptions that are no IP packets."""
+    return [region for exemption in uplink.exemptions for region in exemption.frames]
 
 
 def _from_this_machine(context: ProofContext) -> dict[str, Ranges]:

@@ -119,12 +119,12 @@ class ServiceSpec:
 
 @frozen
 class ExemptionSpec:
-    """Exemption: `headers` of unmarked packets by family, and other `ethertypes` of frames."""
+    """Exemption: `headers` of unmarked packets by family, and other `frames`."""
 
     name: str
     origin: OriginPath
     headers: Mapping[int, tuple[Region, ...]]
-    ethertypes: tuple[int, ...] = ()
+    frames: tuple[Region, ...] = ()
     is_report: bool = False  # membership reports of the kernel, which may carry a mark by accident
 
 

@@ -127,8 +127,9 @@ def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterat
         title = f"exemption {exemption.name}"
         for device in (*uplink.devices, *uplink.ports):
             has_link_header = context.model.link_types.get(device, _ARPHRD_ETHER) == _ARPHRD_ETHER
-            for ethertype in exemption.ethertypes if has_link_header else ():
-                frame = Packet(4, 0, origin=FRAME, bound=device, ethertype=ethertype)
+            frames = exemption.frames if has_link_header else ()
+            for part in (part for region in frames for part in region_parts(0, region, with_ends=True)):
+                frame = sample_packet(context, 0, part, FRAME, device)
                 yield UsabilityCase("P3", uplink.name, title, exemption.origin, frame, "leaves", device)
             for family, regions in exemption.headers.items():
                 for region in (part for full_region in regions for part in region_parts(family, full_region)):

@@ -67,7 +67,11 @@ def is_exempt(word, packet, walk):
     if packet.origin == FRAME:
         has_link_header = packet.fields.get(("meta", "oiftype"), 1) == 1
         own_type = packet.fields.get(("ether", "type"), packet.protocol_number)
-        if has_link_header and own_type in frames:
+        link = {"ether.type": own_type, "llc": packet.fields.get(("llc", "header"), -1)}
+        if has_link_header and any(
+            all(any(low <= link[name] <= high for low, high in some) for name, some in region.fields.items())
+            for region in frames
+        ):
             return True
         said_type = {4: 0x0800, 6: 0x86DD}[packet.family]
         if packet.protocol_number != said_type or (has_link_header and own_type != said_type):
