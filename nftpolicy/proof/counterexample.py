@@ -24,7 +24,7 @@ from .concretize import choose, concretize, with_usual_source
 from .context import ProofContext
 from .entitlement import unmarked_user_regions
 from .lemmas import Violation
-from .spec import Region, UplinkSpec
+from .spec import ARRIVAL, Region, UplinkSpec
 from .verdict import Counterexample
 
 _MAX_EXAMPLES = 4
@@ -66,6 +66,7 @@ def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
         "socket": int(packet.has_socket),
         "uid": packet.uid,
         "gid": packet.gid,
+        ARRIVAL: int(packet.iif is not None),
     }
     regions = [region for exemption in uplink.exemptions for region in exemption.headers.get(packet.family, ())]
     # Without those that require a flow's mark: see `entitled`.

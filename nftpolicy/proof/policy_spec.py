@@ -11,10 +11,12 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, address_range, parse_address
-from ..model.symbolic.box import Ranges, complement, merge_ranges, points
+from ..model.symbolic.box import Ranges, complement, intersect_ranges, merge_ranges, points
 from ..policy import objects
 from ..policy.objects import Answer, Policy, Port, Uplink
+from .entitlement import DNS_PORT
 from .spec import (
+    ARRIVAL,
     IP_FAMILIES,
     ExemptionSpec,
     ForwardSpec,
@@ -173,9 +175,35 @@ def exemption(name: str, uplink: str = "") -> ExemptionSpec:
     return ExemptionSpec(name, ("uplink", uplink, "exempt"), headers, frames, name in REPORT_EXEMPTIONS)
 
 
-def _owners(service: objects.Service) -> tuple[OwnerSpec, ...]:
+def _owners(service: objects.Service | objects.Lan) -> tuple[OwnerSpec, ...]:
     accounts = (("gid", service.group), ("uid", service.user))
     return tuple(OwnerSpec(key, account.number) for key, account in accounts if account is not None)
+
+
+# The name server of a network learns from its queries which hosts a machine speaks to.
+_ALL_BUT_DNS = (
+    Region({"protocol": complement(points(TCP, UDP), 255)}),
+    Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": complement(points(DNS_PORT), 0xFFFF)}),
+)
+
+
+def _lan(name: str, lan: objects.Lan) -> ExemptionSpec:
+    """Return the packets to the uplink's own network: to no global address, and not of another machine.
+
+    DNS only if a port names it.
+    """
+    owner = {key: ranges for each in _owners(lan) for key, ranges in each.match_fields.items()}
+    headers = {}
+    for family in IP_FAMILIES:
+        networks = intersect_ranges(_bounds(lan.to, family), _addresses(*_NOT_GLOBAL[family]))
+        fields = {**owner, "daddr": networks, ARRIVAL: points(0)}
+        if networks:
+            headers[family] = tuple(Region({**region.fields, **fields}) for region in _ports(lan.ports) or _ALL_BUT_DNS)
+    accounts = [("group", lan.group), ("user", lan.user)]
+    sender = next((f"{key} {account.name}" for key, account in accounts if account is not None), "any program")
+    ports = f" on {', '.join(map(str, lan.ports))}" if lan.ports else ""
+    detail = f"{', '.join(map(str, lan.to))}{ports} for {sender}"
+    return ExemptionSpec(f"lan {name}", ("lan", name), headers, is_lan=True, detail=detail)
 
 
 def _service(name: str, service: objects.Service) -> ServiceSpec:
@@ -225,7 +253,10 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
         uplink.mark.mask,
         uplink.table,
         tuple(ports),
-        tuple(exemption(entry, name) for entry in uplink.exempt),
+        (
+            *(exemption(entry, name) for entry in uplink.exempt),
+            *(_lan(key, lan) for key, lan in policy.lan.items() if lan.uplink == name),
+        ),
         tuple(_service(key, service) for key, service in policy.service.items() if service.uplink == name),
         tuple(_reply(name, answer) for answer in uplink.answer),
         any(answer.port is not None and answer.port.protocol == "tcp" for answer in uplink.answer),
