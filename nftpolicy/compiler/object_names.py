@@ -37,6 +37,7 @@ USER_LINK_LOCAL_PRIORITY = 848
 USER_RULE_PRIORITY = 850
 USER_UNREACHABLE_PRIORITY = 855
 DEVICE_RULE_PRIORITY = 870
+LAN_RULE_PRIORITY = 880
 # Behind main (32766), default (32767) and the rules of other software, which decide for unmarked packets.
 QUERY_RULE_PRIORITY = 33000
 QUERY_TABLE = 7853  # of the routes of DNS queries by lo; 853 is the port of DNS over TLS

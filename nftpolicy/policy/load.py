@@ -114,7 +114,9 @@ def _converter(accounts: AccountLookup) -> Converter:
             _register_union(converter, kind, _ignoring_type(function))
     converter.register_structure_hook_func(_is_list, lambda item, kind: _decode_list(converter, item, kind))
     converter.register_structure_hook_func(_is_table, lambda item, kind: _decode_table(converter, item, kind))
-    for kind in (objects.Policy, objects.Uplink, objects.Resolver, objects.Service, objects.Forward, objects.Publish):
+    tables = (objects.Policy, objects.Uplink, objects.Resolver)
+    entries = (objects.Service, objects.Forward, objects.Publish, objects.Lan)
+    for kind in (*tables, *entries):
         converter.register_structure_hook(kind, _class_hook(converter, kind, accounts))
     return converter
 

@@ -13,7 +13,7 @@ from nftpolicy.kernel.netlink import rtnl_decode as messages
 from nftpolicy.kernel.netlink.attributes import attribute
 from nftpolicy.kernel.netlink.monitor import ChangeSet
 from nftpolicy.kernel.netlink.route_mover import KernelRoute, RouteListing
-from nftpolicy.netstate.routing import Route
+from nftpolicy.netstate.routing import RTPROT_NFTPOLICY, Route
 from nftpolicy.policy.load import load
 from nftpolicy.runtime.apply.state_dir import StateDir
 from nftpolicy.runtime.watch.route_keeper import SETTLE_SECONDS, RouteKeeper, misplaced_routes
@@ -56,12 +56,16 @@ class RouteMemory:
         return self.known
 
     def own_main_routes(self):
-        return {one.destination: KernelRoute(one, b"") for one in self.held if one.kind != "unicast"}
+        return {
+            one.destination: KernelRoute(one, b"")
+            for one in self.held
+            if (one.table, one.protocol) == (254, RTPROT_NFTPOLICY)
+        }
 
-    def add_main_route(self, network, kind):
+    def add_main_route(self, network, kind, device, prefsrc):
         if code := self.refuse.get("unreachable"):
             return code
-        self.held.append(unreachable(str(network), kind))
+        self.held.append(evolve(unreachable(str(network), kind), device=device, prefsrc=prefsrc))
         return 0
 
     def install(self, kernel_route, table, protocol=None, beside=False):
@@ -93,9 +97,9 @@ def state_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(RouteMemory, "directory", tmp_path)
 
 
-def started_keeper(memory):
+def started_keeper(memory, policy=POLICY):
     found = RouteKeeper(memory)
-    found.set_policy(POLICY)
+    found.set_policy(policy)
     found.process(ChangeSet())
     return found
 
@@ -299,6 +303,31 @@ def test_private_networks_are_unreachable_before_routes_move() -> None:
     memory.at += 5
     keeper.process(ChangeSet(addresses=True))
     assert [one.destination for one in memory.held if one.kind == "unreachable"] == ["fd77::/64"]
+
+
+@pytest.mark.parametrize(
+    ("more", "closed"),
+    [
+        ('[lan.nas]\nuplink = "wan"\nto = ["192.168.0.0/16", "fd77::5"]\n', ["10.0.0.0/8"]),
+        ("mdns", []),
+        ("ssdp", []),
+    ],
+)
+def test_network_of_lan_stays_reachable_in_main(more, closed) -> None:
+    connected = evolve(CONNECTED, destination="192.168.7.0/24", prefsrc="192.168.7.2")
+    memory = RouteMemory(connected)
+    memory.known = {"br-wan": ("192.168.7.2/24", "192.168.7.3/24", "fd77::2/64", "10.1.2.3/8")}
+    text = TOML + more.encode() if "[" in more else TOML.replace(b'["arp"', f'["{more}", "arp"'.encode())
+    assert text != TOML
+    started_keeper(memory, load(text)[0])
+    own = {one.destination: (one.kind, one.device) for one in memory.held if one.protocol == RTPROT_NFTPOLICY}
+    assert {name for name, route in own.items() if route == ("unicast", "br-wan")} == set(own) - set(closed)
+    assert [own[name] for name in closed] == [("unreachable", None)] * len(closed)
+    assert set(own) == {"192.168.7.0/24", "fd77::/64", "10.0.0.0/8"}
+    sources = {one.destination: one.prefsrc for one in memory.held if one.protocol == RTPROT_NFTPOLICY}
+    assert (sources["192.168.7.0/24"], sources["fd77::/64"]) == ("192.168.7.2", None)
+    (event,) = memory.events("private-networks")
+    assert (event.get("closed", []), len(event["reachable"])) == (closed, 3 - len(closed))
 
 
 def test_deleted_unreachable_route_is_added_again() -> None:

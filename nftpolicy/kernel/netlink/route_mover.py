@@ -226,10 +226,21 @@ class RouteMover:
                             routes[kernel_route.route.destination] = kernel_route
         return routes
 
-    def add_main_route(self, network: IPv4Network | IPv6Network, kind: str) -> int:
-        """Add a route of nftpolicy without a device to table main, behind all others; return the errno, or 0."""
+    def add_main_route(
+        self, network: IPv4Network | IPv6Network, kind: str, device: str | None = None, prefsrc: str | None = None
+    ) -> int:
+        """Add a route of nftpolicy to table main, behind all others; return the errno, or 0.
+
+        `device`: the neighbours on it are reached, from `prefsrc` (IPv4); None for a kind without a device.
+        """
         family, number = nl.ADDRESS_FAMILY[network.version], _KINDS[kind]
-        body = nl.RTMSG.pack(family, network.prefixlen, 0, 0, TABLE_MAIN, RTPROT_NFTPOLICY, 0, number, 0)
+        scope = nl.RT_SCOPE_LINK if device and network.version == 4 else 0
+        body = nl.RTMSG.pack(family, network.prefixlen, 0, 0, TABLE_MAIN, RTPROT_NFTPOLICY, scope, number, 0)
+        try:
+            body += attribute(nl.RTA_OIF, _U32.pack(socket.if_nametoindex(device))) if device else b""
+        except OSError:
+            return errno.ENODEV
+        body += attribute(nl.RTA_PREFSRC, socket.inet_pton(socket.AF_INET, prefsrc)) if prefsrc else b""
         body += attribute(nl.RTA_DST, network.network_address.packed) + attribute(
             nl.RTA_PRIORITY, _U32.pack(WORST_METRIC)
         )

@@ -82,6 +82,8 @@ def _rule_keys(rule: IpRule) -> dict[str, Any]:
     if rule.destination:
         address, length = rule.destination.split("/")
         keys |= {"dst": address, "dst_len": int(length)}
+    if rule.suppress_prefix is not None:
+        keys["suppress_prefixlen"] = rule.suppress_prefix
     if rule.uids:
         keys["uid_range"] = f"{rule.uids[0]}:{rule.uids[1]}"
     if rule.iif is not None:
@@ -122,6 +124,8 @@ def _route_keys(route: Route, devices: dict[str, int]) -> dict[str, Any]:
         if route.device not in devices:
             raise OSError(errno.ENODEV, f"there is no device {route.device}")
         keys["oif"] = devices[route.device]
+    if route.family == 4 and route.scope not in (None, "global"):
+        keys["scope"] = route.scope  # without it, the kernel would not find the route to delete
     if route.onlink:
         keys["flags"] = ["onlink"]
     return keys

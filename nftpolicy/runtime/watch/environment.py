@@ -84,8 +84,10 @@ class RouteAccess(Protocol):
         """Return network -> route of nftpolicy's routes in table main."""
         ...
 
-    def add_main_route(self, network: IPv4Network | IPv6Network, kind: str) -> int:
-        """Add a route of nftpolicy of a kind without a device to table main; return 0 or an errno."""
+    def add_main_route(
+        self, network: IPv4Network | IPv6Network, kind: str, device: str | None, prefsrc: str | None
+    ) -> int:
+        """Add a route of nftpolicy to table main, by a device if it is unicast; return 0 or an errno."""
         ...
 
     def delete(self, kernel_route: KernelRoute) -> int:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Network
 
 from ...kernel.netlink.monitor import ChangeSet
 from ...kernel.netlink.route_mover import MAX_ROUTES, KernelRoute, RouteListing
 from ...netstate.formats.ip_text import display_text
 from ...netstate.routing import Route
-from ...policy.objects import Policy
+from ...policy.objects import Network, Policy
 from ..apply.journal import PolicySource
 from ..apply.moved_routes import MovedRoute, MovedRouteFile, updated_record
 from ..apply.state_dir import Locked
@@ -24,7 +23,7 @@ from ..rate_limiter import RateLimiter, earliest_deadline
 from . import route_placement
 from .environment import Environment, RouteAccess
 from .repair_plan import ConflictDetector
-from .route_placement import MisplacedRoute, UplinkTable
+from .route_placement import MisplacedRoute, NetworkRoute, UplinkTable
 
 # Seconds for which a connected route stays in main, so that gateways can be added through it.
 SETTLE_SECONDS = 3.0
@@ -46,6 +45,7 @@ class RouteKeeper:
         self._source: PolicySource | None = None
         self._targets: Mapping[str, UplinkTable] = {}
         self._unmarked: frozenset[str] = frozenset()
+        self._reachable: Mapping[str, tuple[Network, ...]] = {}
         self._limiter = RateLimiter(_PAUSE, _COST_FACTOR)
         self._conflicts = ConflictDetector()
         self._first_seen: dict[Route, float] = {}  # connected routes in main
@@ -64,6 +64,7 @@ class RouteKeeper:
         targets = {} if policy is None else route_placement.uplink_tables(policy)
         self._source = source
         self._unmarked = frozenset() if policy is None else route_placement.devices_with_unmarked_flows(policy)
+        self._reachable = {} if policy is None else route_placement.reachable_networks(policy)
         if targets != self._targets:
             self._targets = targets
             self._first_seen.clear()
@@ -111,7 +112,8 @@ class RouteKeeper:
         self._log_too_many(listing)
         kernel_routes = {kernel_route.route: kernel_route for kernel_route in listing.routes}
         addresses = access.addresses(self._targets)
-        self._close_networks(access, route_placement.private_networks(addresses, self._unmarked), now)
+        networks = route_placement.private_networks(addresses, self._unmarked, self._reachable)
+        self._route_networks(access, networks, now)
         moves = route_placement.plan_moves(self._targets, kernel_routes, addresses)
         self._first_seen = {
             misplaced_route.route: self._first_seen.get(misplaced_route.route, now)
@@ -147,25 +149,30 @@ class RouteKeeper:
                 self._log("route-withdrawn", {"routes": [route], "why": "its router has withdrawn it"})
         self._withdrawn_routers.clear()
 
-    def _close_networks(
-        self, access: RouteAccess, networks: Mapping[IPv4Network | IPv6Network, str], now: float
-    ) -> None:
+    def _route_networks(self, access: RouteAccess, networks: Mapping[Network, NetworkRoute], now: float) -> None:
         """Give the private networks of the uplinks their routes in table main, before others are moved away.
 
         The metric is the worst one, so that each other route to the same network wins.
         """
-        wanted = {str(network): (network, kind) for network, kind in networks.items()}
+        wanted = {str(network): (network, route) for network, route in networks.items()}
         present = access.own_main_routes()
-        unchanged = {name for name, entry in present.items() if name in wanted and entry.route.kind == wanted[name][1]}
+        unchanged = {
+            name for name, entry in present.items() if name in wanted and _network_route(entry.route) == wanted[name][1]
+        }
         changed = False
         for name in sorted(present.keys() - unchanged):
             changed |= not self._check_errno(access.delete(present[name]), present[name].route, now)
         for name in sorted(wanted.keys() - unchanged):
-            if code := access.add_main_route(*wanted[name]):
-                self._log_failure(f"{wanted[name][1]} {name}", code, now)
+            network, route = wanted[name]
+            if code := access.add_main_route(network, route.kind, route.device, route.prefsrc):
+                self._log_failure(f"{route.kind} {name}", code, now)
             changed |= not code
         if changed:
-            self._log("private-networks", {"closed": sorted(wanted)})
+            by_effect = {
+                "closed": sorted(name for name, (_, route) in wanted.items() if route.device is None),
+                "reachable": sorted(name for name, (_, route) in wanted.items() if route.device is not None),
+            }
+            self._log("private-networks", {effect: names for effect, names in by_effect.items() if names})
 
     def _record_moves(
         self,
@@ -259,6 +266,12 @@ class RouteKeeper:
         if failure not in self._logged_failures:
             self._logged_failures.add(failure)
             self._log("failed", {"what": subject, "why": failure[1]})
+
+
+def _network_route(route: Route) -> NetworkRoute:
+    """Return what a route of nftpolicy does; the kernel attaches an IPv6 route without a device to lo."""
+    is_unicast = route.kind == "unicast"
+    return NetworkRoute(route.kind, route.device, route.prefsrc) if is_unicast else NetworkRoute(route.kind)
 
 
 def _shortened(texts: list[str]) -> list[str]:

@@ -12,18 +12,18 @@ forward (unreachable and such).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv6Network, ip_interface, ip_network
 
 from attrs import evolve, frozen
 
 from ...compiler.reply_routing import answered_udp_ports
 from ...netstate.routing import RTPROT_KERNEL, RTPROT_NFTPOLICY, RTPROT_RA, TABLE_LOCAL, Route
-from ...policy.objects import Policy
+from ...policy.objects import Network, Policy
+from ...policy.vocabulary import PRIVATE_NETWORKS
 from ..apply.moved_routes import has_same_nexthops, route_key
 
 _LINK_LOCAL = IPv6Network("fe80::/10")
-# RFC 1918, RFC 3927, RFC 4193.
-_PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7")))
+_PRIVATE = tuple(ip_network(text) for blocks in PRIVATE_NETWORKS.values() for text in blocks)
 
 # Device -> its addresses and peer addresses, as ADDRESS/LENGTH.
 AddressesByDevice = Mapping[str, Collection[str]]
@@ -121,23 +121,58 @@ def devices_with_unmarked_flows(policy: Policy) -> frozenset[str]:
     )
 
 
-def private_networks(addresses: AddressesByDevice, unmarked: Collection[str]) -> dict[IPv4Network | IPv6Network, str]:
-    """Return the private networks of the addresses of uplinks' devices, each with the kind of its route in main.
+@frozen
+class NetworkRoute:
+    """Route in main to a private network of an uplink: its kind; of a unicast route, the device and its address."""
+
+    kind: str
+    device: str | None = None
+    prefsrc: str | None = (
+        None  # IPv4, as the kernel's own route; without it another address of the device is the source
+    )
+
+
+def private_networks(
+    addresses: AddressesByDevice, unmarked: Collection[str], reachable: Mapping[str, Collection[Network]]
+) -> dict[Network, NetworkRoute]:
+    """Return the private networks of the addresses of uplinks' devices, each with its route in main.
 
     What is sent to one of them without the uplink's mark, such as a login to a file server, is meant for
     that network and for no tunnel. A public prefix could be that of any host, so it is left to routing.
-    "unreachable" is an error at once. "throw" leaves the packet to the ip rules behind main, for the
-    devices `unmarked`; the last one is an error.
+    A unicast route leads there if packets may leave without the mark to some host of the network:
+    `reachable` has these networks by device, and the guard judges each packet. "unreachable" is an
+    error at once. "throw" leaves the packet to the ip rules behind main, for the devices `unmarked`;
+    the last one is an error.
     """
-    kinds: dict[IPv4Network | IPv6Network, str] = {}
+    routes: dict[Network, NetworkRoute] = {}
     for device, texts in addresses.items():
-        for network in (ip_interface(text).network for text in texts):
-            if network.prefixlen < network.max_prefixlen and _is_private(network):
-                kinds[network] = "throw" if device in unmarked else kinds.get(network, "unreachable")
-    return kinds
+        for interface in map(ip_interface, texts):
+            network = interface.network
+            known = routes.get(network)
+            if network.prefixlen == network.max_prefixlen or not _is_private(network) or (known and known.device):
+                continue
+            if any(network.version == other.version and network.overlaps(other) for other in reachable.get(device, ())):
+                source = str(interface.ip) if network.version == 4 else None
+                routes[network] = NetworkRoute("unicast", device, source)
+            elif device in unmarked or known is None:
+                routes[network] = NetworkRoute("throw" if device in unmarked else "unreachable")
+    return routes
 
 
-def _is_private(network: IPv4Network | IPv6Network) -> bool:
+def reachable_networks(policy: Policy) -> dict[str, tuple[Network, ...]]:
+    """Return the networks to whose hosts packets may leave without the mark, by device of an uplink.
+
+    Those of `lan`, and all private ones for the unicast answers of multicast DNS and SSDP.
+    """
+    networks: dict[str, tuple[Network, ...]] = {}
+    for name, uplink in policy.uplink.items():
+        answers = _PRIVATE if {"mdns", "ssdp"} & set(uplink.exempt) else ()
+        own = [network for lan in policy.lan.values() if lan.uplink == name for network in lan.to]
+        networks |= dict.fromkeys(uplink.devices, (*answers, *own))
+    return networks
+
+
+def _is_private(network: Network) -> bool:
     return any(network.version == block.version and network.subnet_of(block) for block in _PRIVATE)  # type: ignore[arg-type]
 
 
@@ -184,7 +219,7 @@ def _devices(route: Route) -> set[str | None]:
     return {hop.device for hop in route.all_nexthops}
 
 
-def destination_network(route: Route) -> IPv4Network | IPv6Network:
+def destination_network(route: Route) -> Network:
     """Return the destination of a route as a network."""
     everything = "0.0.0.0/0" if route.family == 4 else "::/0"
     return ip_network(everything if route.destination == "default" else route.destination)
