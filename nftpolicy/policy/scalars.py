@@ -23,6 +23,7 @@ _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})\Z")
 _CGROUP_PART = r"(?!\.{1,2}(?:/|\Z)|cgroup\.)[A-Za-z0-9_.:@\\-]{1,255}"
 _CGROUP = re.compile(rf"{_CGROUP_PART}(?:/{_CGROUP_PART}){{0,31}}\Z")
 _PORT = re.compile(r"(tcp|udp)/([0-9]{1,5})(?:-([0-9]{1,5}))?\Z")
+_HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?\Z")
 _MAX_PORT = 65535
 
 
@@ -116,6 +117,11 @@ def parse_address(item: object) -> Address:
 def parse_network(item: object) -> Network:
     """Return the network of an address or ADDRESS/LENGTH."""
     plain = parse_text(item)
+    if _HOST_NAME.match(plain):
+        raise ValueError(
+            f"{quote_excerpt(item)} is a name, and DNS decides which addresses it has: no proof can rely on it; "
+            "write the addresses (getent ahosts NAME lists them), or the network of the provider"
+        )
     try:
         parsed = ip_network(plain)
     except ValueError as error:

@@ -116,6 +116,8 @@ BAD = [
     ('["198.51.100.0/24"]', '["198.51.100.1/24"]', "service.vpn.to[0]", "host bits set"),
     ('["198.51.100.0/24"]', '["2001:db8::%a/64"]', "service.vpn.to[0]", "without '%' and a device"),
     ('["198.51.100.0/24"]', '["::192.0.2.0/120"]', "service.vpn.to[0]", "is IPv4 in IPv6 notation; write 192.0.2.0"),
+    ('["198.51.100.0/24"]', '["vpn.example.org"]', "service.vpn.to[0]", "is a name, and DNS decides which addresses it has"),
+    ('["198.51.100.0/24"]', '["localhost."]', "service.vpn.to[0]", "write the addresses (getent ahosts NAME lists them)"),
     ('["udp/10000-10010"]', '["udp/2-1"]', "service.vpn.ports[0]", "the lower one first"),
     ('["udp/10000-10010"]', '["sctp/1"]', "service.vpn.ports[0]", "expected a port such as"),
     *(
