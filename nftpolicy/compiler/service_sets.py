@@ -71,7 +71,7 @@ def collect_service_sets(policy: Policy) -> dict[str, ServiceSets]:
     by_uplink = {name: ServiceSets() for name in policy.uplink}
     for name, service in policy.service.items():
         contents = by_uplink[service.uplink]
-        if service.kernel and not service.sport:
+        if service.kernel and not service.sport and not service.ports:
             contents.kernel.append(name)
         contents.sports.extend(service.sport)
         if service.unmarked and service.user:

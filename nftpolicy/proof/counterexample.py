@@ -22,7 +22,7 @@ from .bypass import interfering_rules
 from .candidates import candidate_packets
 from .concretize import choose, concretize, with_usual_source
 from .context import ProofContext
-from .entitlement import unmarked_user_regions
+from .entitlement import tunnel_regions, unmarked_user_regions
 from .lemmas import Violation
 from .spec import UplinkSpec
 from .verdict import Counterexample
@@ -44,7 +44,7 @@ def is_entitled(packet: Packet, uplink: UplinkSpec) -> bool:
 
 
 def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
-    """Return True if the packet that leaves matches an exemption or a forward, or its user needs no mark."""
+    """Return True if the packet that leaves matches an exemption, a forward or a tunnel, or its user needs no mark."""
     packet = trace.packet
     if packet.origin == FRAME:
         if any(packet.frame_type in exemption.ethertypes for exemption in uplink.exemptions):
@@ -65,6 +65,7 @@ def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
         "socket": int(packet.has_socket),
         "uid": packet.uid,
         "gid": packet.gid,
+        "iif": _ABSENT if packet.origin in (FORWARD, FRAME) else 0,
     }
     regions = [region for exemption in uplink.exemptions for region in exemption.headers.get(packet.family, ())]
     # Without those that require a flow's mark: see `entitled`.
@@ -73,6 +74,7 @@ def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
         for region in unmarked_user_regions(uplink, packet.family)
         if packet.origin == SOCKET and not region.marks
     ]
+    regions += tunnel_regions(uplink, packet.family)
     if packet.origin == FORWARD and packet.iif is not None and packet.flow.direction == "original":
         regions += [
             region

@@ -29,6 +29,8 @@ from .spec import (
 )
 
 _PROTOCOLS = {"tcp": TCP, "udp": UDP}
+# RFC 2003 3.1, RFC 4213 3.5, RFC 2784 3: the IP protocol numbers of tunnels.
+_TUNNELS = {"ipip": 4, "6in4": 41, "gre": 47}
 _LINK_LOCAL, _ALL_GROUPS4, _ALL_GROUPS6 = "fe80::/10", "224.0.0.0/4", "ff02::/16"
 _UNSPECIFIED, _LAST_ADDRESS6 = "::", (1 << 128) - 1
 
@@ -161,17 +163,21 @@ def _service(name: str, service: objects.Service) -> ServiceSpec:
             continue
         destinations = {"daddr": addresses} if addresses else {}
         regions[family] = tuple(Region({**port_region.fields, **destinations}) for port_region in ports)
-    return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, service.unmarked)
+    unmarked = service.unmarked or service.by_destination
+    return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, unmarked)
 
 
-def _ports(ports: Iterable[Port], field: str = "dport") -> tuple[Region, ...]:
+def _ports(ports: Sequence[Port], field: str = "dport") -> tuple[Region, ...]:
     by_protocol: dict[str, list[tuple[int, int]]] = {}
+    tunnels = sorted({_TUNNELS[port.protocol] for port in ports if port.protocol in _TUNNELS})
     for port in ports:
-        by_protocol.setdefault(port.protocol, []).append((port.low, port.high))
-    return tuple(
+        if port.protocol in _PROTOCOLS:
+            by_protocol.setdefault(port.protocol, []).append((port.low, port.high))
+    regions = tuple(
         Region({"protocol": points(_PROTOCOLS[protocol]), "fragment": points(0), field: merge_ranges(pairs)})
         for protocol, pairs in sorted(by_protocol.items())
     )
+    return (*regions, *(Region({"protocol": points(number)}) for number in tunnels))
 
 
 def _reply(uplink: str, answer: Answer) -> ReplySpec:

@@ -46,6 +46,8 @@ def service_allows(service: Service, socket: InetSocket, group: int | None) -> b
     if service.kernel and service.sport:
         in_range = any(port.low <= socket.sport <= port.high for port in service.sport)
         return socket.protocol == UDP and in_range
+    if service.by_destination:
+        return False  # the kernel's tunnels have no socket
     if service.kernel:  # no process holds a socket of the kernel
         return socket.protocol == UDP and group is None
     if service.group and group not in (None, service.group.number):
