@@ -161,7 +161,8 @@ def services(draw, uplinks):
         wider = to[0].supernet(min(3, to[0].prefixlen))
         to += [wider] if wider not in to and (wider.version == 4 or wider.prefixlen >= 8) else []
     to = tuple(net for net in to if not (net.is_loopback or net.is_unspecified))
-    narrowed = tuple(draw(st.lists(ports(), max_size=4, unique=True)))
+    destinations = ports() | st.just(Port("ping", 0, 0))
+    narrowed = tuple(draw(st.lists(destinations, max_size=4, unique=True)))
     return Service(uplink, **{how: draw(accounts())}, to=to, ports=narrowed, **draw(markings(how)))
 
 

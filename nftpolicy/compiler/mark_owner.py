@@ -22,7 +22,7 @@ def mark_owner_chain(name: str, uplink: Uplink, services: ServiceSets, policy: P
     # of another uplink, which has its own resolver.
     if uplink.resolver or (services.sports and dns.uplinks_with_resolver(policy)):
         rules.append(Rule((TO_DNS, Verdict("jump", "dns")), origin=origin))
-    rules += [Rule((match, ACCEPT), origin=("uplink", name)) for match in entitlement_matches(name, services)]
+    rules += [Rule((*match, ACCEPT), origin=("uplink", name)) for match in entitlement_matches(name, services)]
     if uplink.resolver:
         is_resolver = Match(SOCKET_UID, uplink.resolver.user.number)
         rules.append(Rule((is_resolver, TCP_OR_UDP, TO_DNS, ACCEPT), origin=("uplink", name, "resolver")))

@@ -36,7 +36,7 @@ class Listen:
 class Port:
     """Ports of TCP or UDP, `low` to `high` inclusive; or all packets of a protocol without ports, both 0.
 
-    `protocol` is "tcp", "udp" or a key of vocabulary.TUNNEL_PROTOCOLS.
+    `protocol` is "tcp", "udp", "ping" (echo requests of ICMP and ICMPv6) or a key of vocabulary.TUNNEL_PROTOCOLS.
     """
 
     protocol: str

@@ -197,16 +197,16 @@ def parse_port(item: object) -> Port:
 
 
 def parse_destination_port(item: object) -> Port:
-    """Return ports as `parse_port`, or all packets of a protocol of tunnels."""
-    if parse_text(item) in vocabulary.TUNNEL_PROTOCOLS:
+    """Return ports as `parse_port`, "ping", or all packets of a protocol of tunnels."""
+    if parse_text(item) in ("ping", *vocabulary.TUNNEL_PROTOCOLS):
         return Port(parse_text(item), 0, 0)
     if parse_text(item) in vocabulary.UNSUPPORTED_TUNNELS:
         raise ValueError(vocabulary.UNSUPPORTED_TUNNELS[parse_text(item)])
     try:
         return parse_port(item)
     except ValueError as error:
-        suggestion = did_you_mean(parse_text(item), vocabulary.TUNNEL_PROTOCOLS)
-        raise ValueError(f"{error}; or a protocol: {', '.join(vocabulary.TUNNEL_PROTOCOLS)}{suggestion}") from None
+        words = ("ping", *vocabulary.TUNNEL_PROTOCOLS)
+        raise ValueError(f"{error}; or {', '.join(words)}{did_you_mean(parse_text(item), words)}") from None
 
 
 def parse_answer(item: object) -> Answer:

@@ -59,6 +59,7 @@ def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
         "sport": packet.sport,
         "dport": trace.dport,
         "ttl": packet.fields.get(("ip", "ttl") if packet.family == 4 else ("ip6", "hoplimit"), 64),
+        "icmp.type": packet.fields.get(("icmp", "type"), 8),
         "icmpv6.type": packet.fields.get(("icmpv6", "type"), 128),
         "icmpv6.code": packet.fields.get(("icmpv6", "code"), 0),
         "igmp.type": packet.fields.get(("igmp", "type"), _ABSENT),

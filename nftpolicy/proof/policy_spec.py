@@ -155,16 +155,25 @@ def _owners(service: objects.Service) -> tuple[OwnerSpec, ...]:
 
 
 def _service(name: str, service: objects.Service) -> ServiceSpec:
-    ports = _ports(service.ports) or _ports(service.sport, "sport") or (Region(),)
     regions = {}
     for family in IP_FAMILIES:
+        ports = (*_ports(service.ports), *_echo_requests(service, family)) or _ports(service.sport, "sport")
         addresses = _bounds(service.to, family)
         if service.to and not addresses:
             continue
         destinations = {"daddr": addresses} if addresses else {}
-        regions[family] = tuple(Region({**port_region.fields, **destinations}) for port_region in ports)
+        regions[family] = tuple(Region({**port_region.fields, **destinations}) for port_region in ports or (Region(),))
     unmarked = service.unmarked or service.by_destination
     return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, unmarked)
+
+
+def _echo_requests(service: objects.Service, family: int) -> tuple[Region, ...]:
+    """Return the echo requests of a service that may ping (RFC 792, RFC 4443 4.1)."""
+    if all(port.protocol != "ping" for port in service.ports):
+        return ()
+    if family == 6:
+        return _icmpv6((128,))
+    return (Region({"protocol": points(ICMP), "fragment": points(0), "icmp.type": points(8)}),)
 
 
 def _ports(ports: Sequence[Port], field: str = "dport") -> tuple[Region, ...]:

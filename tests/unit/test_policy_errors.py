@@ -182,6 +182,8 @@ BAD = [
     ("group = 800", "group = 800\nuser = 801", "service.vpn", "exactly one of 'group', 'user' and 'kernel"),
     ("group = 800\n", "", "service.vpn", "exactly one of"),
     ("kernel = true", "kernel = true\nports = ['udp/1']", "service.wg.ports[0]", "look like those of other programs"),
+    ("kernel = true", "kernel = true\nports = ['ping']", "service.wg.ports[0]", "run the program with a group or user"),
+    ('["udp/10000-10010"]', '["pings"]', "service.vpn.ports[0]", "or ping, ipip, 6in4, gre (did you mean 'ping'?)"),
     ("kernel = true", "kernel = true\nto = ['192.0.2.1']", "service.wg.to", "name protocols in 'ports' (ipip, 6in4, gre)"),
     ('kernel = true\nsport = ["udp/51820"]', "kernel = true\nports = ['gre']", "service.wg", "'to' is missing: the kernel's gre packets have no mark"),
     ("kernel = true", "kernel = true\nports = ['gre']\nto = ['192.0.2.1']", "service.wg.sport", "excludes 'ports'"),
@@ -189,7 +191,7 @@ BAD = [
     ('kernel = true\nsport = ["udp/51820"]', "kernel = true\nports = ['gre']\nto = ['0.0.0.0/0']", "service.wg.to[0]", "name its other end"),
     ("kernel = true", "kernel = true\nports = ['esp']", "service.wg.ports[0]", "before they are encrypted"),
     ("kernel = true", "kernel = true\nports = ['l2tp']", "service.wg.ports[0]", "let L2TP use UDP"),
-    ("kernel = true", "kernel = true\nports = ['gra']", "service.wg.ports[0]", "or a protocol: ipip, 6in4, gre"),
+    ("kernel = true", "kernel = true\nports = ['gra']", "service.wg.ports[0]", "or ping, ipip, 6in4, gre"),
     ('["udp/10000-10010"]', '["gre"]', "service.vpn.ports[0]", "name them in a service with 'kernel = true'"),
     (
         "user = 900",
