@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
+from ..model.fib.output_route import is_link_scoped
+from ..model.fib.source_address import is_link_local6
 from ..model.packet import (
     FORWARD,
     FRAME,
@@ -149,7 +151,7 @@ def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterat
                         frame = evolve_packet(frame, source=source, destination=destination)
                     if device in hooked and region.fields.get("socket") != points(0):
                         yield UsabilityCase("P3", uplink.name, title, exemption.origin, frame, "leaves", device)
-                    if device not in uplink.devices:
+                    if device not in uplink.devices or not _needs_no_route(frame):
                         continue
                     by_kernel = evolve_packet(frame, origin=KERNEL)
                     yield UsabilityCase("P3", uplink.name, title, exemption.origin, by_kernel, "leaves", device)
@@ -158,6 +160,11 @@ def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterat
                         by_accident = f"{title}, marked by accident"
                         yield UsabilityCase("P3", uplink.name, by_accident, exemption.origin, marked, "leaves", device)
     yield from _marked_reports(context, uplink, spec)
+
+
+def _needs_no_route(packet: Packet) -> bool:
+    """Return True if a packet that is bound to a device leaves by it whatever routes there are."""
+    return packet.family == 4 or is_link_local6(packet.destination) or is_link_scoped(packet)
 
 
 def _marked_reports(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
