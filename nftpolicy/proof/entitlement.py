@@ -57,8 +57,8 @@ def reply_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     for reply in uplink.replies:
         for region in reply.headers.get(family, ()):
             yield Region({**region.fields, **fields}, marks)
-    if uplink.may_reset:
-        yield Region({"protocol": points(TCP), "fragment": points(0), "tcp.rst": points(1), **fields}, marks)
+    for region in uplink.resets.get(family, ()):
+        yield Region({**region.fields, **fields}, marks)
 
 
 def forwarded_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:

@@ -57,7 +57,7 @@ def _uplink_table(policy: Policy) -> Table:
             str(uplink.table),
             " ".join(services),
             " ".join(uplink.exempt),
-            " ".join(answer.name for answer in uplink.answer),
+            " ".join(map(str, uplink.answer)),
         )
     return table
 
