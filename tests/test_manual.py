@@ -53,6 +53,7 @@ CLASSES = {
     "service.NAME": objects.Service,
     "forward.NAME": objects.Forward,
     "publish.NAME": objects.Publish,
+    "lan.NAME": objects.Lan,
 }
 
 
@@ -376,6 +377,9 @@ from = ["guests"]
 uplink = "wan"
 port = "tcp/8080"
 to = "guests"
+[lan.nas]
+uplink = "wan"
+to = ["192.168.1.0/24"]
 """
 # Heading of the page -> the header of MINIMAL below which a key of that class goes.
 PLACES = {
@@ -384,6 +388,7 @@ PLACES = {
     "service.NAME": "[service.vpn]\n",
     "forward.NAME": "[forward.guests]\n",
     "publish.NAME": "[publish.web]\n",
+    "lan.NAME": "[lan.nas]\n",
 }
 
 
@@ -503,7 +508,7 @@ def test_page_has_every_chain(family: str) -> None:
 def test_page_has_every_counter() -> None:
     state = compile_policy(full_policy(), HostFacts())
     compiled = {counter.name for table in state.tables for counter in table.counters}
-    entries = re.compile(r"(answer|forward|publish)\.(ssh|udp-5555|guests|web)")
+    entries = re.compile(r"(answer|forward|publish|lan)\.(ssh|udp-5555|guests|web|nas)")
     compiled = {re.sub(r"exempt\..*", "exempt.WORD", entries.sub(r"\1.NAME", name)) for name in compiled}
     assert {*items(section(page_of("status").read_text(), "COUNTERS", "Sh"), "Cm")} == compiled
 
@@ -563,7 +568,9 @@ def test_page_has_the_numbers_of_ip_rules_and_routes() -> None:
         object_names.TUNNEL_RULE_PRIORITY,
         object_names.TUNNEL_UNREACHABLE_PRIORITY,
         object_names.DEVICE_RULE_PRIORITY,
+        object_names.LAN_RULE_PRIORITY,
         object_names.QUERY_RULE_PRIORITY,
+        object_names.NETWORK_RULE_PRIORITY,
         object_names.REPLY_RULE_PRIORITY,
         object_names.FINAL_UNREACHABLE_PRIORITY,
     ]

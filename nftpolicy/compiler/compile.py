@@ -17,6 +17,7 @@ from . import (
     forwards,
     guard,
     ip_rules,
+    lans,
     mark_owner,
     object_names,
     query_routing,
@@ -62,8 +63,13 @@ def compile_policy(policy: Policy, host: HostFacts = HostFacts()) -> NetState:
 
 def policy_ip_rules(policy: Policy) -> tuple[IpRule, ...]:
     """Return the ip rules of a policy, part by part."""
-    rules = (*ip_rules.ip_rules(policy), *tunnels.ip_rules(policy))
-    return (*rules, *query_routing.ip_rules(policy), *reply_routing.ip_rules(policy))
+    return (
+        *ip_rules.ip_rules(policy),
+        *tunnels.ip_rules(policy),
+        *lans.ip_rules(policy),
+        *query_routing.ip_rules(policy),
+        *reply_routing.ip_rules(policy),
+    )
 
 
 def policy_routes(policy: Policy, families: Collection[int] = query_routing.FAMILIES) -> tuple[Route, ...]:
@@ -95,6 +101,7 @@ def _ip_table(policy: Policy) -> Table:
         sets += tunnels.tunnel_sets(name, policy)
         sets += uplink_addresses.address_sets(name, uplink)
         sets += replies.source_sets(name, uplink)
+        sets += lans.sets(policy, name)
         sets += wildcard_replies.sets(name, uplink)
     sets += dns.listen_sets(policy)
     sets += forwards.forward_sets(policy)
@@ -115,6 +122,7 @@ def _counters(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     return [
         *(object_name(name, reason) for reason in reasons),
         *exemptions.exemption_counters(name, uplink.exempt, "inet"),
+        *lans.counter_names(policy, name),
         *replies.counter_names(name, uplink),
         *forwards.counter_names(policy, name),
     ]
@@ -124,7 +132,12 @@ def _link_table(policy: Policy, host: HostFacts) -> Table:
     counters = tuple(
         NamedCounter(counter, ("uplink", name))
         for name, uplink in policy.uplink.items()
-        for counter in (object_name(name, "dropped"), *exemptions.exemption_counters(name, uplink.exempt, "netdev"))
+        for counter in (
+            object_name(name, "dropped"),
+            *exemptions.exemption_counters(name, uplink.exempt, "netdev"),
+            *lans.counter_names(policy, name),
+        )
     )
+    sets = tuple(nft_set for name in policy.uplink for nft_set in lans.sets(policy, name))
     chains = guard.link_chains(policy, host.bridge_ports, host.unhookable_devices)
-    return Table("netdev", object_names.TABLE, chains, (), counters)
+    return Table("netdev", object_names.TABLE, chains, sets, counters)

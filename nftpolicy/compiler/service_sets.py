@@ -12,18 +12,18 @@ from attrs import Factory, frozen
 
 from ..netstate.nft import Concat, Element, Expression, Match, Payload, Set, SetRef
 from ..policy.objects import Network, Policy, Port, Service
-from ..policy.validate import service_accounts
+from ..policy.validate import account_selectors
 from . import matches
 from .matches import DEST_PORT, L4PROTO, SOCKET_GID, SOCKET_UID
 from .object_names import object_name
 
 # Selector of a service -> nft expression, and its data type.
-_ACCOUNT_KEYS: dict[str, tuple[Expression, str]] = {"group": (SOCKET_GID, "gid"), "user": (SOCKET_UID, "uid")}
+ACCOUNT_KEYS: dict[str, tuple[Expression, str]] = {"group": (SOCKET_GID, "gid"), "user": (SOCKET_UID, "uid")}
 _ADDRESS = {family: (Payload(header, "daddr"), kind) for family, (header, kind) in matches.IP_HEADERS.items()}
 _ECHO_REQUEST = {
     family: Match(Payload(header, "type"), "echo-request") for family, header in {4: "icmp", 6: "icmpv6"}.items()
 }
-_PORTS = ((L4PROTO, "inet_proto"), (DEST_PORT, "inet_service"))
+PORT_COLUMNS = ((L4PROTO, "inet_proto"), (DEST_PORT, "inet_service"))
 
 
 @frozen(eq=False)
@@ -41,7 +41,7 @@ class SetSchema:
     def columns(self) -> tuple[tuple[Expression, str], ...]:
         """Return the expression and the data type of each column."""
         address = (_ADDRESS[self.family],) if self.family else ()
-        return (_ACCOUNT_KEYS[self.key], *address, *(_PORTS if self.kind == "ports" else ()))
+        return (ACCOUNT_KEYS[self.key], *address, *(PORT_COLUMNS if self.kind == "ports" else ()))
 
     def lookups(self, uplink: str) -> list[tuple[Match, ...]]:
         """Return the matches for packets in the set; any of them suffices."""
@@ -90,7 +90,7 @@ def collect_service_sets(policy: Policy) -> dict[str, ServiceSets]:
         contents.sports.extend(service.sport)
         if service.unmarked and service.user:
             contents.unmarked.add(service.user.number)
-        for key, account in service_accounts(service):
+        for key, account in account_selectors(service):
             contents.clients.setdefault(key, set()).add(account.number)
             for schema, destination in _destinations(key, service):
                 # A service that may send anywhere is an element with one column.
@@ -103,11 +103,11 @@ def nft_sets(name: str, contents: ServiceSets) -> tuple[Set, ...]:
     """Return the sets of uplink `name`, without those that would be empty."""
     origin = ("uplink", name)
     result = [
-        Set(_client_set(name, key), (_ACCOUNT_KEYS[key][1],), frozenset(numbers), origin=origin)
+        Set(_client_set(name, key), (ACCOUNT_KEYS[key][1],), frozenset(numbers), origin=origin)
         for key, numbers in contents.clients.items()
     ]
     if contents.unmarked:
-        types = (_ACCOUNT_KEYS["user"][1],)
+        types = (ACCOUNT_KEYS["user"][1],)
         result.append(Set(_unmarked_set(name), types, frozenset(contents.unmarked), origin=origin))
     for schema in sorted(contents.rows, key=lambda schema: schema.set_name(name)):
         result.append(
@@ -149,7 +149,7 @@ def client_matches(name: str, contents: ServiceSets) -> list[Match]:
     """Return matches for sockets of the uplink's services; any of them suffices."""
     return [
         Match(expression, SetRef(_client_set(name, key)))
-        for key, (expression, _) in _ACCOUNT_KEYS.items()
+        for key, (expression, _) in ACCOUNT_KEYS.items()
         if key in contents.clients
     ]
 

@@ -115,7 +115,9 @@ def _converter(accounts: AccountLookup) -> Converter:
     converter.register_structure_hook_func(_is_table, lambda item, kind: _decode_table(converter, item, kind))
     narrowed = _class_hook(converter, _NarrowedAnswer, accounts)
     converter.register_structure_hook(objects.Answer, lambda item, kind: _decode_answer(item, narrowed))
-    for kind in (objects.Policy, objects.Uplink, objects.Resolver, objects.Service, objects.Forward, objects.Publish):
+    tables = (objects.Policy, objects.Uplink, objects.Resolver)
+    entries = (objects.Service, objects.Forward, objects.Publish, objects.Lan)
+    for kind in (*tables, *entries):
         converter.register_structure_hook(kind, _class_hook(converter, kind, accounts))
     return converter
 

@@ -206,6 +206,20 @@ class Publish:
 
 
 @frozen
+class Lan:
+    """Packets to the uplink's own network that need no mark: of the sockets of `group` or `user`, else of any.
+
+    `to`: private networks; nothing else is permitted. `ports` restricts the destination ports; empty: any.
+    """
+
+    uplink: str
+    to: tuple[Network, ...]
+    group: Account | None = None
+    user: Account | None = None
+    ports: tuple[Port, ...] = ()
+
+
+@frozen
 class Policy:
     """Policy. Devices that `inside` does not match count as uplinks."""
 
@@ -215,3 +229,4 @@ class Policy:
     service: dict[str, Service] = Factory(dict)
     forward: dict[str, Forward] = Factory(dict)
     publish: dict[str, Publish] = Factory(dict)
+    lan: dict[str, Lan] = Factory(dict)

@@ -76,7 +76,11 @@ def prove_guard(state: NetState, spec: Spec) -> Proof:
 
 def exemptions(spec: Spec) -> tuple[str, ...]:
     """Return the exemptions, which may leave without a mark, as "uplink: exemption"."""
-    return tuple(f"{uplink.name}: {exemption.name}" for uplink in spec.uplinks for exemption in uplink.exemptions)
+    return tuple(
+        f"{uplink.name}: {exemption.name}{f' ({exemption.detail})' if exemption.detail else ''}"
+        for uplink in spec.uplinks
+        for exemption in uplink.exemptions
+    )
 
 
 def assumptions(state: NetState, spec: Spec) -> tuple[str, ...]:

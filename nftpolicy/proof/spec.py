@@ -13,6 +13,7 @@ from ..model.symbolic.header_space import HeaderSpace
 from ..netstate.nft import FULL_MASK, OriginPath
 
 IP_FAMILIES = (4, 6)
+ARRIVAL = "iif"  # field of the input device, 0 for none
 
 
 @frozen
@@ -119,13 +120,18 @@ class ServiceSpec:
 
 @frozen
 class ExemptionSpec:
-    """Exemption: `headers` of unmarked packets by family, and other `ethertypes` of frames."""
+    """Exemption: `headers` of unmarked packets by family, and other `frames`.
+
+    `is_lan`: packets to the uplink's own network, which a route in table main leads there; `detail` says which.
+    """
 
     name: str
     origin: OriginPath
     headers: Mapping[int, tuple[Region, ...]]
-    ethertypes: tuple[int, ...] = ()
+    frames: tuple[Region, ...] = ()
     is_report: bool = False  # membership reports of the kernel, which may carry a mark by accident
+    is_lan: bool = False
+    detail: str = ""
 
 
 @frozen
@@ -206,6 +212,11 @@ class UplinkSpec:
     forwards: tuple[ForwardSpec, ...] = ()
     publishes: tuple[PublishSpec, ...] = ()
     addresses: Mapping[int, Ranges] = Factory(dict)
+
+    def lan_networks(self, family: int) -> list[tuple[int, int]]:
+        """Return the ranges of the uplink's own network to which packets may leave without a mark."""
+        regions = [region for each in self.exemptions if each.is_lan for region in each.headers.get(family, ())]
+        return [span for region in regions for span in region.fields["daddr"]]
 
     @property
     def unmarked_uids(self) -> tuple[int, ...]:

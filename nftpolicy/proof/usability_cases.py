@@ -24,6 +24,7 @@ from .concretize import REMOTE_ADDRESS, choose
 from .context import ProofContext
 from .entitlement import DNS_PORT
 from .forward_cases import forward_cases
+from .lan_cases import lan_cases
 from .spec import IP_FAMILIES, ServiceSpec, Spec, UplinkSpec
 from .tunnel_cases import tunnel_cases
 from .usability_case import (
@@ -62,6 +63,7 @@ def usability_cases(context: ProofContext, spec: Spec) -> Iterator[UsabilityCase
     for uplink in spec.uplinks:
         yield from _services(context, uplink, spec)
         yield from _exemptions(context, uplink, spec)
+        yield from lan_cases(context, uplink)
         yield from _replies(context, uplink, spec)
         yield from _arrivals(context, uplink, spec)
         yield from _frames(uplink)
@@ -130,12 +132,13 @@ def _service_in_short(context: ProofContext, uplink: UplinkSpec, service: Servic
 
 def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
     hooked = context.egress_devices()
-    for exemption in uplink.exemptions:
+    for exemption in (each for each in uplink.exemptions if not each.is_lan):
         title = f"exemption {exemption.name}"
         for device in (*uplink.devices, *uplink.ports):
             has_link_header = context.model.link_types.get(device, _ARPHRD_ETHER) == _ARPHRD_ETHER
-            for ethertype in exemption.ethertypes if has_link_header else ():
-                frame = Packet(4, 0, origin=FRAME, bound=device, ethertype=ethertype)
+            frames = exemption.frames if has_link_header else ()
+            for part in (part for region in frames for part in region_parts(0, region, with_ends=True)):
+                frame = sample_packet(context, 0, part, FRAME, device)
                 yield UsabilityCase("P3", uplink.name, title, exemption.origin, frame, "leaves", device)
             for family, regions in exemption.headers.items():
                 for region in (part for full_region in regions for part in region_parts(family, full_region)):

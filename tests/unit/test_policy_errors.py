@@ -51,7 +51,19 @@ sport = ["udp/51820"]
 """
 
 # Text of the good policy -> replacement, the key, and a part of the message.
+LAN = 'sport = ["udp/51820"]\n'  # the end of the good policy
+NAS = LAN + '[lan.nas]\nuplink = "wan"\nto = ["192.168.1.0/24"]\n'
+
 BAD = [
+    # tables `lan`
+    (LAN, NAS.replace('["192.168.1.0/24"]', "[]"), "lan.nas.to", "needs the uplink's own networks"),
+    (LAN, NAS.replace("192.168.1.0/24", "192.168.0.0/15"), "lan.nas.to[0]", "could reach any host; use a service"),
+    (LAN, NAS.replace("192.168.1.0/24", "2001:db8::/32"), "lan.nas.to[0]", "could reach any host; use a service"),
+    (LAN, NAS.replace("192.168.1.0/24", "224.0.0.251"), "lan.nas.to[0]", "could reach any host; use a service"),
+    (LAN, NAS.replace("192.168.1.0/24", "100.64.0.0/10"), "lan.nas.to[0]", "could reach any host; use a service"),
+    (LAN, NAS + "user = 5\ngroup = 6\n", "lan.nas", "has 'group' and 'user'"),
+    (LAN, NAS.replace('"wan"', '"wam"'), "lan.nas.uplink", "unknown uplink 'wam'"),
+    (LAN, NAS + 'ports = ["tcp/445", "tcp/445"]\n', "lan.nas.ports[1]", "is listed twice"),
     # the wrong type, for each kind of key
     ('name = "p"', "name = 5", "name", "expected a string in quotes, got a number ('5')"),
     ('["bat0", "mesh*"]', '"bat0"', "inside", "expected a list in [ ], got a string"),

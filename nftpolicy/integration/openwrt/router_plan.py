@@ -58,7 +58,7 @@ def require_expressible(rule: IpRule, *more: str) -> IpRule:
 
 
 def _rule(item: IpRule) -> CheckedText:
-    rule = require_expressible(item, "iif", "oif", "l4proto", "dports", "sports")
+    rule = require_expressible(item, "iif", "oif", "l4proto", "dports", "sports", "suppress_prefix")
     parts = [fill("{priority}: from all", priority=rule.priority)]
     if rule.destination:
         # ip prints an address without its length.
@@ -82,6 +82,8 @@ def _rule(item: IpRule) -> CheckedText:
             parts.append(fill(template, selector=word(selector), low=low, high=high))
     if rule.action == "lookup":
         parts.append(fill("lookup {table}", table=rule.table))
+        if rule.suppress_prefix is not None:
+            parts.append(fill("suppress_prefixlength {length}", length=rule.suppress_prefix))
     else:
         parts.append(fill("{type}", type=_ROUTE_TYPES[rule.action]))
     return join(" ", parts)

@@ -27,6 +27,7 @@ _CANONICAL_VALUES: Mapping[Expression, Mapping[Any, nft.Value]] = {
     nft.Payload("ether", "type"): {"vlan": "8021q", **dict(nft.ETHERTYPE_NAMES.items())},
     **dict.fromkeys((nft.Meta("iiftype"), nft.Meta("oiftype")), DEVICE_TYPES),
     nft.Payload("icmpv6", "code"): ICMPV6_CODES,
+    **{key: {"0": 0} for key in (nft.Meta("iif"), nft.Meta("oif"))},  # no device
 }
 _PROTOCOL_FIELDS = {("ip", "protocol"), ("ip6", "nexthdr")}
 # Fields of flags; nft prints their values as lists of names.
