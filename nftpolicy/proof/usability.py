@@ -14,6 +14,7 @@ from ..netstate.nft import CounterRef, Rule
 from ..netstate.routing import IpRule
 from .assumptions import restrict_to_present
 from .context import ProofContext
+from .entitlement import is_of_tunnel
 from .forward_cases import forward_notes
 from .lan_cases import lan_notes
 from .query_routes import has_no_route
@@ -85,13 +86,14 @@ def _has_no_route_now(trace: Trace, uplink: UplinkSpec | None) -> bool:
 def starving_rule(trace: Trace, uplink: UplinkSpec | None) -> IpRule | None:
     """Return the ip rule that decided for a packet before the uplink's table was looked up, or None.
 
-    The packet has the uplink's mark or a user of its services without a mark; no other packet has to be
-    looked up in that table.
+    The packet has the uplink's mark or a user of its services without a mark, or is one of the kernel's
+    tunnels; no other packet has to be looked up in that table.
     """
     packet = trace.packet
     if uplink is None:
         return None
-    if packet.mark & uplink.mask != uplink.value and packet.uid not in uplink.unmarked_uids:
+    is_entitled = packet.mark & uplink.mask == uplink.value or packet.uid in uplink.unmarked_uids
+    if not is_entitled and not is_of_tunnel(packet, uplink):
         return None
     rules = [step.subject for step in trace.steps if isinstance(step.subject, IpRule)]
     if any(rule.action == "lookup" and rule.table == uplink.table for rule in rules):

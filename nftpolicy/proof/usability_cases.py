@@ -187,13 +187,16 @@ def _replies(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[
     device, mark = uplink.devices[0], (uplink.value, uplink.mask)
     flow = CtInfo("established", "reply", uplink.value)
     for reply in uplink.replies:
-        for family, regions in reply.headers.items():
+        parts = ((family, part) for family, full in reply.headers.items() for part in region_parts(family, full[0]))
+        for family, region in parts:
             packet = evolve_packet(
-                sample_packet(context, family, regions[0], SOCKET), flow=flow, uid=0, gid=0, dport=40000,
+                sample_packet(context, family, region, SOCKET), flow=flow, uid=0, gid=0, dport=40000,
                 source=device_address(context.state, family, device),
             )  # fmt: skip
             if packet.protocol == TCP:
                 packet = evolve_packet(packet, fields={("tcp", "flags"): _TCP_ACK})
+            if family == 6 and needs_device(packet.destination):
+                packet = evolve_packet(packet, bound=device)
             by_kernel = evolve_packet(packet, origin=KERNEL, mark=uplink.value)
             # Accepted sockets have the mark of their SYN (tcp_fwmark_accept). Other sockets, and
             # sockets that are older than the policy, need any route before the flow's mark
@@ -207,10 +210,10 @@ def _replies(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[
                 yield UsabilityCase(
                     "P3", uplink.name, f"answer {reply.name}", reply.origin, answer, "leaves", device, mark
                 )
-    for family in IP_FAMILIES if uplink.may_reset else ():
-        reset = Packet(
-            family, REMOTE_ADDRESS[family], None, TCP, 81, 40000, KERNEL, uplink.value, flow=flow, fields=_RST
-        )
+    for family, regions in uplink.resets.items():
+        sample = sample_packet(context, family, regions[0], KERNEL)
+        bound = device if family == 6 and needs_device(sample.destination) else None
+        reset = evolve_packet(sample, sport=81, dport=40000, mark=uplink.value, flow=flow, fields=_RST, bound=bound)
         yield UsabilityCase(
             "P3", uplink.name, "answer: closed ports", ("uplink", uplink.name, "answer"), reset, "leaves", device
         )
