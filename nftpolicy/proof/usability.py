@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from attrs import evolve, frozen
 
-from ..model.packet import evolve_packet
+from ..model.packet import FORWARD, Packet, evolve_packet
 from ..model.trace import Trace
 from ..netstate.formats import ip_text
 from ..netstate.nft import CounterRef, Rule
@@ -65,7 +65,13 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
         if result.note is not None:
             skipped[result.note] = None
         failure = result.failure
-        if failure is not None and context.state.devices and _has_no_route_now(failure.trace, uplinks.get(case.uplink)):
+        is_refused = failure is not None and _is_refused_arrival(context, failure.packet)
+        if (
+            failure is not None
+            and not is_refused
+            and context.state.devices
+            and _has_no_route_now(failure.trace, uplinks.get(case.uplink))
+        ):
             skipped[f"no route exists now for: {case.entry} (IPv{family})"] = None
             continue
         for name in (result.property, "P4"):
@@ -77,6 +83,12 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
         _parity(title, by_family) for title, by_family in results.items() if title[0] == "P4" and len(by_family) == 2
     ]
     return findings, tuple(skipped)
+
+
+def _is_refused_arrival(context: ProofContext, packet: Packet) -> bool:
+    """Return True if a packet is for an address of this machine: without a route, its source is refused (rp_filter)."""
+    is_arrival = packet.origin == FORWARD and packet.iif is not None
+    return is_arrival and context.model.address_types.address_type(packet.family, packet.destination, None) == "local"
 
 
 def _has_no_route_now(trace: Trace, uplink: UplinkSpec | None) -> bool:
@@ -140,6 +152,8 @@ def _try(context: ProofContext, case: UsabilityCase, uplink: UplinkSpec | None) 
     rule = starving_rule(trace, uplink)
     if rule is not None:
         reason += f", since ip rule {rule.priority} decides: {ip_text.display_text(rule)}"
+    if trace.outcome == "unroutable" and _is_refused_arrival(context, packet):
+        reason += f", since {packet.iif} refuses its source (rp_filter in ip-sysctl.rst)"
     failure = Counterexample(packet, trace, case.device or "", reason)
     # A packet that is lost violates no property but P3.
     violated = "P3" if is_safe else name

@@ -52,6 +52,17 @@ def test_reverse_path_filter_is_found_and_named() -> None:
         assert [text.endswith("oif missing drop (table inet foreign, chain rp)") for text in named] == [True] * is_found
 
 
+def test_sysctl_that_drops_replies_is_found() -> None:
+    """Strict rp_filter finds the way back by the mark (src_valid_mark), and without the mark another one."""
+    state = compile_policy(POLICY)
+    strict = {"net/ipv4/conf/all/rp_filter": "1"}
+    for values, is_found in ((strict, False), (strict | {"net/ipv4/conf/all/src_valid_mark": "0"}, True)):
+        sysctls = tuple(evolve(each, value=values.get(each.path, each.value)) for each in state.sysctls)
+        found = unproved(evolve(state, sysctls=sysctls))
+        assert (("P3", "service fastd: replies arrive") in found) == is_found
+        assert bool(found) == is_found
+
+
 def test_foreign_firewall_before_the_mark_is_found() -> None:
     found = unproved(state_with_firewall("prerouting", -300))
     subjects = {
