@@ -45,6 +45,7 @@ class UsabilityCase:
     may_equal_unmarked: bool = False  # the outcome of the same packet without its mark suffices, too
     must_not_leave_by: str | None = None  # any outcome but "leaves" by this device suffices
     may_be_firewalled: bool = False  # dropped by a foreign rule, after it has the mark, suffices
+    may_be_undecided: bool = False  # one branch that meets the case suffices
 
     def is_met(self, trace: Trace) -> bool:
         """Return True if the trace has the required result."""

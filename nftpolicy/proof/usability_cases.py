@@ -27,6 +27,7 @@ from .context import ProofContext
 from .entitlement import DNS_PORT
 from .forward_cases import forward_cases
 from .lan_cases import lan_cases
+from .reply_cases import service_replies
 from .spec import IP_FAMILIES, ServiceSpec, Spec, UplinkSpec
 from .tunnel_cases import tunnel_cases
 from .usability_case import (
@@ -67,6 +68,7 @@ def usability_cases(context: ProofContext, spec: Spec) -> Iterator[UsabilityCase
         yield from _exemptions(context, uplink, spec)
         yield from lan_cases(context, uplink)
         yield from _replies(context, uplink, spec)
+        yield from service_replies(context, uplink)
         yield from _arrivals(context, uplink, spec)
         yield from _frames(uplink)
         if uplink.resolver is not None:
