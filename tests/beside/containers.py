@@ -32,6 +32,11 @@ uplink = "wan"
 port = "tcp/8082"
 to = "br-tun"
 """
+_KEEPS = {
+    r"\bveth": "a container has another device at each start",
+    r"^route 6 fd89:": "a restarted docker adds another route to each network",
+}
+_EVENTS = {"restored": "the policy's sysctl of a bridge that is new"}
 _SENDS = {"container with the tunnel": 21_002}
 
 
@@ -80,6 +85,8 @@ def _scenario(program: str, packages: tuple[str, ...], files: Mapping[str, str],
         stop=f"{tunnel.CUT}; {program} stop -t 0 up tun",
         works=(*_works(inside.format("up"), inside.format("tun")), *_PUBLISHED),
         containers=_SENDS,
+        keeps=_KEEPS,
+        events=_EVENTS,
         **more,
     )
 
@@ -102,7 +109,6 @@ DOCKER = _scenario(
             ),
         )
     ),
-    keeps={r"^route 6 fd89:": "a restarted docker adds another route to each network"},
     reload="systemctl reload docker",
     restart=f"{tunnel.CUT}; systemctl restart docker && sleep 1 && {tunnel.START}",
 )
@@ -170,4 +176,5 @@ LIBVIRT = Scenario(
         Check("ip netns exec tun busybox udhcpc -i eth0 -n -q -t 4 -s /bin/true", r"lease of 10\.89\.2\."),
     ),
     containers=_SENDS,
+    events=_EVENTS,
 )
