@@ -63,7 +63,7 @@ _TMPFS = "mkdir -p {0} && mount -t tmpfs tmpfs {0}"
 
 def _start(program: str, network: str, ports: str, name: str, port: int) -> str:
     run = f"{program} run -d --restart always --name {name} --network {network} {ports} {_RUN} {port}"
-    return f"{run} >/dev/null"
+    return f"{run} </dev/null >/run/out/{name}.log 2>&1"
 
 
 def _containers(program: str) -> str:
