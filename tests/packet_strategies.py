@@ -62,12 +62,15 @@ def aims(policy: Policy, ports: dict[str, tuple[str, ...]] | None = None) -> Aim
     inner = [*inside, "nobody0"] if "nobody0" not in outer else inside
     users = [service.user.number for service in policy.service.values() if service.user]
     users += [uplink.resolver.user.number for uplink in policy.uplink.values() if uplink.resolver]
+    users += [lan.user.number for lan in policy.lan.values() if lan.user]
     groups = [service.group.number for service in policy.service.values() if service.group]
+    groups += [lan.group.number for lan in policy.lan.values() if lan.group]
     known = [port for service in policy.service.values() for port in service.ports]
     known += [port for forward in policy.forward.values() for port in forward.ports]
+    known += [port for lan in policy.lan.values() for port in lan.ports]
     known += [publish.port for publish in policy.publish.values()]
     known += [answer.port for uplink in policy.uplink.values() for answer in uplink.answer if answer.port]
-    numbers = {9, 53, 67, 68, 546, 547, 1001, 4789}
+    numbers = {9, 53, 67, 68, 546, 547, 1001, 1900, 4789, 5353}
     for port in known:
         numbers |= {port.low - 1, port.low, port.high, port.high + 1}
     numbers |= {listen.port for _, listen in _listening(policy)}
@@ -109,6 +112,7 @@ def _addresses(policy: Policy, family: int, devices: list[str]) -> tuple[int, ..
     found = {FAR[family], parse_address("127.0.0.1" if family == 4 else "::1")}
     listed = [service.to for service in policy.service.values()]
     listed += [networks for forward in policy.forward.values() for networks in (forward.source, forward.to)]
+    listed += [lan.to for lan in policy.lan.values()]
     for networks in listed:
         for net in networks:
             if net.version == family:

@@ -13,6 +13,7 @@ from nftpolicy.policy.mark import FULL_MASK, Mark
 from nftpolicy.policy.objects import (
     Account,
     Forward,
+    Lan,
     Listen,
     Policy,
     Port,
@@ -149,6 +150,11 @@ def services(draw, uplinks):
     uplink = draw(st.sampled_from(uplinks))
     how = draw(st.sampled_from(("group", "group", "user", "kernel")))
     if how == "kernel":
+        if draw(st.booleans()):
+            ends = st.lists(networks().filter(scalars.is_routed), min_size=1, max_size=3, unique=True)
+            chosen = st.lists(st.sampled_from(tuple(vocabulary.TUNNEL_PROTOCOLS)), min_size=1, unique=True)
+            tunnels = tuple(Port(protocol, 0, 0) for protocol in draw(chosen))
+            return Service(uplink, kernel=True, to=tuple(draw(ends)), ports=tunnels)
         bound = draw(st.lists(ports().filter(lambda port: port.protocol == "udp"), max_size=3, unique=True))
         return Service(uplink, kernel=True, sport=tuple(bound))
     to = draw(st.lists(networks(), max_size=4, unique=True))
@@ -156,7 +162,8 @@ def services(draw, uplinks):
         wider = to[0].supernet(min(3, to[0].prefixlen))
         to += [wider] if wider not in to and (wider.version == 4 or wider.prefixlen >= 8) else []
     to = tuple(net for net in to if not (net.is_loopback or net.is_unspecified))
-    narrowed = tuple(draw(st.lists(ports(), max_size=4, unique=True)))
+    destinations = ports() | st.just(Port("ping", 0, 0))
+    narrowed = tuple(draw(st.lists(destinations, max_size=4, unique=True)))
     return Service(uplink, **{how: draw(accounts())}, to=to, ports=narrowed, **draw(markings(how)))
 
 
@@ -179,6 +186,32 @@ def forwarding(draw, policy):
             uplink, tuple(devices_), tuple(source), tuple(to), tuple(narrowed), masquerade=draw(st.booleans())
         )
         additions.append(evolve(policy, forward={name: forward}))
+    return additions
+
+
+def local_networks():
+    """Generate parts of private, unique local and link-local networks."""
+    blocks = [IPv4Network(text) for text in vocabulary.PRIVATE_NETWORKS[4]]
+    blocks += [IPv6Network(text) for text in (*vocabulary.PRIVATE_NETWORKS[6], vocabulary.LINK_LOCAL_NETWORK)]
+
+    def part(block, number, bits):
+        length = min(block.prefixlen + bits, block.max_prefixlen)
+        offset = number % (1 << length - block.prefixlen) << block.max_prefixlen - length
+        return type(block)((int(block.network_address) + offset, length))
+
+    return st.builds(part, st.sampled_from(blocks), st.integers(0, 1 << 128), st.integers(0, 24) | st.just(128))
+
+
+@st.composite
+def lans(draw, policy):
+    """Generate policies with one more table `lan` each; some of them are not valid."""
+    additions = []
+    for name in draw(st.lists(names(), max_size=2, unique=True)):
+        owner = {key: draw(accounts()) for key in draw(st.sampled_from(((), (), ("group",), ("user",))))}
+        to = tuple(draw(st.lists(local_networks(), min_size=1, max_size=3, unique=True)))
+        narrowed = tuple(draw(st.lists(ports(), max_size=2, unique=True)))
+        lan = Lan(draw(st.sampled_from(tuple(policy.uplink))), to, **owner, ports=narrowed)
+        additions.append(evolve(policy, lan={name: lan}))
     return additions
 
 
@@ -217,8 +250,13 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
     for name, service in held.items():
         larger = Policy(policy.name, policy.inside, uplinks, {**policy.service, name: service})
         policy = larger if not any(validate.find_faults(larger)) else policy
-    for larger in draw(forwarding(policy)):
-        merged = evolve(policy, forward=policy.forward | larger.forward, publish=policy.publish | larger.publish)
+    for larger in (*draw(forwarding(policy)), *draw(lans(policy))):
+        merged = evolve(
+            policy,
+            forward=policy.forward | larger.forward,
+            publish=policy.publish | larger.publish,
+            lan=policy.lan | larger.lan,
+        )
         policy = merged if not any(validate.find_faults(merged)) else policy
     assert not list(validate.find_faults(policy)), list(validate.find_faults(policy))
     return policy
@@ -260,7 +298,8 @@ def changed(draw, policy, device=None):
     }
     forward = {name: one for name, one in policy.forward.items() if one.uplink in uplinks and draw(st.booleans())}
     publish = {name: one for name, one in policy.publish.items() if one.uplink in uplinks and draw(st.booleans())}
-    found = Policy(policy.name, policy.inside[draw(st.integers(0, 1)) :], uplinks, kept, forward, publish)
+    lan = {name: one for name, one in policy.lan.items() if one.uplink in uplinks and draw(st.booleans())}
+    found = Policy(policy.name, policy.inside[draw(st.integers(0, 1)) :], uplinks, kept, forward, publish, lan)
     assume(not any(validate.find_faults(found)))
     return found
 
@@ -292,6 +331,10 @@ def to_toml(policy):
     for name, publish in policy.publish.items():
         keys = {"uplink": publish.uplink, "port": str(publish.port), "to": publish.to}
         lines += ["", f"[publish.{name}]", *_pairs({key: _quoted(text) for key, text in keys.items()})]
+    for name, lan in policy.lan.items():
+        owner = {key: str(account.number) for key, account in validate.account_selectors(lan)}
+        values = {"uplink": _quoted(lan.uplink), "to": _list(lan.to), **owner, "ports": _list(lan.ports)}
+        lines += ["", f"[lan.{name}]", *_pairs(values)]
     return "\n".join(lines) + "\n"
 
 
@@ -320,7 +363,7 @@ def _resolver(resolver):
 
 
 def _service(service):
-    held = {key: str(account.number) for key, account in validate.service_accounts(service)}
+    held = {key: str(account.number) for key, account in validate.account_selectors(service)}
     return {
         "uplink": _quoted(service.uplink),
         **held,

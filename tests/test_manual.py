@@ -53,6 +53,7 @@ CLASSES = {
     "service.NAME": objects.Service,
     "forward.NAME": objects.Forward,
     "publish.NAME": objects.Publish,
+    "lan.NAME": objects.Lan,
 }
 
 
@@ -376,6 +377,9 @@ from = ["guests"]
 uplink = "wan"
 port = "tcp/8080"
 to = "guests"
+[lan.nas]
+uplink = "wan"
+to = ["192.168.1.0/24"]
 """
 # Heading of the page -> the header of MINIMAL below which a key of that class goes.
 PLACES = {
@@ -384,6 +388,7 @@ PLACES = {
     "service.NAME": "[service.vpn]\n",
     "forward.NAME": "[forward.guests]\n",
     "publish.NAME": "[publish.web]\n",
+    "lan.NAME": "[lan.nas]\n",
 }
 
 
@@ -437,6 +442,7 @@ def test_missing_required_key_is_refused() -> None:
         ("Answers", vocabulary.NAMED_ANSWERS),
         ("Sources", vocabulary.DNS_SOURCES),
         ("Marks", vocabulary.MARKS_VALUES),
+        ("Tunnels", vocabulary.TUNNEL_PROTOCOLS),
     ],
 )
 def test_page_has_every_keyword_with_its_reason(title: str, table: dict[str, str]) -> None:
@@ -446,6 +452,13 @@ def test_page_has_every_keyword_with_its_reason(title: str, table: dict[str, str
         assert plain(documented[word]).startswith(reason), word
 
 
+TUNNELS = """
+[service.tunnels]
+uplink = "UPLINK"
+kernel = true
+ports  = ["gre"]
+to     = ["198.51.100.9"]
+"""
 REACHED = 'answer = ["ssh", "udp/5555"]\naddresses = ["198.51.100.7"]\n'
 
 
@@ -460,7 +473,7 @@ def full_policy() -> objects.Policy:
         .replace('from = ["guests"]', 'from = ["guests"]\nmasquerade = true')
         .replace("[uplink.UPLINK.resolver]", '[uplink.UPLINK.resolver]\nlisten = ["192.0.2.1:54"]')
     )
-    return load(written.encode())[0]
+    return load((written + TUNNELS).encode())[0]
 
 
 def chains() -> dict:
@@ -495,7 +508,7 @@ def test_page_has_every_chain(family: str) -> None:
 def test_page_has_every_counter() -> None:
     state = compile_policy(full_policy(), HostFacts())
     compiled = {counter.name for table in state.tables for counter in table.counters}
-    entries = re.compile(r"(answer|forward|publish)\.(ssh|udp-5555|guests|web)")
+    entries = re.compile(r"(answer|forward|publish|lan)\.(ssh|udp-5555|guests|web|nas)")
     compiled = {re.sub(r"exempt\..*", "exempt.WORD", entries.sub(r"\1.NAME", name)) for name in compiled}
     assert {*items(section(page_of("status").read_text(), "COUNTERS", "Sh"), "Cm")} == compiled
 
@@ -552,8 +565,12 @@ def test_page_has_the_numbers_of_ip_rules_and_routes() -> None:
         object_names.USER_LINK_LOCAL_PRIORITY,
         object_names.USER_RULE_PRIORITY,
         object_names.USER_UNREACHABLE_PRIORITY,
+        object_names.TUNNEL_RULE_PRIORITY,
+        object_names.TUNNEL_UNREACHABLE_PRIORITY,
         object_names.DEVICE_RULE_PRIORITY,
+        object_names.LAN_RULE_PRIORITY,
         object_names.QUERY_RULE_PRIORITY,
+        object_names.NETWORK_RULE_PRIORITY,
         object_names.REPLY_RULE_PRIORITY,
         object_names.FINAL_UNREACHABLE_PRIORITY,
     ]

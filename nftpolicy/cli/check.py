@@ -42,7 +42,7 @@ def command(file: PolicyFile = None) -> None:
             warn(str(fault))
     require_proof(policy, source, f"type 'nftpolicy verify {file}' for the whole report")
     counts = f"{quantity(len(policy.uplink), 'uplink')}, {quantity(len(policy.service), 'service')}"
-    for noun, entries in (("forward", policy.forward), ("published port", policy.publish)):
+    for noun, entries in (("forward", policy.forward), ("published port", policy.publish), ("lan", policy.lan)):
         counts += f", {quantity(len(entries), noun)}" if entries else ""
     print(f"{file}: {policy.name}: good: {counts}, proved")
 

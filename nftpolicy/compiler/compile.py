@@ -17,12 +17,14 @@ from . import (
     forwards,
     guard,
     ip_rules,
+    lans,
     mark_owner,
     object_names,
     query_routing,
     replies,
     reply_routing,
     service_sets,
+    tunnels,
     uplink_addresses,
     wildcard_replies,
 )
@@ -61,7 +63,13 @@ def compile_policy(policy: Policy, host: HostFacts = HostFacts()) -> NetState:
 
 def policy_ip_rules(policy: Policy) -> tuple[IpRule, ...]:
     """Return the ip rules of a policy, part by part."""
-    return (*ip_rules.ip_rules(policy), *query_routing.ip_rules(policy), *reply_routing.ip_rules(policy))
+    return (
+        *ip_rules.ip_rules(policy),
+        *tunnels.ip_rules(policy),
+        *lans.ip_rules(policy),
+        *query_routing.ip_rules(policy),
+        *reply_routing.ip_rules(policy),
+    )
 
 
 def policy_routes(policy: Policy, families: Collection[int] = query_routing.FAMILIES) -> tuple[Route, ...]:
@@ -73,6 +81,9 @@ def _ip_table(policy: Policy) -> Table:
     services = service_sets.collect_service_sets(policy)
     has_resolver = bool(dns.uplinks_with_resolver(policy))
     chains = [*replies.arrival_chains(policy), replies.restore_chain(policy)]
+    tunnel_chain = tunnels.tunnel_chain(policy)
+    if tunnel_chain is not None:
+        chains.append(tunnel_chain)
     chains += forwards.forward_chains(policy)
     if has_resolver:
         chains.append(dns.redirect_chain(policy, services))
@@ -87,7 +98,9 @@ def _ip_table(policy: Policy) -> Table:
     sets = [guard.inside_set(policy)] if policy.inside else []
     for name, uplink in policy.uplink.items():
         sets += service_sets.nft_sets(name, services[name])
+        sets += tunnels.tunnel_sets(name, policy)
         sets += uplink_addresses.address_sets(name, uplink)
+        sets += lans.sets(policy, name)
         sets += wildcard_replies.sets(name, uplink)
     sets += dns.listen_sets(policy)
     sets += forwards.forward_sets(policy)
@@ -108,6 +121,7 @@ def _counters(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     return [
         *(object_name(name, reason) for reason in reasons),
         *exemptions.exemption_counters(name, uplink.exempt, "inet"),
+        *lans.counter_names(policy, name),
         *replies.counter_names(name, uplink),
         *forwards.counter_names(policy, name),
     ]
@@ -117,7 +131,12 @@ def _link_table(policy: Policy, host: HostFacts) -> Table:
     counters = tuple(
         NamedCounter(counter, ("uplink", name))
         for name, uplink in policy.uplink.items()
-        for counter in (object_name(name, "dropped"), *exemptions.exemption_counters(name, uplink.exempt, "netdev"))
+        for counter in (
+            object_name(name, "dropped"),
+            *exemptions.exemption_counters(name, uplink.exempt, "netdev"),
+            *lans.counter_names(policy, name),
+        )
     )
+    sets = tuple(nft_set for name in policy.uplink for nft_set in lans.sets(policy, name))
     chains = guard.link_chains(policy, host.bridge_ports, host.unhookable_devices)
-    return Table("netdev", object_names.TABLE, chains, (), counters)
+    return Table("netdev", object_names.TABLE, chains, sets, counters)

@@ -6,9 +6,9 @@ from __future__ import annotations
 from ..netstate.formats import ip_text
 from ..netstate.state import NetState
 from ..policy import vocabulary
-from ..policy.objects import Forward, Policy, Service, Uplink, lease_file
-from ..policy.validate import service_accounts
-from . import forwards, replies, service_sets
+from ..policy.objects import Forward, Lan, Policy, Service, Uplink, lease_file
+from ..policy.validate import account_selectors
+from . import forwards, lans, replies, service_sets
 
 _MAX_ITEMS = 4  # of a list
 
@@ -40,13 +40,16 @@ def describe_policy(policy: Policy, state: NetState) -> str:
 def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     lines = [f"uplink {name}: {', '.join(uplink.devices)}, mark {uplink.mark}, table {uplink.table}"]
     for service_name, service in service_sets.uplink_services(name, policy).items():
-        marked = "" if service.unmarked else " with the mark"
+        marked = "" if service.unmarked or service.by_destination else " with the mark"
         lines.append(f"  service {service_name}: {_senders(service)}{marked} may send {_destinations(service)}")
     for key, forward in forwards.uplink_forwards(policy, name).items():
         lines.append(f"  forward {key}: packets that arrive by {_forwarded(forward)}")
     for key, publish in forwards.uplink_publishes(policy, name).items():
         lines.append(f"  publish {key}: replies from {publish.port}, forwarded from {publish.to}")
     lines += [f"  exempt {word}: {vocabulary.EXEMPTIONS[word]}" for word in uplink.exempt]
+    for key, lan in lans.uplink_lans(policy, name).items():
+        senders = _senders(lan) if account_selectors(lan) else "any program"
+        lines.append(f"  exempt lan {key}: {senders} may send {_destinations(lan)}")
     lines += [f"  learns {word}: {vocabulary.LEARN_SOURCES[word]}" for word in uplink.learn]
     if uplink.addresses:
         lines.append(f"  is known by {_shorten(uplink.addresses)}, too")
@@ -64,11 +67,13 @@ def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     return lines
 
 
-def _senders(service: Service) -> str:
-    if service.kernel:
+def _senders(service: Service | Lan) -> str:
+    if isinstance(service, Service) and service.by_destination:
+        return "the kernel's tunnels"
+    if isinstance(service, Service) and service.kernel:
         ports = f" on {_shorten(service.sport)}" if service.sport else ""
         return f"UDP of the kernel's own sockets{ports}"
-    return " or ".join(f"sockets of {key} {account.name}" for key, account in service_accounts(service))
+    return " or ".join(f"sockets of {key} {account.name}" for key, account in account_selectors(service))
 
 
 def _forwarded(forward: Forward) -> str:
@@ -77,7 +82,7 @@ def _forwarded(forward: Forward) -> str:
     return f"{_shorten(forward.devices)}{source} may be sent {_destinations(forward)}{masquerade}"
 
 
-def _destinations(service: Service | Forward) -> str:
+def _destinations(service: Service | Forward | Lan) -> str:
     to = f"to {_shorten(service.to)}" if service.to else "anywhere"
     return f"{to} on {_shorten(service.ports)}" if service.ports else to
 

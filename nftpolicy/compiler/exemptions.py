@@ -21,10 +21,11 @@ from ..netstate.nft import (
     Rule,
     Verdict,
 )
+from ..policy.vocabulary import LINK_LOCAL_NETWORK, PRIVATE_NETWORKS
 from .matches import HAS_OWNER
 from .object_names import object_name
 
-LINK_LOCAL, LINK_LOCAL_GROUPS = "fe80::/10", "ff02::/16"
+LINK_LOCAL, LINK_LOCAL_GROUPS = LINK_LOCAL_NETWORK, "ff02::/16"
 
 
 def _is(protocol: str, field: str, value: MatchRight) -> Match:
@@ -40,8 +41,8 @@ class ExemptionMatches:
     """Matches of one exemption.
 
     `packets`: alternatives; all matches of an alternative have to match. `kernel_packets`: more
-    alternatives, for packets that no process sends. `frames`: ethertypes; their frames pass if `frame_form`
-    matches.
+    alternatives, for packets that no process sends. `frames`: ethertypes, any if there are none; their
+    frames pass if `frame_form` matches.
     """
 
     packets: tuple[tuple[Match, ...], ...] = ()
@@ -75,6 +76,21 @@ def _mld(group: str, *types: str) -> tuple[Match, ...]:
 def _igmp(group: str, *types: str) -> tuple[Match, ...]:
     return (_is("ip", "ttl", 1), _is("ip", "daddr", group), _is("igmp", "type", _any(*types)))
 
+
+def _local_discovery(port: int, group: str, *groups: str) -> tuple[tuple[Match, ...], ...]:
+    """Return packets to the groups of a protocol, and its unicast answers: from its port, to local addresses."""
+    from_port, to_port = _is("udp", "sport", port), _is("udp", "dport", port)
+    return (
+        (_is("ip", "daddr", group), to_port),
+        (_is("ip6", "daddr", _any(*groups)), to_port),
+        (_is("ip", "daddr", _any(*PRIVATE_NETWORKS[4])), from_port),
+        (_is("ip6", "daddr", _any(*PRIVATE_NETWORKS[6], LINK_LOCAL)), from_port),
+    )
+
+
+# A frame with its length in place of an ethertype (IEEE 802.3 3.2.6), and the LLC header of the spanning tree
+# protocol (IEEE 802.1D 7.12.3): its SAP twice, unnumbered information.
+_STP_FORM = (Match(Payload("ether", "type"), 0x0600, "<"), Match(RawPayload("nh", 0, 24), 0x42_42_03))
 
 # Fields of one header are in the order of their offsets, as the kernel lists them.
 EXEMPTION_MATCHES: dict[str, ExemptionMatches] = {
@@ -123,9 +139,12 @@ EXEMPTION_MATCHES: dict[str, ExemptionMatches] = {
     "respondd": ExemptionMatches(
         tuple((_FROM_LINK_LOCAL, _TO_NEIGHBOURS, _is("udp", end, 1001)) for end in ("sport", "dport")),
     ),
+    "mdns": ExemptionMatches(_local_discovery(5353, "224.0.0.251", "ff02::fb")),
+    "ssdp": ExemptionMatches(_local_discovery(1900, "239.255.255.250", "ff02::c", "ff05::c")),
     "eapol": ExemptionMatches(frames=(0x888E,)),
     "pppoe": ExemptionMatches(frames=(0x8863, 0x8864)),
     "lldp": ExemptionMatches(frames=(0x88CC,)),
+    "stp": ExemptionMatches(frame_form=_STP_FORM),
     "lacp": ExemptionMatches(frames=(0x8809,)),
     "ptp": ExemptionMatches(frames=(0x88F7,)),
     "mpls": ExemptionMatches(frames=(0x8847, 0x8848)),
@@ -179,9 +198,9 @@ def frame_rules(uplink: str, exempt: tuple[str, ...]) -> tuple[Rule, ...]:
     rules = []
     for word in exempt:
         frames, form = EXEMPTION_MATCHES[word].frames, EXEMPTION_MATCHES[word].frame_form
-        if frames:
+        if frames or form:
             passes = (CounterRef(object_name(uplink, "exempt", word)), ACCEPT)
-            is_form = (Match(FRAME_TYPE, _any(*frames)), *form)
+            is_form = (*([Match(FRAME_TYPE, _any(*frames))] if frames else []), *form)
             rules.append(Rule((*is_form, *passes), origin=("uplink", uplink, "exempt")))
     return tuple(rules)
 

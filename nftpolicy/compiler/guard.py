@@ -13,7 +13,7 @@ from attrs import evolve
 
 from ..netstate.nft import ACCEPT, Chain, Hook, Match, Meta, Rule, Set, SetRef, Verdict
 from ..policy.objects import Policy, Uplink
-from . import dns, exemptions, forwards, matches, object_names, uplink_addresses, wildcard_replies
+from . import dns, exemptions, forwards, lans, matches, object_names, uplink_addresses, wildcard_replies
 from .exemptions import kernel_chains
 from .matches import OUTPUT_DEVICE, TO_DNS
 from .object_names import object_name
@@ -118,6 +118,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) ->
             *reports,
             *_stray_drops(policy, name),
             *exemptions.exemption_rules(name, further_exemptions),
+            *lans.rules(policy, name),
             *_mark_unmarked_users(name, uplink, services),
             matches.count_and_drop(object_name(name, "dropped"), origin=("uplink", name)),
         ),
@@ -129,19 +130,22 @@ def link_chains(
     policy: Policy, ports: Mapping[str, Sequence[str]], unhooked: frozenset[str] = frozenset()
 ) -> tuple[Chain, ...]:
     """Return the chains of the link layer: a base chain per uplink device and per port of one."""
-    chains = (chain for name, uplink in policy.uplink.items() for chain in _link(name, uplink, ports))
+    chains = (chain for name in policy.uplink for chain in _link(name, policy, ports))
     return tuple(chain for chain in chains if not (chain.hook and chain.hook.device in unhooked))
 
 
-def _link(name: str, uplink: Uplink, ports: Mapping[str, Sequence[str]]) -> list[Chain]:
+def _link(name: str, policy: Policy, ports: Mapping[str, Sequence[str]]) -> list[Chain]:
+    uplink = policy.uplink[name]
     origin = ("uplink", name, "devices")
     marked = Rule((matches.has_mark(uplink.mark), ACCEPT), origin=("uplink", name, "mark"))
     drop = matches.count_and_drop(object_name(name, "dropped"), origin=("uplink", name))
+    protocols = {*exemptions.exempt_protocols(uplink.exempt), *lans.protocols(policy, name)}
     to_packets = exemptions.ip_frame_rules(
-        Verdict("goto", object_name(name, "packets")), exemptions.exempt_protocols(uplink.exempt)
+        Verdict("goto", object_name(name, "packets")),
+        tuple(protocol for protocol in exemptions.IP_PROTOCOLS if protocol in protocols),
     )
     frames = (*exemptions.frame_rules(name, uplink.exempt), *(evolve(rule, origin=origin) for rule in to_packets))
-    packets = (*exemptions.exemption_rules(name, uplink.exempt), drop)
+    packets = (*exemptions.exemption_rules(name, uplink.exempt), *lans.rules(policy, name, is_link=True), drop)
     shared = (
         Chain(object_name(name, "link"), (*frames, drop), origin=origin),
         *([Chain(object_name(name, "packets"), packets, origin=origin)] if to_packets else []),

@@ -10,6 +10,7 @@ from .mark import Mark
 from .objects import Policy, Resolver, Server
 from .toml_positions import KeyPath
 
+_DNS_PORT = 53
 PolicyWarning = tuple[KeyPath, str]  # key path, and what to do
 
 # Files that the system resolver reads or writes: they contain the servers of all links.
@@ -109,7 +110,7 @@ def _mesh_exemptions(policy: Policy) -> Iterator[PolicyWarning]:
 
 def _kernel_services(policy: Policy) -> Iterator[PolicyWarning]:
     for name, service in policy.service.items():
-        if service.kernel and not service.sport:
+        if service.kernel and not service.sport and not service.ports:
             yield (
                 ("service", name, "kernel"),
                 "packets that local programs send through the tunnel are dropped, since the kernel attributes them "
@@ -134,9 +135,21 @@ def _forwards(policy: Policy) -> Iterator[PolicyWarning]:
             )
 
 
+def _lans(policy: Policy) -> Iterator[PolicyWarning]:
+    for name, lan in policy.lan.items():
+        for index, port in enumerate(lan.ports):
+            if port.low <= _DNS_PORT <= port.high:
+                yield (
+                    ("lan", name, "ports", index),
+                    "lets programs query the name server of the uplink's network, which learns the names that they "
+                    "look up; leave port 53 out",
+                )
+
+
 _CHECKS: tuple[Callable[[Policy], Iterator[PolicyWarning]], ...] = (
     _resolvers,
     _mesh_exemptions,
     _kernel_services,
     _forwards,
+    _lans,
 )

@@ -114,7 +114,9 @@ def _converter(accounts: AccountLookup) -> Converter:
             _register_union(converter, kind, _ignoring_type(function))
     converter.register_structure_hook_func(_is_list, lambda item, kind: _decode_list(converter, item, kind))
     converter.register_structure_hook_func(_is_table, lambda item, kind: _decode_table(converter, item, kind))
-    for kind in (objects.Policy, objects.Uplink, objects.Resolver, objects.Service, objects.Forward, objects.Publish):
+    tables = (objects.Policy, objects.Uplink, objects.Resolver)
+    entries = (objects.Service, objects.Forward, objects.Publish, objects.Lan)
+    for kind in (*tables, *entries):
         converter.register_structure_hook(kind, _class_hook(converter, kind, accounts))
     return converter
 
@@ -187,6 +189,7 @@ _FIELD_DECODERS: dict[tuple[type, str], Callable[[object], Any]] = {
     (objects.Resolver, "sources"): _list_of(_keyword_of(vocabulary.DNS_SOURCES, "source of DNS servers")),
     (objects.Service, "marks"): _keyword_of(vocabulary.MARKS_VALUES, "marking method"),
     (objects.Service, "cgroup"): scalars.parse_cgroup,
+    (objects.Service, "ports"): _list_of(scalars.parse_destination_port),
     (objects.Forward, "devices"): _list_of(scalars.parse_device_pattern),
     (objects.Publish, "to"): scalars.parse_device,
 }

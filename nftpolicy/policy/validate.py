@@ -9,23 +9,17 @@ from itertools import combinations
 
 from . import vocabulary
 from .errors import did_you_mean
-from .objects import SERVICES_CGROUP, Account, Forward, Network, Policy, Publish, Resolver, Service, service_cgroup
-from .scalars import matching_pattern
+from .objects import SERVICES_CGROUP, Account, Forward, Lan, Network, Policy, Publish, Resolver, Service, service_cgroup
+from .scalars import is_routed, matching_pattern
 from .toml_positions import KeyPath
 from .validate_forwards import PolicyFault, find_forward_faults
+from .validate_tunnels import find_shared_tunnels, find_tunnel_faults
 
 MAX_UPLINKS = 32  # there are priorities for 39 ip rules of marks (compiler/object_names.py)
 MAX_TABLE = 2**32 - 1
 # Tables with a fixed meaning, include/uapi/linux/rtnetlink.h.
 RESERVED_TABLES = frozenset({0, 253, 254, 255})
 _DNS_PORT = 53
-# This network, loopback, link-local addresses, groups and reserved ones (RFC 6890, RFC 4291).
-_NOT_ROUTED = tuple(
-    map(
-        ip_network,
-        ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/127", "fe80::/10", "ff00::/8"),
-    )
-)
 
 
 def find_faults(policy: Policy) -> Iterator[PolicyFault]:
@@ -130,6 +124,9 @@ def _lists(policy: Policy) -> Iterator[tuple[KeyPath, tuple[object, ...]]]:
         yield ("forward", name, "source"), forward.source
         yield ("forward", name, "to"), forward.to
         yield ("forward", name, "ports"), forward.ports
+    for name, lan in policy.lan.items():
+        yield ("lan", name, "to"), lan.to
+        yield ("lan", name, "ports"), lan.ports
 
 
 def _resolvers(policy: Policy) -> Iterator[PolicyFault]:
@@ -205,17 +202,12 @@ def _addresses(policy: Policy) -> Iterator[PolicyFault]:
                 )
 
 
-def is_routed(network: Network) -> bool:
-    """Return True if a network may route all addresses of a prefix to this machine."""
-    return not any(network.overlaps(reserved) for reserved in _NOT_ROUTED if reserved.version == network.version)
-
-
 def _selectors(policy: Policy) -> Iterator[PolicyFault]:
     owners: dict[tuple[str, int], str] = {}
     for name, service in policy.service.items():
         path = ("service", name)
         yield from _selector(path, service)
-        for key, account in service_accounts(service):
+        for key, account in account_selectors(service):
             if account.number == 0:
                 yield (
                     (*path, key),
@@ -231,17 +223,13 @@ def _selectors(policy: Policy) -> Iterator[PolicyFault]:
 
 
 def _selector(path: KeyPath, service: Service) -> Iterator[PolicyFault]:
-    count = len(service_accounts(service)) + service.kernel
+    count = len(account_selectors(service)) + service.kernel
     if count != 1:
         yield path, "a service needs exactly one of 'group', 'user' and 'kernel = true'"
     for index, net in enumerate(service.to):
         if net.is_loopback or net.is_unspecified:
             yield (*path, "to", index), f"packets to {net} never leave the machine; remove it"
-    if service.kernel and (service.to or service.ports):
-        yield (
-            path,
-            "'to' and 'ports' cannot restrict the kernel's own sockets; use a group or user instead",
-        )
+    yield from find_tunnel_faults(path, service)
     if service.sport and not service.kernel:
         yield (
             (*path, "sport"),
@@ -255,9 +243,9 @@ def _selector(path: KeyPath, service: Service) -> Iterator[PolicyFault]:
             )
 
 
-def service_accounts(service: Service) -> list[tuple[str, Account]]:
-    """Return the accounts that select the sockets of a service: [("group", ...)] or [("user", ...)]."""
-    pairs = [("group", service.group), ("user", service.user)]
+def account_selectors(entry: Service | Lan) -> list[tuple[str, Account]]:
+    """Return the accounts that select the sockets of an entry: [("group", ...)] or [("user", ...)]."""
+    pairs = [("group", entry.group), ("user", entry.user)]
     return [(key, account) for key, account in pairs if account is not None]
 
 
@@ -310,10 +298,11 @@ def _cgroups(policy: Policy) -> Iterator[PolicyFault]:
 
 
 def _known_uplinks(policy: Policy) -> Iterator[PolicyFault]:
-    sections: Mapping[str, Mapping[str, Service | Forward | Publish]] = {
+    sections: Mapping[str, Mapping[str, Service | Forward | Publish | Lan]] = {
         "service": policy.service,
         "forward": policy.forward,
         "publish": policy.publish,
+        "lan": policy.lan,
     }
     for section, entries in sections.items():
         for name, entry in entries.items():
@@ -323,6 +312,31 @@ def _known_uplinks(policy: Policy) -> Iterator[PolicyFault]:
                     f"unknown uplink {entry.uplink!r}{did_you_mean(entry.uplink, policy.uplink)}; "
                     f"known are {', '.join(policy.uplink)}",
                 )
+
+
+def _lans(policy: Policy) -> Iterator[PolicyFault]:
+    for name, lan in policy.lan.items():
+        path = ("lan", name)
+        if not lan.to:
+            yield (*path, "to"), "needs the uplink's own networks, such as '192.168.1.0/24'"
+        for index, network in enumerate(lan.to):
+            if not is_local(network):
+                yield (
+                    (*path, "to", index),
+                    f"{network} is not a private, unique local or link-local network, so packets to it could reach "
+                    "any host; use a service",
+                )
+        if lan.group and lan.user:
+            yield path, "has 'group' and 'user'; remove one of them"
+
+
+def is_local(network: Network) -> bool:
+    """Return True if no host on the Internet has an address of the network."""
+    blocks = (*vocabulary.PRIVATE_NETWORKS[network.version], vocabulary.LINK_LOCAL_NETWORK)
+    return any(
+        network.version == block.version and network.subnet_of(block)  # type: ignore[arg-type]
+        for block in map(ip_network, blocks)
+    )
 
 
 def _resolver_users(policy: Policy) -> Iterator[PolicyFault]:
@@ -350,6 +364,8 @@ _CHECKS: tuple[Callable[[Policy], Iterator[PolicyFault]], ...] = (
     _selectors,
     _marking,
     _cgroups,
+    find_shared_tunnels,
     _resolver_users,
+    _lans,
     find_forward_faults,
 )

@@ -17,15 +17,25 @@ EXEMPTIONS = {
     "igmp": "switches that snoop forward IPv4 multicast only to hosts that report (RFC 3376)",
     "vxlan-mesh": "mesh neighbours on the same wire are reached by link-local VXLAN (RFC 7348)",
     "respondd": "mesh neighbours on the same wire are described by respondd (UDP port 1001, link-local)",
+    "mdns": "names and services on the uplink's own network are found by multicast DNS (RFC 6762)",
+    "ssdp": "devices on the uplink's own network are found by SSDP (UPnP)",
     "eapol": "the wire requires IEEE 802.1X authentication",
     "pppoe": "the uplink is a PPPoE session (RFC 2516)",
     "lldp": "switches learn which machine is at their port (IEEE 802.1AB)",
+    "stp": "switches find loops by the spanning tree protocol (IEEE 802.1D)",
     "lacp": "the uplink is a link aggregation (IEEE 802.1AX), or has OAM of Ethernet: the slow protocols",
     "ptp": "clocks on the wire are synchronized by frames (IEEE 1588)",
     "mpls": "the uplink carries labelled packets (RFC 3032)",
     "batman-adv": "mesh neighbours on the same wire are reached by batman-adv without VXLAN",
     "wake-on-lan": "hosts on the wire are woken by frames of their own ethertype",
 }
+
+# Networks whose addresses no host on the Internet has (RFC 1918, RFC 3927; RFC 4193), and the link's own.
+PRIVATE_NETWORKS = {
+    4: ("10.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"),
+    6: ("fc00::/7",),
+}
+LINK_LOCAL_NETWORK = "fe80::/10"  # RFC 4291; those of IPv4 are private ones
 
 # Configuration that the kernel itself accepts from an uplink's network; compiler/sysctls.py.
 LEARN_SOURCES = {
@@ -39,6 +49,21 @@ NAMED_ANSWERS = {
     "http": "tcp/80",
     "https": "tcp/443",
     "respondd": "udp/1001",
+}
+
+# Protocols of the kernel's tunnels, which no process without CAP_NET_RAW can send.
+TUNNEL_PROTOCOLS = {
+    "ipip": "IP protocol 4, IPv4 in IPv4 or IPv6 (RFC 2003, RFC 2473)",
+    "6in4": "IP protocol 41, IPv6 in IPv4 or IPv6 (RFC 4213, RFC 2473)",
+    "gre": "IP protocol 47 (RFC 2784)",
+}
+
+# Protocols that look like one of those, and why they are not.
+UNSUPPORTED_TUNNELS = {
+    "esp": "the guard sees the packets of IPsec before they are encrypted too, with their own destination and without "
+    "a mark; run IPsec in user space, or carry it in another tunnel",
+    "l2tp": "any process may send L2TP packets (IP protocol 115) by a socket of its own, so the kernel's cannot be "
+    "known; let L2TP use UDP, and name its port in 'sport'",
 }
 
 # Sources of the uplink's DNS servers. How each one is read: runtime/resolver/sources/.

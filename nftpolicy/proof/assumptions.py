@@ -104,6 +104,12 @@ def add_assumed_environment(state: NetState, spec: Spec) -> tuple[NetState, tupl
         assumptions.append("addresses on each device, and routes inside, as a machine has them (the state names none)")
         for family in IP_FAMILIES:
             routes += _assumed_routes(spec, family)
+        assumptions += [
+            f"a connected route by {uplink.devices[0]} in table main for {exemption.name}"
+            for uplink in spec.uplinks
+            for exemption in uplink.exemptions
+            if exemption.is_lan
+        ]
     for uplink in spec.uplinks:
         for family in IP_FAMILIES:
             if uplink.table is not None and not _has_default_route(routes, uplink.table, family):
@@ -140,6 +146,9 @@ def _assumed_routes(spec: Spec, family: int) -> Iterator[Route]:
         yield from _resolver_routes(uplink, family)
         for low, high in uplink.addresses.get(family, ()):
             yield _local_route(family, min(low + 1, high), "lo")
+        for address in dict.fromkeys(min(low + 1, high) for low, high in uplink.lan_networks(family)):
+            host = f"{format_address(family, address)}/{ADDRESS_BITS[family]}"
+            yield Route(family, TABLE_MAIN, host, device=uplink.devices[0], protocol=RTPROT_KERNEL)
     if inside:
         yield Route(family, TABLE_MAIN, "default", device=inside[0], metric=_ASSUMED_METRIC, protocol=RTPROT_BOOT)
 

@@ -87,6 +87,8 @@ def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = N
             )
             if name in box and choose(box[name], usual) != usual
         }
+        if "llc" in box:
+            fields["llc", "header"] = choose(box["llc"])
     if protocol == TCP and ("tcp", "flags") not in fields:
         fields["tcp", "flags"] = _tcp_flags(box, is_new=state != "invalid")
     arrival = choose(box.get("iif"), 0)

@@ -7,7 +7,7 @@ from the ip rules and routes. A candidate counts only if its trace leaves the ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from attrs import evolve
 
@@ -22,9 +22,9 @@ from .bypass import interfering_rules
 from .candidates import candidate_packets
 from .concretize import choose, concretize, with_usual_source
 from .context import ProofContext
-from .entitlement import unmarked_user_regions
+from .entitlement import tunnel_regions, unmarked_user_regions
 from .lemmas import Violation
-from .spec import UplinkSpec
+from .spec import ARRIVAL, Region, UplinkSpec
 from .verdict import Counterexample
 
 _MAX_EXAMPLES = 4
@@ -44,10 +44,11 @@ def is_entitled(packet: Packet, uplink: UplinkSpec) -> bool:
 
 
 def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
-    """Return True if the packet that leaves matches an exemption or a forward, or its user needs no mark."""
+    """Return True if the packet that leaves matches an exemption, a forward or a tunnel, or its user needs no mark."""
     packet = trace.packet
     if packet.origin == FRAME:
-        if any(packet.frame_type in exemption.ethertypes for exemption in uplink.exemptions):
+        link_header = {"ether.type": packet.frame_type, "llc": packet.fields.get(("llc", "header"), _ABSENT)}
+        if any(_holds(region, link_header) for exemption in uplink.exemptions for region in exemption.frames):
             return True
         if packet.frame_type != ETHERTYPES[packet.family] or packet.ethertype not in (None, packet.frame_type):
             return False
@@ -59,12 +60,14 @@ def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
         "sport": packet.sport,
         "dport": trace.dport,
         "ttl": packet.fields.get(("ip", "ttl") if packet.family == 4 else ("ip6", "hoplimit"), 64),
+        "icmp.type": packet.fields.get(("icmp", "type"), 8),
         "icmpv6.type": packet.fields.get(("icmpv6", "type"), 128),
         "icmpv6.code": packet.fields.get(("icmpv6", "code"), 0),
         "igmp.type": packet.fields.get(("igmp", "type"), _ABSENT),
         "socket": int(packet.has_socket),
         "uid": packet.uid,
         "gid": packet.gid,
+        ARRIVAL: int(packet.iif is not None),
     }
     regions = [region for exemption in uplink.exemptions for region in exemption.headers.get(packet.family, ())]
     # Without those that require a flow's mark: see `entitled`.
@@ -73,6 +76,8 @@ def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
         for region in unmarked_user_regions(uplink, packet.family)
         if packet.origin == SOCKET and not region.marks
     ]
+    if packet.origin != FRAME:
+        regions += tunnel_regions(uplink, packet.family)
     if packet.origin == FORWARD and packet.iif is not None and packet.flow.direction == "original":
         regions += [
             region
@@ -80,12 +85,13 @@ def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
             if any(device_matches(pattern, packet.iif) for pattern in forward.devices)
             for region in forward.leaving.get(packet.family, ())
         ]
-    return any(
-        all(
-            any(low <= fields.get(name, _ABSENT) <= high for low, high in ranges)
-            for name, ranges in region.fields.items()
-        )
-        for region in regions
+    return any(_holds(region, fields) for region in regions)
+
+
+def _holds(region: Region, fields: Mapping[str, int]) -> bool:
+    """Return True if a packet with these values is in the region; it has no value of any other field."""
+    return all(
+        any(low <= fields.get(name, _ABSENT) <= high for low, high in ranges) for name, ranges in region.fields.items()
     )
 
 

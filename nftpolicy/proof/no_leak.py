@@ -19,7 +19,7 @@ from .findings import finding, finding_by_search
 from .inherited_marks import accepted_socket_violations, harmless_hooks
 from .lemmas import Violation, guard_violation, hook_bypasses, integrity_violations
 from .source_addresses import check_source_addresses
-from .spec import IP_FAMILIES, Region, Spec, UplinkSpec
+from .spec import ARRIVAL, IP_FAMILIES, Region, Spec, UplinkSpec
 from .verdict import Finding
 
 _SENDERS = {SOCKET: "sockets", FORWARD: "forwarded packets", FRAME: "AF_PACKET sockets"}
@@ -164,8 +164,12 @@ def _egress_violation(
 def _ip_frames(headers: Sequence[Region], family: int) -> list[Region]:
     """Return the frames that are packets with these headers, whatever the ethertype that their sender says.
 
-    A device without link header has no ethertype but that one.
+    A device without link header has no ethertype but that one. At a device's own hook, no frame has an input device.
     """
+    headers = [
+        evolve(region, fields={name: ranges for name, ranges in region.fields.items() if name != ARRIVAL})
+        for region in headers
+    ]
     own_type = points(ETHERTYPES[family])
     bare_devices = complement(points(_ARPHRD_ETHER), field_values.MAX_VALUES["oiftype"])
     return [
@@ -176,9 +180,8 @@ def _ip_frames(headers: Sequence[Region], family: int) -> list[Region]:
 
 
 def _other_frames(uplink: UplinkSpec) -> list[Region]:
-    """Return the frames of an uplink's exemptions by the frame's own ethertype."""
-    ethertypes = [ethertype for exemption in uplink.exemptions for ethertype in exemption.ethertypes]
-    return [Region({"ether.type": points(*ethertypes)})] if ethertypes else []
+    """Return the frames of an uplink's exemptions that are no IP packets."""
+    return [region for exemption in uplink.exemptions for region in exemption.frames]
 
 
 def _from_this_machine(context: ProofContext) -> dict[str, Ranges]:

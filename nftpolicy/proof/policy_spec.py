@@ -11,10 +11,12 @@ import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, address_range, parse_address
-from ..model.symbolic.box import Ranges, complement, merge_ranges, points
+from ..model.symbolic.box import Ranges, complement, intersect_ranges, merge_ranges, points
 from ..policy import objects
 from ..policy.objects import Answer, Policy, Port, Uplink
+from .entitlement import DNS_PORT
 from .spec import (
+    ARRIVAL,
     IP_FAMILIES,
     ExemptionSpec,
     ForwardSpec,
@@ -29,7 +31,14 @@ from .spec import (
 )
 
 _PROTOCOLS = {"tcp": TCP, "udp": UDP}
+# RFC 2003 3.1, RFC 4213 3.5, RFC 2784 3: the IP protocol numbers of tunnels.
+_TUNNELS = {"ipip": 4, "6in4": 41, "gre": 47}
 _LINK_LOCAL, _ALL_GROUPS4, _ALL_GROUPS6 = "fe80::/10", "224.0.0.0/4", "ff02::/16"
+# RFC 6890: private use, link-local. RFC 4193, RFC 4291.
+_NOT_GLOBAL = {
+    4: ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
+    6: ("fc00::/7", _LINK_LOCAL),
+}
 _UNSPECIFIED, _LAST_ADDRESS6 = "::", (1 << 128) - 1
 
 
@@ -80,9 +89,24 @@ def _icmpv6(types: Sequence[int], **fields: Ranges) -> tuple[Region, ...]:
     return (Region({"protocol": points(ICMPV6), "fragment": points(0), "icmpv6.type": points(*types), **named}),)
 
 
-# Headers and ethertypes of each exemption, with the standard that defines them.
-EXEMPTIONS: dict[str, tuple[Mapping[int, tuple[Region, ...]], tuple[int, ...]]] = {
-    "arp": ({}, (0x0806,)),
+def _ethertypes(*ethertypes: int) -> tuple[Region, ...]:
+    return (Region({"ether.type": points(*ethertypes)}),)
+
+
+def _local_discovery(port: int, groups: Mapping[int, Sequence[str]]) -> Mapping[int, tuple[Region, ...]]:
+    """Return queries and answers to groups, and answers to hosts with addresses that are not global."""
+    return {
+        family: (
+            _udp(family, daddr=_addresses(*groups[family]), dport=points(port)),
+            _udp(family, daddr=_addresses(*hosts), sport=points(port)),
+        )
+        for family, hosts in _NOT_GLOBAL.items()
+    }
+
+
+# Headers and frames of each exemption, with the standard that defines them.
+EXEMPTIONS: dict[str, tuple[Mapping[int, tuple[Region, ...]], tuple[Region, ...]]] = {
+    "arp": ({}, _ethertypes(0x0806)),
     # RFC 2131 4.1 and 4.4: a client has no unicast address of a server before it has a lease, and
     # rebinds by broadcast.
     "dhcpv4": ({4: _dhcpv4("255.255.255.255")}, ()),
@@ -125,14 +149,20 @@ EXEMPTIONS: dict[str, tuple[Mapping[int, tuple[Region, ...]], tuple[int, ...]]] 
     "igmp": ({4: (_igmp((0x22,), "224.0.0.22"), _igmp((0x17,), "224.0.0.2"), _igmp((0x12, 0x16), _ALL_GROUPS4))}, ()),
     "vxlan-mesh": ({6: _link_local_udp(dport=points(4789))}, ()),
     "respondd": ({6: (*_link_local_udp(sport=points(1001)), *_link_local_udp(dport=points(1001)))}, ()),
-    "eapol": ({}, (0x888E,)),  # IEEE 802.1X 11.1.4
-    "pppoe": ({}, (0x8863, 0x8864)),  # RFC 2516 4
-    "lldp": ({}, (0x88CC,)),  # IEEE 802.1AB 7.4
-    "lacp": ({}, (0x8809,)),  # IEEE 802.3 57A.4
-    "ptp": ({}, (0x88F7,)),  # IEEE 1588 annex F
-    "mpls": ({}, (0x8847, 0x8848)),  # RFC 3032 5, RFC 5332 4
-    "batman-adv": ({}, (0x4305,)),  # ETH_P_BATMAN, include/uapi/linux/if_ether.h
-    "wake-on-lan": ({}, (0x0842,)),
+    # RFC 6762 3, 6.7, 20: from any port to the group; to a host, an answer from the port of multicast DNS.
+    "mdns": (_local_discovery(5353, {4: ["224.0.0.251"], 6: ["ff02::fb"]}), ()),
+    # UPnP Device Architecture 2.0, 1.1.2, 1.3.3 and annex A.
+    "ssdp": (_local_discovery(1900, {4: ["239.255.255.250"], 6: ["ff02::c", "ff05::c"]}), ()),
+    "eapol": ({}, _ethertypes(0x888E)),  # IEEE 802.1X 11.1.4
+    "pppoe": ({}, _ethertypes(0x8863, 0x8864)),  # RFC 2516 4
+    "lldp": ({}, _ethertypes(0x88CC)),  # IEEE 802.1AB 7.4
+    # IEEE 802.3 3.2.6, IEEE 802.1D 7.12.3: a frame with its length, and LLC with the SAP of the protocol.
+    "stp": ({}, (Region({"ether.type": ((0, 0x05FF),), "llc": points(0x42_42_03)}),)),
+    "lacp": ({}, _ethertypes(0x8809)),  # IEEE 802.3 57A.4
+    "ptp": ({}, _ethertypes(0x88F7)),  # IEEE 1588 annex F
+    "mpls": ({}, _ethertypes(0x8847, 0x8848)),  # RFC 3032 5, RFC 5332 4
+    "batman-adv": ({}, _ethertypes(0x4305)),  # ETH_P_BATMAN, include/uapi/linux/if_ether.h
+    "wake-on-lan": ({}, _ethertypes(0x0842)),
 }
 REPORT_EXEMPTIONS = ("mld", "igmp")
 
@@ -147,31 +177,70 @@ def exemption(name: str, uplink: str = "") -> ExemptionSpec:
     return ExemptionSpec(name, ("uplink", uplink, "exempt"), headers, frames, name in REPORT_EXEMPTIONS)
 
 
-def _owners(service: objects.Service) -> tuple[OwnerSpec, ...]:
+def _owners(service: objects.Service | objects.Lan) -> tuple[OwnerSpec, ...]:
     accounts = (("gid", service.group), ("uid", service.user))
     return tuple(OwnerSpec(key, account.number) for key, account in accounts if account is not None)
 
 
+# The name server of a network learns from its queries which hosts a machine speaks to.
+_ALL_BUT_DNS = (
+    Region({"protocol": complement(points(TCP, UDP), 255)}),
+    Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": complement(points(DNS_PORT), 0xFFFF)}),
+)
+
+
+def _lan(name: str, lan: objects.Lan) -> ExemptionSpec:
+    """Return the packets to the uplink's own network: to no global address, and not of another machine.
+
+    DNS only if a port names it.
+    """
+    owner = {key: ranges for each in _owners(lan) for key, ranges in each.match_fields.items()}
+    headers = {}
+    for family in IP_FAMILIES:
+        networks = intersect_ranges(_bounds(lan.to, family), _addresses(*_NOT_GLOBAL[family]))
+        fields = {**owner, "daddr": networks, ARRIVAL: points(0)}
+        if networks:
+            headers[family] = tuple(Region({**region.fields, **fields}) for region in _ports(lan.ports) or _ALL_BUT_DNS)
+    accounts = [("group", lan.group), ("user", lan.user)]
+    sender = next((f"{key} {account.name}" for key, account in accounts if account is not None), "any program")
+    ports = f" on {', '.join(map(str, lan.ports))}" if lan.ports else ""
+    detail = f"{', '.join(map(str, lan.to))}{ports} for {sender}"
+    return ExemptionSpec(f"lan {name}", ("lan", name), headers, is_lan=True, detail=detail)
+
+
 def _service(name: str, service: objects.Service) -> ServiceSpec:
-    ports = _ports(service.ports) or _ports(service.sport, "sport") or (Region(),)
     regions = {}
     for family in IP_FAMILIES:
+        ports = (*_ports(service.ports), *_echo_requests(service, family)) or _ports(service.sport, "sport")
         addresses = _bounds(service.to, family)
         if service.to and not addresses:
             continue
         destinations = {"daddr": addresses} if addresses else {}
-        regions[family] = tuple(Region({**port_region.fields, **destinations}) for port_region in ports)
-    return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, service.unmarked)
+        regions[family] = tuple(Region({**port_region.fields, **destinations}) for port_region in ports or (Region(),))
+    unmarked = service.unmarked or service.by_destination
+    return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, unmarked)
 
 
-def _ports(ports: Iterable[Port], field: str = "dport") -> tuple[Region, ...]:
+def _echo_requests(service: objects.Service, family: int) -> tuple[Region, ...]:
+    """Return the echo requests of a service that may ping (RFC 792, RFC 4443 4.1)."""
+    if all(port.protocol != "ping" for port in service.ports):
+        return ()
+    if family == 6:
+        return _icmpv6((128,))
+    return (Region({"protocol": points(ICMP), "fragment": points(0), "icmp.type": points(8)}),)
+
+
+def _ports(ports: Sequence[Port], field: str = "dport") -> tuple[Region, ...]:
     by_protocol: dict[str, list[tuple[int, int]]] = {}
+    tunnels = sorted({_TUNNELS[port.protocol] for port in ports if port.protocol in _TUNNELS})
     for port in ports:
-        by_protocol.setdefault(port.protocol, []).append((port.low, port.high))
-    return tuple(
+        if port.protocol in _PROTOCOLS:
+            by_protocol.setdefault(port.protocol, []).append((port.low, port.high))
+    regions = tuple(
         Region({"protocol": points(_PROTOCOLS[protocol]), "fragment": points(0), field: merge_ranges(pairs)})
         for protocol, pairs in sorted(by_protocol.items())
     )
+    return (*regions, *(Region({"protocol": points(number)}) for number in tunnels))
 
 
 def _reply(uplink: str, answer: Answer) -> ReplySpec:
@@ -199,7 +268,10 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
         uplink.mark.mask,
         uplink.table,
         tuple(ports),
-        tuple(exemption(entry, name) for entry in uplink.exempt),
+        (
+            *(exemption(entry, name) for entry in uplink.exempt),
+            *(_lan(key, lan) for key, lan in policy.lan.items() if lan.uplink == name),
+        ),
         tuple(_service(key, service) for key, service in policy.service.items() if service.uplink == name),
         tuple(_reply(name, answer) for answer in uplink.answer),
         any(answer.port is not None and answer.port.protocol == "tcp" for answer in uplink.answer),

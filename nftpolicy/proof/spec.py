@@ -13,6 +13,7 @@ from ..model.symbolic.header_space import HeaderSpace
 from ..netstate.nft import FULL_MASK, OriginPath
 
 IP_FAMILIES = (4, 6)
+ARRIVAL = "iif"  # field of the input device, 0 for none
 
 
 @frozen
@@ -105,8 +106,8 @@ class ServiceSpec:
     """Service that may use the uplink's mark: its socket owners and destinations.
 
     `regions` hold header conditions only, by family; a family without an entry is not allowed.
-    `kernel` services are UDP without an owning process, or UDP from the kernel's ports if the headers
-    name them: packets in a tunnel belong to the socket that created the inner packet.
+    `kernel` services are UDP without an owning process, or packets of the kernel's ports or tunnels if the
+    headers name them: packets in a tunnel belong to the socket that created the inner packet.
     """
 
     name: str
@@ -114,18 +115,23 @@ class ServiceSpec:
     owners: tuple[OwnerSpec, ...]
     kernel: bool
     regions: Mapping[int, tuple[Region, ...]]  # by family
-    unmarked: bool = False  # its sockets may send without the mark, and only by the uplink
+    unmarked: bool = False  # its packets may be sent without the mark, and only by the uplink
 
 
 @frozen
 class ExemptionSpec:
-    """Exemption: `headers` of unmarked packets by family, and other `ethertypes` of frames."""
+    """Exemption: `headers` of unmarked packets by family, and other `frames`.
+
+    `is_lan`: packets to the uplink's own network, which a route in table main leads there; `detail` says which.
+    """
 
     name: str
     origin: OriginPath
     headers: Mapping[int, tuple[Region, ...]]
-    ethertypes: tuple[int, ...] = ()
+    frames: tuple[Region, ...] = ()
     is_report: bool = False  # membership reports of the kernel, which may carry a mark by accident
+    is_lan: bool = False
+    detail: str = ""
 
 
 @frozen
@@ -205,6 +211,11 @@ class UplinkSpec:
     forwards: tuple[ForwardSpec, ...] = ()
     publishes: tuple[PublishSpec, ...] = ()
     addresses: Mapping[int, Ranges] = Factory(dict)
+
+    def lan_networks(self, family: int) -> list[tuple[int, int]]:
+        """Return the ranges of the uplink's own network to which packets may leave without a mark."""
+        regions = [region for each in self.exemptions if each.is_lan for region in each.headers.get(family, ())]
+        return [span for region in regions for span in region.fields["daddr"]]
 
     @property
     def unmarked_uids(self) -> tuple[int, ...]:

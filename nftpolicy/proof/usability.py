@@ -15,6 +15,7 @@ from ..netstate.routing import IpRule
 from .assumptions import restrict_to_present
 from .context import ProofContext
 from .forward_cases import forward_notes
+from .lan_cases import lan_notes
 from .query_routes import has_no_route
 from .spec import Spec, UplinkSpec
 from .usability_case import UsabilityCase, lacks_source
@@ -65,7 +66,7 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
         for name in (result.property, "P4"):
             by_family = results.setdefault((name, case.uplink, case.entry, case.origin), {})
             by_family.setdefault(family, []).append(result)
-    skipped |= dict.fromkeys(forward_notes(context, present))
+    skipped |= dict.fromkeys((*forward_notes(context, present), *lan_notes(context, present)))
     findings = [_usable(title, by_family) for title, by_family in results.items() if title[0] != "P4"]
     findings += [
         _parity(title, by_family) for title, by_family in results.items() if title[0] == "P4" and len(by_family) == 2

@@ -24,7 +24,9 @@ from .concretize import REMOTE_ADDRESS, choose
 from .context import ProofContext
 from .entitlement import DNS_PORT
 from .forward_cases import forward_cases
+from .lan_cases import lan_cases
 from .spec import IP_FAMILIES, ServiceSpec, Spec, UplinkSpec
+from .tunnel_cases import tunnel_cases
 from .usability_case import (
     UsabilityCase,
     device_address,
@@ -61,6 +63,7 @@ def usability_cases(context: ProofContext, spec: Spec) -> Iterator[UsabilityCase
     for uplink in spec.uplinks:
         yield from _services(context, uplink, spec)
         yield from _exemptions(context, uplink, spec)
+        yield from lan_cases(context, uplink)
         yield from _replies(context, uplink, spec)
         yield from _arrivals(context, uplink, spec)
         yield from _frames(uplink)
@@ -90,11 +93,13 @@ def _services(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
                 for owner in service.owners if ports or uplink.resolver is None else ():
                     by_owner = evolve_packet(packet, mark=_sent_with(uplink, service), **{owner.key: owner.number})
                     yield UsabilityCase("P3", uplink.name, title, service.origin, by_owner, "leaves", device, mark)
-                if service.kernel:
+                if service.kernel and service.unmarked:
+                    yield from tunnel_cases(uplink, service, packet, spec)
+                elif service.kernel:
                     by_kernel = evolve_packet(packet, origin=KERNEL)
                     if by_kernel.protocol == UDP:
                         yield UsabilityCase("P3", uplink.name, title, service.origin, by_kernel, "leaves", device, mark)
-                if service.kernel and region.fields:
+                if service.kernel and region.fields and not service.unmarked:
                     through_tunnel = evolve_packet(packet, uid=unnamed, gid=unnamed)
                     tunnel = f"{title}: packets that a process sends through it"
                     yield UsabilityCase(
@@ -103,6 +108,10 @@ def _services(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
                 closed = evolve_packet(packet, origin=KERNEL, protocol=TCP, flow=CtInfo("established"), fields={})
                 last_packets = f"{title}: last packets of a closed connection"
                 yield UsabilityCase("P3", uplink.name, last_packets, service.origin, closed, "leaves", device, mark)
+
+
+def _is_kernel_udp(service: ServiceSpec) -> bool:
+    return service.kernel and not service.unmarked
 
 
 def _sent_with(uplink: UplinkSpec, service: ServiceSpec) -> int:
@@ -123,12 +132,13 @@ def _service_in_short(context: ProofContext, uplink: UplinkSpec, service: Servic
 
 def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
     hooked = context.egress_devices()
-    for exemption in uplink.exemptions:
+    for exemption in (each for each in uplink.exemptions if not each.is_lan):
         title = f"exemption {exemption.name}"
         for device in (*uplink.devices, *uplink.ports):
             has_link_header = context.model.link_types.get(device, _ARPHRD_ETHER) == _ARPHRD_ETHER
-            for ethertype in exemption.ethertypes if has_link_header else ():
-                frame = Packet(4, 0, origin=FRAME, bound=device, ethertype=ethertype)
+            frames = exemption.frames if has_link_header else ()
+            for part in (part for region in frames for part in region_parts(0, region, with_ends=True)):
+                frame = sample_packet(context, 0, part, FRAME, device)
                 yield UsabilityCase("P3", uplink.name, title, exemption.origin, frame, "leaves", device)
             for family, regions in exemption.headers.items():
                 for region in (part for full_region in regions for part in region_parts(family, full_region)):
@@ -242,7 +252,7 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
                     "P3", uplink.name, title, origin, to_group, "delivered", mark=mark, may_be_firewalled=True
                 )
             is_client = any(exemption.name in _DHCPV4_EXEMPTIONS for exemption in uplink.exemptions)
-            if family == 4 and is_client and not any(service.kernel for service in uplink.services):
+            if family == 4 and is_client and not any(map(_is_kernel_udp, uplink.services)):
                 # A DHCP reply is for an address that the device will have: no arrival chain may drop it.
                 # (The kernel's own packets may have any port, so a reply for another host would pass too.)
                 offer = evolve_packet(arriving, destination=REMOTE_ADDRESS[4] + 2, sport=67, dport=68)

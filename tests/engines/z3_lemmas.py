@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator
 
+from attrs import evolve
+
 from nftpolicy.model.packet import ETHERTYPES
 from nftpolicy.proof.context import ProofContext
 from nftpolicy.proof.policy_spec import REPORT_EXEMPTIONS, exemption
-from nftpolicy.proof.spec import Region, UplinkSpec
+from nftpolicy.proof.spec import ARRIVAL, Region, UplinkSpec
 
 from . import z3_chains
 
@@ -17,6 +19,10 @@ def answers(
 ) -> Iterator[bool | None]:
     """Yield the answer to each lemma: no mark is given away, nothing leaves or strays; None: no answer in time."""
     exempt = [region for each in uplink.exemptions for region in each.headers.get(family, ())]
+    exempt_frames = [
+        evolve(region, fields={name: ranges for name, ranges in region.fields.items() if name != ARRIVAL})
+        for region in exempt
+    ]
     reports = [region for word in REPORT_EXEMPTIONS for region in exemption(word).headers.get(family, ())]
     leaving = Region(marks=(uplink.lacks_mark,), oifname=uplink.devices)
     straying = Region(marks=(uplink.has_mark,), not_oifname=(*uplink.devices, "lo"))
@@ -28,7 +34,8 @@ def answers(
     )
     yield _is_none_through(family, postrouting, leaving, exempt, seconds_left)
     for device in uplink.devices:
-        yield _is_none_through(family, context.filter_chains(family, "egress", device), frames, exempt, seconds_left)
+        chains = context.filter_chains(family, "egress", device)
+        yield _is_none_through(family, chains, frames, exempt_frames, seconds_left)
     yield _is_none_through(family, postrouting, straying, reports, seconds_left)
 
 

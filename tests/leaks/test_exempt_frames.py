@@ -73,7 +73,9 @@ EXEMPT = {
     "DHCPv6": Sent(IPV6, eth(IPV6) + DHCP6),
     "router solicitation": Sent(IPV6, eth(IPV6) + SOLICIT),
 }
+STP = b"\x42\x42\x03"  # of an IEEE 802.2 header
 FRAMES = {f"{word} {number:#06x}": Sent(number, eth(number)) for word, numbers in TYPED.items() for number in numbers}
+FRAMES |= {"stp 802.2": Sent(LLC, eth(49) + STP)}
 LOOKALIKES = {
     **FRAMES,
     "bytes behind ARP": Sent(ARP, eth(ARP) + ARP_REQUEST),
@@ -90,6 +92,7 @@ LOOKALIKES = {
     "IPv4 as PPPoE": Sent(PPPOE, eth(IPV4) + ipv4(at.HOME[4], 9, 9)),
     "IPv4 as 802.2": Sent(LLC, eth(IPV4) + ipv4(at.HOME[4], 9, 9)),
     "802.2": Sent(LLC, eth(49) + b"\xaa\xaa\x03"),
+    "private with the header of STP": Sent(PRIVATE, eth(PRIVATE) + STP),
     "802.2 as ARP": Sent(ARP, eth(49) + b"\xaa\xaa\x03"),
     "private as ARP": Sent(ARP, eth(PRIVATE)),
     "private as ARP, short": Sent(ARP, eth(PRIVATE), size=8),
@@ -145,7 +148,7 @@ def test_C10_frames_of_another_ethertype_are_dropped(made: Guarded) -> None:
             assert missing == set(), f"inconclusive: not sent by {device} without the policy either"
 
 
-@pytest.mark.parametrize("word", TYPED)
+@pytest.mark.parametrize("word", (*TYPED, "stp"))
 def test_C18_frames_of_an_exempt_ethertype_leave(made: Guarded, word: str) -> None:
     text = made.file.read_text()
     assert text.count('["arp"') == 1

@@ -60,7 +60,7 @@ def unreferenced_objects(policy):
     clients = {
         (Set, f"{name}.{key}s") for name, up in policy.uplink.items() if not up.resolver for key in ("group", "user")
     }
-    served = {service.uplink for service in policy.service.values() if validate.service_accounts(service)}
+    served = {service.uplink for service in policy.service.values() if validate.account_selectors(service)}
     blocked = {(NamedCounter, f"{name}.dns-blocked") for name in policy.uplink if name not in served}
     return clients | blocked | (set() if policy.inside else {(Chain, "inside")})
 

@@ -39,7 +39,32 @@ def excuse(policy, packet, walk):
         for one in policy.service.values()
     ):
         return entitlement(policy, packet, walk)  # who needs no mark may do what he may with it
+    for name, lan in policy.lan.items():
+        if policy.uplink[lan.uplink] is uplink and is_to_lan(lan, packet, walk):
+            return f"lan {name}"
     return next((word for word in uplink.exempt if is_exempt(word, packet, walk)), None)
+
+
+def is_to_lan(lan, packet, walk):
+    """Return True if a `lan` table lets the packet leave."""
+    said_type = {4: 0x0800, 6: 0x86DD}[packet.family]
+    has_link_header = packet.fields.get(("meta", "oiftype"), 1) == 1
+    if packet.origin == FRAME and packet.protocol_number != said_type:
+        return False
+    if packet.origin == FRAME and has_link_header and packet.fields.get(("ether", "type"), said_type) != said_type:
+        return False
+    if packet.iif is not None or not any(holds(net, packet.family, walk.destination) for net in lan.to):
+        return False
+    owned = [(lan.group, packet.gid), (lan.user, packet.uid)]
+    if any(account is not None and not (packet.has_socket and account.number == number) for account, number in owned):
+        return False
+    later = packet.fields.get(("ip", "frag-off"), 0)
+    if lan.ports:
+        kinds = {"tcp": TCP, "udp": UDP}
+        return not later and any(
+            kinds[one.protocol] == packet.protocol and one.low <= walk.dport <= one.high for one in lan.ports
+        )
+    return packet.protocol not in (TCP, UDP) or (not later and walk.dport != DNS)
 
 
 def is_forwarded(policy, uplink, packet, walk):
@@ -67,7 +92,11 @@ def is_exempt(word, packet, walk):
     if packet.origin == FRAME:
         has_link_header = packet.fields.get(("meta", "oiftype"), 1) == 1
         own_type = packet.fields.get(("ether", "type"), packet.protocol_number)
-        if has_link_header and own_type in frames:
+        link = {"ether.type": own_type, "llc": packet.fields.get(("llc", "header"), -1)}
+        if has_link_header and any(
+            all(any(low <= link[name] <= high for low, high in some) for name, some in region.fields.items())
+            for region in frames
+        ):
             return True
         said_type = {4: 0x0800, 6: 0x86DD}[packet.family]
         if packet.protocol_number != said_type or (has_link_header and own_type != said_type):
@@ -266,12 +295,12 @@ def is_error_about_forward(policy, uplink, packet, walk):
     field, types = {4: (("icmp", "type"), {3, 11, 12}), 6: (("icmpv6", "type"), {1, 2, 3, 4})}[packet.family]
     is_error = packet.protocol in (1, 58) and packet.fields.get(field) in types
     forwards = [one for one in policy.forward.values() if policy.uplink[one.uplink] is uplink]
-    return packet.origin == KERNEL and is_error and bool(forwards) and walk.outcome == "leaves" and walk.mark == 0
+    return packet.origin == KERNEL and is_error and bool(forwards) and not walk.mark & uplink.mark.mask
 
 
 def is_reply_to_uplink(policy, packet, walk):
     """Return True if a reply leaves by the uplink of its flow with that uplink's mark."""
-    return walk.outcome == "leaves" and any(
+    return any(
         walk.device in one.devices and one.mark.matches(walk.mark) and one.mark.matches(packet.flow.mark)
         and packet.flow.direction == "reply" and is_answer(one, packet)
         for one in policy.uplink.values()

@@ -35,6 +35,7 @@ CLASSES = {
     "Counterexample",
     "Finding",
     "Forward",
+    "Lan",
     "HostFacts",
     "Listen",
     "Mark",

@@ -11,7 +11,7 @@ from nftpolicy.policy.known_marks import MARK_USER_FILES, MARK_USERS, conflictin
 from nftpolicy.policy.lint import find_warnings
 from nftpolicy.policy.load import load
 from nftpolicy.policy.mark import FULL_MASK, Mark, parse_mark
-from tests.unit.test_policy_errors import GOOD
+from tests.unit.test_policy_errors import GOOD, NAS
 
 ROOT = Path(__file__).parents[2]
 MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
@@ -29,6 +29,8 @@ CASES = [
     ('["bat0", "mesh*"]\n', "[]\n", None, None),
     ('sport = ["udp/51820"]\n', "", "service.wg.kernel", "packets that local programs send through the tunnel are dropped"),
     ('sport = ["udp/51820"]\n', "sport = []\n", "service.wg.kernel", 'such as sport = ["udp/51820"]'),
+    ('sport = ["udp/51820"]\n', NAS + 'ports = ["tcp/445", "udp/50-60"]\n', "lan.nas.ports[1]", "leave port 53 out"),
+    ('sport = ["udp/51820"]\n', NAS, None, None),
     ('kernel = true\nsport = ["udp/51820"]\n', "kernel = false\nuser = 901\n", None, None),
 ]  # fmt: skip
 

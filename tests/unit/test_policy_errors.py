@@ -51,7 +51,19 @@ sport = ["udp/51820"]
 """
 
 # Text of the good policy -> replacement, the key, and a part of the message.
+LAN = 'sport = ["udp/51820"]\n'  # the end of the good policy
+NAS = LAN + '[lan.nas]\nuplink = "wan"\nto = ["192.168.1.0/24"]\n'
+
 BAD = [
+    # tables `lan`
+    (LAN, NAS.replace('["192.168.1.0/24"]', "[]"), "lan.nas.to", "needs the uplink's own networks"),
+    (LAN, NAS.replace("192.168.1.0/24", "192.168.0.0/15"), "lan.nas.to[0]", "could reach any host; use a service"),
+    (LAN, NAS.replace("192.168.1.0/24", "2001:db8::/32"), "lan.nas.to[0]", "could reach any host; use a service"),
+    (LAN, NAS.replace("192.168.1.0/24", "224.0.0.251"), "lan.nas.to[0]", "could reach any host; use a service"),
+    (LAN, NAS.replace("192.168.1.0/24", "100.64.0.0/10"), "lan.nas.to[0]", "could reach any host; use a service"),
+    (LAN, NAS + "user = 5\ngroup = 6\n", "lan.nas", "has 'group' and 'user'"),
+    (LAN, NAS.replace('"wan"', '"wam"'), "lan.nas.uplink", "unknown uplink 'wam'"),
+    (LAN, NAS + 'ports = ["tcp/445", "tcp/445"]\n', "lan.nas.ports[1]", "is listed twice"),
     # the wrong type, for each kind of key
     ('name = "p"', "name = 5", "name", "expected a string in quotes, got a number ('5')"),
     ('["bat0", "mesh*"]', '"bat0"', "inside", "expected a list in [ ], got a string"),
@@ -116,6 +128,8 @@ BAD = [
     ('["198.51.100.0/24"]', '["198.51.100.1/24"]', "service.vpn.to[0]", "host bits set"),
     ('["198.51.100.0/24"]', '["2001:db8::%a/64"]', "service.vpn.to[0]", "without '%' and a device"),
     ('["198.51.100.0/24"]', '["::192.0.2.0/120"]', "service.vpn.to[0]", "is IPv4 in IPv6 notation; write 192.0.2.0"),
+    ('["198.51.100.0/24"]', '["vpn.example.org"]', "service.vpn.to[0]", "is a name, and DNS decides which addresses it has"),
+    ('["198.51.100.0/24"]', '["localhost."]', "service.vpn.to[0]", "write the addresses (getent ahosts NAME lists them)"),
     ('["udp/10000-10010"]', '["udp/2-1"]', "service.vpn.ports[0]", "the lower one first"),
     ('["udp/10000-10010"]', '["sctp/1"]', "service.vpn.ports[0]", "expected a port such as"),
     *(
@@ -179,7 +193,24 @@ BAD = [
     ("group = 800", "group = 0", "service.vpn.group", "group 0 matches every process of root"),
     ("group = 800", "group = 800\nuser = 801", "service.vpn", "exactly one of 'group', 'user' and 'kernel"),
     ("group = 800\n", "", "service.vpn", "exactly one of"),
-    ("kernel = true", "kernel = true\nports = ['udp/1']", "service.wg", "cannot restrict the kernel's own sockets"),
+    ("kernel = true", "kernel = true\nports = ['udp/1']", "service.wg.ports[0]", "look like those of other programs"),
+    ("kernel = true", "kernel = true\nports = ['ping']", "service.wg.ports[0]", "run the program with a group or user"),
+    ('["udp/10000-10010"]', '["pings"]', "service.vpn.ports[0]", "or ping, ipip, 6in4, gre (did you mean 'ping'?)"),
+    ("kernel = true", "kernel = true\nto = ['192.0.2.1']", "service.wg.to", "name protocols in 'ports' (ipip, 6in4, gre)"),
+    ('kernel = true\nsport = ["udp/51820"]', "kernel = true\nports = ['gre']", "service.wg", "'to' is missing: the kernel's gre packets have no mark"),
+    ("kernel = true", "kernel = true\nports = ['gre']\nto = ['192.0.2.1']", "service.wg.sport", "excludes 'ports'"),
+    ('kernel = true\nsport = ["udp/51820"]', "kernel = true\nports = ['gre']\nto = ['fe80::1']", "service.wg.to[0]", "no tunnel to fe80::1/128"),
+    ('kernel = true\nsport = ["udp/51820"]', "kernel = true\nports = ['gre']\nto = ['0.0.0.0/0']", "service.wg.to[0]", "name its other end"),
+    ("kernel = true", "kernel = true\nports = ['esp']", "service.wg.ports[0]", "before they are encrypted"),
+    ("kernel = true", "kernel = true\nports = ['l2tp']", "service.wg.ports[0]", "let L2TP use UDP"),
+    ("kernel = true", "kernel = true\nports = ['gra']", "service.wg.ports[0]", "or ping, ipip, 6in4, gre"),
+    ('["udp/10000-10010"]', '["gre"]', "service.vpn.ports[0]", "name them in a service with 'kernel = true'"),
+    (
+        "user = 900",
+        "user = 900\n[service.a]\nuplink = 'wan'\nkernel = true\nports = ['gre']\nto = ['192.0.2.0/24']\n"
+        "[service.b]\nuplink = 'lte'\nkernel = true\nports = ['ipip', 'gre']\nto = ['192.0.3.1', '192.0.2.7']",
+        "service.b.to[1]", "service 'a' sends gre to 192.0.2.7/32 by uplink 'wan'; a tunnel has one uplink",
+    ),
     ('["udp/51820"]', "['udp/1', 'tcp/9-10']", "service.wg.sport[1]", "use UDP; write 'udp/9'"),
     ('["udp/51820"]', "51820", "service.wg.sport", "expected a list in [ ], got a number"),
     ("group = 800", "group = 800\nsport = ['udp/1']", "service.vpn.sport", "with a group or user, 'ports' restricts"),

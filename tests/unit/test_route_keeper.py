@@ -13,10 +13,11 @@ from nftpolicy.kernel.netlink import rtnl_decode as messages
 from nftpolicy.kernel.netlink.attributes import attribute
 from nftpolicy.kernel.netlink.monitor import ChangeSet
 from nftpolicy.kernel.netlink.route_mover import KernelRoute, RouteListing
-from nftpolicy.netstate.routing import Route
+from nftpolicy.netstate.routing import RTPROT_NFTPOLICY, Route
 from nftpolicy.policy.load import load
 from nftpolicy.runtime.apply.state_dir import StateDir
 from nftpolicy.runtime.watch.route_keeper import SETTLE_SECONDS, RouteKeeper, misplaced_routes
+from nftpolicy.runtime.watch.route_placement import UplinkTable, plan_moves
 from tests.unit.test_watch import POLICY, TOML
 
 DEFAULT = Route(4, 254, gateway="192.0.2.1", device="br-wan", protocol=3)
@@ -55,15 +56,19 @@ class RouteMemory:
         return self.known
 
     def own_main_routes(self):
-        return {one.destination: KernelRoute(one, b"") for one in self.held if one.kind != "unicast"}
+        return {
+            one.destination: KernelRoute(one, b"")
+            for one in self.held
+            if (one.table, one.protocol) == (254, RTPROT_NFTPOLICY)
+        }
 
-    def add_main_route(self, network, kind):
+    def add_main_route(self, network, kind, device, prefsrc):
         if code := self.refuse.get("unreachable"):
             return code
-        self.held.append(unreachable(str(network), kind))
+        self.held.append(evolve(unreachable(str(network), kind), device=device, prefsrc=prefsrc))
         return 0
 
-    def install(self, kernel_route, table, protocol=None):
+    def install(self, kernel_route, table, protocol=None, beside=False):
         if code := self.refuse.get("put"):
             return code
         moved = evolve(kernel_route.route, table=table, onlink=bool(kernel_route.route.gateway))
@@ -78,6 +83,11 @@ class RouteMemory:
         self.held.remove(kernel_route.route)
         return 0
 
+    def delete_default(self, device, gateway, table):
+        ours = [one for one in self.held if (one.device, one.gateway, one.table) == (device, gateway, table)]
+        self.held = [one for one in self.held if one not in ours]
+        return 0 if ours else errno.ESRCH
+
     def events(self, name):
         return [facts for event, facts in self.log if event == name]
 
@@ -87,9 +97,9 @@ def state_directory(tmp_path, monkeypatch):
     monkeypatch.setattr(RouteMemory, "directory", tmp_path)
 
 
-def started_keeper(memory):
+def started_keeper(memory, policy=POLICY):
     found = RouteKeeper(memory)
-    found.set_policy(POLICY)
+    found.set_policy(policy)
     found.process(ChangeSet())
     return found
 
@@ -311,6 +321,31 @@ def test_private_networks_are_unreachable_before_routes_move() -> None:
     assert [one.destination for one in memory.held if one.kind == "unreachable"] == ["fd77::/64"]
 
 
+@pytest.mark.parametrize(
+    ("more", "closed"),
+    [
+        ('[lan.nas]\nuplink = "wan"\nto = ["192.168.0.0/16", "fd77::5"]\n', ["10.0.0.0/8"]),
+        ("mdns", []),
+        ("ssdp", []),
+    ],
+)
+def test_network_of_lan_stays_reachable_in_main(more, closed) -> None:
+    connected = evolve(CONNECTED, destination="192.168.7.0/24", prefsrc="192.168.7.2")
+    memory = RouteMemory(connected)
+    memory.known = {"br-wan": ("192.168.7.2/24", "192.168.7.3/24", "fd77::2/64", "10.1.2.3/8")}
+    text = TOML + more.encode() if "[" in more else TOML.replace(b'["arp"', f'["{more}", "arp"'.encode())
+    assert text != TOML
+    started_keeper(memory, load(text)[0])
+    own = {one.destination: (one.kind, one.device) for one in memory.held if one.protocol == RTPROT_NFTPOLICY}
+    assert {name for name, route in own.items() if route == ("unicast", "br-wan")} == set(own) - set(closed)
+    assert [own[name] for name in closed] == [("unreachable", None)] * len(closed)
+    assert set(own) == {"192.168.7.0/24", "fd77::/64", "10.0.0.0/8"}
+    sources = {one.destination: one.prefsrc for one in memory.held if one.protocol == RTPROT_NFTPOLICY}
+    assert (sources["192.168.7.0/24"], sources["fd77::/64"]) == ("192.168.7.2", None)
+    (event,) = memory.events("private-networks")
+    assert (event.get("closed", []), len(event["reachable"])) == (closed, 3 - len(closed))
+
+
 def test_deleted_unreachable_route_is_added_again() -> None:
     memory = RouteMemory()
     memory.known = {"br-wan": ("10.1.2.3/8",)}
@@ -352,3 +387,34 @@ def test_network_with_unmarked_flows_is_left_to_later_rules(text) -> None:
     memory.at += 1
     keeper.process(ChangeSet())
     assert memory.held == [unreachable("10.0.0.0/8")]
+
+
+def test_routes_of_two_devices_stay_beside_each_other() -> None:
+    targets = dict.fromkeys(("eth0", "wlan0"), UplinkTable("wan", 1))
+    wired, wireless = (evolve(DEFAULT, device=device) for device in targets)
+    in_table = evolve(wired, table=1)
+    for present in ((wired, wireless), (in_table, wireless)):
+        *_, moved = plan_moves(targets, present, {}).misplaced
+        assert (moved.has_sibling, moved.superseded) == (True, ())
+    (moved,) = plan_moves(targets, (in_table, evolve(wired, gateway="192.0.2.254")), {}).misplaced
+    assert (moved.has_sibling, moved.superseded) == (False, (in_table,))
+
+
+def test_advertised_router_supersedes_no_other() -> None:
+    other = evolve(BY_RA, gateway="fe80::2")
+    (moved,) = plan_moves({"br-wan": UplinkTable("wan", 1)}, (evolve(BY_RA, table=1), other), {}).misplaced
+    assert moved.superseded == ()
+
+
+def test_default_route_of_withdrawn_router_is_deleted() -> None:
+    in_table = evolve(BY_RA, table=1)
+    memory = RouteMemory(in_table)
+    one = started_keeper(memory)
+    memory.at += 1
+    one.process(ChangeSet(withdrawn_routers={("br-wan", "fe80::2"), ("bat0", "fe80::1")}))
+    assert memory.held == [in_table]
+    memory.at += 1
+    one.process(ChangeSet(withdrawn_routers={("br-wan", "fe80::1")}))
+    assert memory.held == []
+    (event,) = memory.events("route-withdrawn")
+    assert event == {"routes": ["default via fe80::1 dev br-wan table 1"], "why": "its router has withdrawn it"}

@@ -208,6 +208,7 @@ LOOKUP = {"family": socket.AF_INET, "priority": 5, "action": 1, "protocol": 78, 
             {**LOOKUP, "iifname": "lo", "ip_proto": 17, "dport_range": "53:53"},
         ),
         (IpRule(4, 5, table=100, oif="wan"), {**LOOKUP, "oifname": "wan"}),
+        (IpRule(4, 5, table=100, suppress_prefix=0), {**LOOKUP, "suppress_prefixlen": 0}),
         (IpRule(4, 5, table=100, l4proto=17, sports=(1, 2)), {**LOOKUP, "ip_proto": 17, "sport_range": "1:2"}),
         *(
             (IpRule(4, 5, action), {"family": socket.AF_INET, "priority": 5, "action": code, "protocol": 78})
@@ -226,7 +227,6 @@ def test_rule_is_written_with_exactly_its_keys(writer: FakeWriter, rule: IpRule,
     [
         {"source": "10.0.0.0/8"},
         {"goto": 0},
-        {"suppress_prefix": 0},
         {"suppress_group": 0},
         {"tos": 16},
         {"invert": True},

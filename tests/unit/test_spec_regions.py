@@ -1,12 +1,19 @@
 """Specification: its regions, devices and ip rules."""
 
-import pytest
+from ipaddress import IPv4Network
 
+import pytest
+from attrs import evolve
+
+from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.model.symbolic.box import points
+from nftpolicy.policy.objects import Lan
 from nftpolicy.proof.context import ProofContext
 from nftpolicy.proof.entitlement import entitled_regions, reply_regions
 from nftpolicy.proof.policy_spec import EXEMPTIONS, build_spec
+from nftpolicy.proof.prover import prove_guard
 from nftpolicy.proof.spec import Region, ServiceSpec, UplinkSpec
+from nftpolicy.proof.verdict import REFUTED
 from tests.unit.proved_policy import POLICY, SPEC, STATE
 
 IN_FIRST_FRAGMENT = {"sport", "dport", "icmp.type", "icmpv6.type", "tcp.rst"}
@@ -59,3 +66,13 @@ def test_region_of_another_family_has_no_box():
 def test_devices_of_a_spec_are_uplinks_ports_and_inside():
     spec = build_spec(POLICY, {"wan": ("port0",)})
     assert sorted(spec.devices) == ["lan", "lo", "lte", "port0", "wan"]
+
+
+def test_lan_of_public_network_is_no_part_of_the_spec():
+    """A policy of the Python API is not validated: its state is no leak of the specification only if it has none."""
+    lan = Lan("wan", (IPv4Network("192.168.0.0/15"), IPv4Network("198.51.100.0/24")))
+    policy = evolve(POLICY, lan={"nas": lan})
+    (exemption,) = [one for one in build_spec(policy).uplinks[0].exemptions if one.is_lan]
+    assert {region.fields["daddr"] for region in exemption.headers[4]} == {((0xC0A80000, 0xC0A8FFFF),)}
+    proof = prove_guard(compile_policy(policy), build_spec(policy))
+    assert proof.property_verdict("P1") == REFUTED

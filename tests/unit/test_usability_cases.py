@@ -13,6 +13,7 @@ from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
 from nftpolicy.proof.assumptions import add_assumed_environment
 from nftpolicy.proof.context import ProofContext
+from nftpolicy.proof.lan_cases import lan_cases, lan_notes
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.spec import Region, Spec, UplinkSpec
 from nftpolicy.proof.usability_case import (
@@ -161,3 +162,24 @@ def test_inside_address_is_of_no_uplink_and_not_of_lo():
 )
 def test_link_local_and_group_addresses_need_a_device(address, needed):
     assert needs_device(parse_address(address)) is needed
+
+
+def test_lan_is_tried_by_connected_routes_of_the_uplink():
+    lan = '[lan.nas]\nuplink = "wan"\nto = ["192.168.1.0/24", "fd77::/64"]\nuser = 1000\nports = ["tcp/445"]\n'
+    cases = [case for case in cases_of(UPLINK + lan) if case.entry == "lan nas"]
+    assert [(case.packet.destination, case.packet.uid, case.packet.dport, case.packet.mark) for case in cases] == [
+        (parse_address("192.168.1.1"), 1000, 445, 0),
+        (parse_address("fd77::1"), 1000, 445, 0),
+    ]
+    assert {(case.property, case.outcome, case.device) for case in cases} == {("P3", "leaves", "wan")}
+
+
+def test_lan_without_connected_route_is_noted():
+    policy = load((UPLINK + '[lan.nas]\nuplink = "wan"\nto = ["192.168.1.0/24"]\n').encode())[0]
+    state = NetState(routes=(Route(4, 254, "192.168.1.0/24", device="lan"),))
+    spec = build_spec(policy)
+    context = ProofContext(state, spec.devices, spec.masks)
+    assert list(lan_cases(context, spec.uplinks[0])) == []
+    assert list(lan_notes(context, spec)) == [
+        "no IPv4 packet was tried for lan nas: none of its networks is connected now"
+    ]

@@ -56,7 +56,7 @@ def _uplink_table(policy: Policy) -> Table:
             str(uplink.mark),
             str(uplink.table),
             " ".join(services),
-            " ".join(uplink.exempt),
+            " ".join((*uplink.exempt, *(f"lan.{key}" for key, lan in policy.lan.items() if lan.uplink == name))),
             " ".join(answer.name for answer in uplink.answer),
         )
     return table

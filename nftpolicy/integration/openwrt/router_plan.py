@@ -58,10 +58,12 @@ def require_expressible(rule: IpRule, *more: str) -> IpRule:
 
 
 def _rule(item: IpRule) -> CheckedText:
-    rule = require_expressible(item, "iif", "oif", "l4proto", "dports", "sports")
+    rule = require_expressible(item, "iif", "oif", "l4proto", "dports", "sports", "suppress_prefix")
     parts = [fill("{priority}: from all", priority=rule.priority)]
     if rule.destination:
-        parts.append(fill("to {prefix}", prefix=word(rule.destination)))
+        # ip prints an address without its length.
+        prefix = rule.destination.removesuffix("/128" if rule.family == 6 else "/32")
+        parts.append(fill("to {prefix}", prefix=word(prefix)))
     if rule.mask:
         template = "fwmark {mark:#x}/{mask:#x}" if rule.mask != FULL_MASK else "fwmark {mark:#x}"
         parts.append(fill(template, mark=rule.mark, mask=rule.mask))
@@ -80,6 +82,8 @@ def _rule(item: IpRule) -> CheckedText:
             parts.append(fill(template, selector=word(selector), low=low, high=high))
     if rule.action == "lookup":
         parts.append(fill("lookup {table}", table=rule.table))
+        if rule.suppress_prefix is not None:
+            parts.append(fill("suppress_prefixlength {length}", length=rule.suppress_prefix))
     else:
         parts.append(fill("{type}", type=_ROUTE_TYPES[rule.action]))
     return join(" ", parts)

@@ -17,6 +17,12 @@ def unsupported_features(policy: Policy) -> Iterator[tuple[KeyPath, str]]:
     for name, service in policy.service.items():
         mark = policy.uplink[service.uplink].mark.value
         yield from ((("service", name, key), text) for key, text in _service_features(service, mark))
+    for name in policy.lan:
+        yield (
+            ("lan", name),
+            "the routes of the uplink's own network are in its table on the router, so packets without the mark do not "
+            "get there; give the program a service",
+        )
     for name, uplink in policy.uplink.items():
         yield from ((("uplink", name, *key), text) for key, text in _uplink_features(uplink))
 

@@ -66,9 +66,8 @@ def _rule_keys(rule: IpRule) -> dict[str, Any]:
 
     Raises ValueError for a selector that is not listed here.
     """
-    unsupported = (rule.source, rule.goto)
-    suppressors = (rule.suppress_prefix, rule.suppress_group)
-    if any(value is not None for value in (*unsupported, *suppressors)) or rule.tos or rule.invert or rule.l3mdev:
+    unsupported = (rule.source, rule.goto, rule.suppress_group)
+    if any(value is not None for value in unsupported) or rule.tos or rule.invert or rule.l3mdev:
         raise ValueError(f"unsupported selector in a rule to write: {rule}")
     keys: dict[str, Any] = {
         "family": nl.ADDRESS_FAMILY[rule.family],
@@ -83,6 +82,8 @@ def _rule_keys(rule: IpRule) -> dict[str, Any]:
     if rule.destination:
         address, length = rule.destination.split("/")
         keys |= {"dst": address, "dst_len": int(length)}
+    if rule.suppress_prefix is not None:
+        keys["suppress_prefixlen"] = rule.suppress_prefix
     if rule.uids:
         keys["uid_range"] = f"{rule.uids[0]}:{rule.uids[1]}"
     if rule.iif is not None:
@@ -91,6 +92,8 @@ def _rule_keys(rule: IpRule) -> dict[str, Any]:
         keys["oifname"] = rule.oif
     if rule.l4proto is not None:
         keys["ip_proto"] = rule.l4proto
+    if rule.suppress_prefix is not None:
+        keys["suppress_prefixlen"] = rule.suppress_prefix
     for key, ports in (("sport_range", rule.sports), ("dport_range", rule.dports)):
         if ports:
             keys[key] = f"{ports[0]}:{ports[1]}"
@@ -121,6 +124,8 @@ def _route_keys(route: Route, devices: dict[str, int]) -> dict[str, Any]:
         if route.device not in devices:
             raise OSError(errno.ENODEV, f"there is no device {route.device}")
         keys["oif"] = devices[route.device]
+    if route.family == 4 and route.scope not in (None, "global"):
+        keys["scope"] = route.scope  # without it, the kernel would not find the route to delete
     if route.onlink:
         keys["flags"] = ["onlink"]
     return keys

@@ -79,6 +79,8 @@ def reader(expression: nft.Expression, point: HookPoint) -> Reader:
             return _payload(protocol, name, point)
         case nft.RawPayload("th", _, _):
             return _raw_transport
+        case nft.RawPayload("nh", 0, 24) if point.hook == "egress":
+            return lambda view: _known(view.fields.get(("llc", "header"), arp_form.format_bits(view, 0, 24)))
         case nft.RawPayload("nh", offset, length):
             return lambda view: _known(arp_form.format_bits(view, offset, length))
         case nft.Fib(result, keys):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 
-from ...netstate.nft import FULL_MASK, Element, Expression, Meta, Payload, Value
+from ...netstate.nft import FULL_MASK, Element, Expression, Meta, Payload, RawPayload, Value
 from ...netstate.nft.symbols import (
     CT_DIRECTIONS,
     DEVICE_TYPES,
@@ -34,7 +34,7 @@ MAX_VALUES = {
     "ethertype": 0xFFFF, "nfproto": 15, "pkttype": 7, "ttl": 255, "icmp.type": 255, "icmp.code": 255,
     "icmpv6.type": 255, "icmpv6.code": 255, "length": 0xFFFF, "igmp.type": 255,
     "readable": 3, "link.readable": 3,
-    "ether.type": 0xFFFF, "ether.readable": 1, "oiftype": 0xFFFF,
+    "ether.type": 0xFFFF, "ether.readable": 1, "llc": 0xFFFFFF, "oiftype": 0xFFFF,
     "ct.state": len(CT_STATES) - 1, "ct.direction": 1, "ct.confirmed": 1, **{f"tcp.{flag}": 1 for flag in TCP_FLAGS},
 }  # fmt: skip
 
@@ -166,6 +166,8 @@ META_FIELDS: dict[str, tuple[str, Parse, Box]] = {
 # The same for the egress hook of a device: the frame's own ethertype, and the type of the device.
 EGRESS_FIELDS: dict[Expression, tuple[str, Parse, Box]] = {
     Payload("ether", "type"): ("ether.type", _named(ETHERTYPE_NUMBERS), {"ether.readable": points(1)}),
+    # The first bytes behind the link header: of an IEEE 802.2 frame, its LLC header.
+    RawPayload("nh", 0, 24): ("llc", parse_number, {LINK_READABLE: WHOLE}),
     Meta("oiftype"): ("oiftype", _named(DEVICE_TYPES), {}),
 }
 

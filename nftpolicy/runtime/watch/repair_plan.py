@@ -232,7 +232,7 @@ def sum_drop_counters(counters: CounterValues) -> int:
     )
 
 
-_ACCEPT_COUNTERS = frozenset({"exempt", "answer"})
+_ACCEPT_COUNTERS = frozenset({"exempt", "lan", "answer"})
 
 
 def origin_fields(author: Origin) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from ipaddress import IPv4Network, IPv6Network
 
 from ...kernel.netlink.monitor import ChangeSet
 from ...kernel.netlink.route_mover import MAX_ROUTES, KernelRoute, RouteListing
 from ...netstate.formats.ip_text import display_text
 from ...netstate.routing import Route
-from ...policy.objects import Policy
+from ...policy.objects import Network, Policy
 from ..apply.journal import PolicySource
 from ..apply.moved_routes import MovedRoute, MovedRouteFile, updated_record
 from ..apply.state_dir import Locked
@@ -24,7 +23,7 @@ from ..rate_limiter import RateLimiter, earliest_deadline
 from . import route_placement
 from .environment import Environment, RouteAccess
 from .repair_plan import ConflictDetector
-from .route_placement import MisplacedRoute, UplinkTable
+from .route_placement import MisplacedRoute, NetworkRoute, UplinkTable
 
 # Seconds for which a connected route stays in main, so that gateways can be added through it.
 SETTLE_SECONDS = 3.0
@@ -46,6 +45,7 @@ class RouteKeeper:
         self._source: PolicySource | None = None
         self._targets: Mapping[str, UplinkTable] = {}
         self._unmarked: frozenset[str] = frozenset()
+        self._reachable: Mapping[str, tuple[Network, ...]] = {}
         self._limiter = RateLimiter(_PAUSE, _COST_FACTOR)
         self._conflicts = ConflictDetector()
         self._first_seen: dict[Route, float] = {}  # connected routes in main
@@ -54,6 +54,7 @@ class RouteKeeper:
         self._conflict_until = 0.0
         self._unlogged_moves = 0
         self._too_many: frozenset[tuple[str, int]] = frozenset()
+        self._withdrawn_routers: set[tuple[str, str]] = set()  # device and address
 
     def set_policy(self, policy: Policy | None, source: PolicySource | None = None) -> None:
         """Keep the routes of the uplinks of this policy from now on; None: no routes.
@@ -63,10 +64,12 @@ class RouteKeeper:
         targets = {} if policy is None else route_placement.uplink_tables(policy)
         self._source = source
         self._unmarked = frozenset() if policy is None else route_placement.devices_with_unmarked_flows(policy)
+        self._reachable = {} if policy is None else route_placement.reachable_networks(policy)
         if targets != self._targets:
             self._targets = targets
             self._first_seen.clear()
             self._logged_failures.clear()
+            self._withdrawn_routers.clear()
             self._later = None
         self._limiter.request()
 
@@ -81,7 +84,9 @@ class RouteKeeper:
         if self._access is None or not self._targets:
             return
         now = self._now()
-        if changes.route_added or changes.links or changes.addresses or changes.deleted_routes:
+        withdrawn = {router for router in changes.withdrawn_routers if router[0] in self._targets}
+        self._withdrawn_routers |= withdrawn
+        if changes.route_added or changes.links or changes.addresses or changes.deleted_routes or withdrawn:
             self._limiter.request()
         due = earliest_deadline((self._limiter.due(), self._later))
         if due is not None and now >= due:
@@ -102,11 +107,13 @@ class RouteKeeper:
             self._unlogged_moves = 0
 
     def _place_routes(self, access: RouteAccess, now: float) -> None:
+        self._withdraw_routers(access)
         listing = access.list_routes(self._targets)
         self._log_too_many(listing)
         kernel_routes = {kernel_route.route: kernel_route for kernel_route in listing.routes}
         addresses = access.addresses(self._targets)
-        self._close_networks(access, route_placement.private_networks(addresses, self._unmarked), now)
+        networks = route_placement.private_networks(addresses, self._unmarked, self._reachable)
+        self._route_networks(access, networks, now)
         moves = route_placement.plan_moves(self._targets, kernel_routes, addresses)
         self._first_seen = {
             misplaced_route.route: self._first_seen.get(misplaced_route.route, now)
@@ -117,7 +124,7 @@ class RouteKeeper:
         moved = [
             misplaced_route
             for misplaced_route in moves.misplaced[:_MAX_MOVES]
-            if self._move(access, kernel_routes[misplaced_route.route], misplaced_route, now)
+            if self._move(access, kernel_routes, misplaced_route, now)
         ]
         withdrawn = [
             route
@@ -133,25 +140,39 @@ class RouteKeeper:
         self._later = earliest_deadline((self._later, *settled))
         self._log_moves(moved, withdrawn, now)
 
-    def _close_networks(
-        self, access: RouteAccess, networks: Mapping[IPv4Network | IPv6Network, str], now: float
-    ) -> None:
+    def _withdraw_routers(self, access: RouteAccess) -> None:
+        """Delete the default routes by routers that have withdrawn, before routes of later advertisements are moved."""
+        for device, router in sorted(self._withdrawn_routers):
+            table = self._targets[device].table
+            if not access.delete_default(device, router, table):
+                route = f"default via {router} dev {device} table {table}"
+                self._log("route-withdrawn", {"routes": [route], "why": "its router has withdrawn it"})
+        self._withdrawn_routers.clear()
+
+    def _route_networks(self, access: RouteAccess, networks: Mapping[Network, NetworkRoute], now: float) -> None:
         """Give the private networks of the uplinks their routes in table main, before others are moved away.
 
         The metric is the worst one, so that each other route to the same network wins.
         """
-        wanted = {str(network): (network, kind) for network, kind in networks.items()}
+        wanted = {str(network): (network, route) for network, route in networks.items()}
         present = access.own_main_routes()
-        unchanged = {name for name, entry in present.items() if name in wanted and entry.route.kind == wanted[name][1]}
+        unchanged = {
+            name for name, entry in present.items() if name in wanted and _network_route(entry.route) == wanted[name][1]
+        }
         changed = False
         for name in sorted(present.keys() - unchanged):
             changed |= not self._check_errno(access.delete(present[name]), present[name].route, now)
         for name in sorted(wanted.keys() - unchanged):
-            if code := access.add_main_route(*wanted[name]):
-                self._log_failure(f"{wanted[name][1]} {name}", code, now)
+            network, route = wanted[name]
+            if code := access.add_main_route(network, route.kind, route.device, route.prefsrc):
+                self._log_failure(f"{route.kind} {name}", code, now)
             changed |= not code
         if changed:
-            self._log("private-networks", {"closed": sorted(wanted)})
+            by_effect = {
+                "closed": sorted(name for name, (_, route) in wanted.items() if route.device is None),
+                "reachable": sorted(name for name, (_, route) in wanted.items() if route.device is not None),
+            }
+            self._log("private-networks", {effect: names for effect, names in by_effect.items() if names})
 
     def _record_moves(
         self,
@@ -182,19 +203,31 @@ class RouteKeeper:
         self._too_many = frozenset(listing.too_many)
 
     def _move(
-        self, access: RouteAccess, kernel_route: KernelRoute, misplaced_route: MisplacedRoute, now: float
+        self,
+        access: RouteAccess,
+        kernel_routes: Mapping[Route, KernelRoute],
+        misplaced_route: MisplacedRoute,
+        now: float,
     ) -> bool:
         """Add the route to the uplink's table, then delete it from the other one.
 
         Return True on any change.
         """
+        kernel_route = kernel_routes[misplaced_route.route]
         added = not misplaced_route.already_there and not misplaced_route.ours_wins
         # A route with a lifetime is written again even if the copy exists: that renews the
         # lifetime.
         if added or (misplaced_route.already_there and misplaced_route.route.expires is not None):
-            code = access.install(kernel_route, misplaced_route.target.table, misplaced_route.new_protocol)
+            code = access.install(
+                kernel_route,
+                misplaced_route.target.table,
+                misplaced_route.new_protocol,
+                beside=misplaced_route.has_sibling,
+            )
             if self._check_errno(code, misplaced_route.route, now):
                 return False
+            for route in misplaced_route.superseded:
+                self._check_errno(access.delete(kernel_routes[route]), route, now)
         if misplaced_route.is_connected and now < self._first_seen[misplaced_route.route] + SETTLE_SECONDS:
             return added
         self._first_seen.pop(misplaced_route.route, None)
@@ -235,6 +268,12 @@ class RouteKeeper:
         if failure not in self._logged_failures:
             self._logged_failures.add(failure)
             self._log("failed", {"what": subject, "why": failure[1]})
+
+
+def _network_route(route: Route) -> NetworkRoute:
+    """Return what a route of nftpolicy does; the kernel attaches an IPv6 route without a device to lo."""
+    is_unicast = route.kind == "unicast"
+    return NetworkRoute(route.kind, route.device, route.prefsrc) if is_unicast else NetworkRoute(route.kind)
 
 
 def _shortened(texts: list[str]) -> list[str]:

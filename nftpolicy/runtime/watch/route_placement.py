@@ -12,18 +12,18 @@ forward (unreachable and such).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from ipaddress import IPv6Network, ip_interface, ip_network
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ...compiler.reply_routing import answered_udp_ports
 from ...netstate.routing import RTPROT_KERNEL, RTPROT_NFTPOLICY, RTPROT_RA, TABLE_LOCAL, Route
-from ...policy.objects import Policy
+from ...policy.objects import Network, Policy
+from ...policy.vocabulary import PRIVATE_NETWORKS
 from ..apply.moved_routes import has_same_nexthops, route_key
 
 _LINK_LOCAL = IPv6Network("fe80::/10")
-# RFC 1918, RFC 3927, RFC 4193.
-_PRIVATE = tuple(map(ip_network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7")))
+_PRIVATE = tuple(ip_network(text) for blocks in PRIVATE_NETWORKS.values() for text in blocks)
 
 # Device -> its addresses and peer addresses, as ADDRESS/LENGTH.
 AddressesByDevice = Mapping[str, Collection[str]]
@@ -52,7 +52,9 @@ class MisplacedRoute:
     to the same destination, which stays. `is_connected`: the route leads to the network of an
     address or to a single neighbour, so the program that added it may need it for some seconds to
     add a gateway (fib_check_nh in net/ipv4/fib_semantics.c). `new_protocol`: protocol of the copy;
-    None: unchanged.
+    None: unchanged. `has_sibling`: another device of the uplink has a route to the same destination,
+    such as one in the same network; both stay. `superseded`: routes of the table to delete once the
+    copy is there, since the network has named another gateway on the same device.
     """
 
     route: Route
@@ -61,6 +63,8 @@ class MisplacedRoute:
     ours_wins: bool = False
     is_connected: bool = False
     new_protocol: int | None = None
+    has_sibling: bool = False
+    superseded: tuple[Route, ...] = ()
 
 
 @frozen
@@ -95,9 +99,11 @@ def plan_moves(targets: Mapping[str, UplinkTable], routes: Iterable[Route], addr
         if len(route_targets) > 1 or target is None:
             mixed.append(route)
         elif route.table != target.table:
-            misplaced.append(
-                _misplaced_route(route, target, by_key.get((target.table, route_key(route)), ()), addresses)
-            )
+            same_key = by_key.get((target.table, route_key(route)), ())
+            siblings = [*same_key, *by_key[route.table, route_key(route)]]
+            moved = _misplaced_route(route, target, same_key, addresses)
+            has_sibling = any(_devices(other) != _devices(route) for other in siblings if _is_movable(other))
+            misplaced.append(evolve(moved, has_sibling=has_sibling, superseded=_superseded(moved, same_key)))
         elif route.protocol == RTPROT_KERNEL and _is_on_link(route):
             current = metrics.get(_address_key(route), {route.metric})
             if route.metric not in current or not _is_of_address(route, addresses):
@@ -116,7 +122,8 @@ def _metrics_of_addresses(
     metrics: dict[tuple[object, ...], set[int]] = {}
     for route in routes:
         target = targets.get(str(route.device))
-        if target and route.table != target.table and route.protocol == RTPROT_KERNEL and route.prefsrc:
+        is_misplaced = target is not None and route.table != target.table and _is_movable(route)
+        if is_misplaced and route.protocol == RTPROT_KERNEL and route.prefsrc:
             metrics.setdefault(_address_key(route), set()).add(route.metric)
     return metrics
 
@@ -138,23 +145,58 @@ def devices_with_unmarked_flows(policy: Policy) -> frozenset[str]:
     )
 
 
-def private_networks(addresses: AddressesByDevice, unmarked: Collection[str]) -> dict[IPv4Network | IPv6Network, str]:
-    """Return the private networks of the addresses of uplinks' devices, each with the kind of its route in main.
+@frozen
+class NetworkRoute:
+    """Route in main to a private network of an uplink: its kind; of a unicast route, the device and its address."""
+
+    kind: str
+    device: str | None = None
+    prefsrc: str | None = (
+        None  # IPv4, as the kernel's own route; without it another address of the device is the source
+    )
+
+
+def private_networks(
+    addresses: AddressesByDevice, unmarked: Collection[str], reachable: Mapping[str, Collection[Network]]
+) -> dict[Network, NetworkRoute]:
+    """Return the private networks of the addresses of uplinks' devices, each with its route in main.
 
     What is sent to one of them without the uplink's mark, such as a login to a file server, is meant for
     that network and for no tunnel. A public prefix could be that of any host, so it is left to routing.
-    "unreachable" is an error at once. "throw" leaves the packet to the ip rules behind main, for the
-    devices `unmarked`; the last one is an error.
+    A unicast route leads there if packets may leave without the mark to some host of the network:
+    `reachable` has these networks by device, and the guard judges each packet. "unreachable" is an
+    error at once. "throw" leaves the packet to the ip rules behind main, for the devices `unmarked`;
+    the last one is an error.
     """
-    kinds: dict[IPv4Network | IPv6Network, str] = {}
+    routes: dict[Network, NetworkRoute] = {}
     for device, texts in addresses.items():
-        for network in (ip_interface(text).network for text in texts):
-            if network.prefixlen < network.max_prefixlen and _is_private(network):
-                kinds[network] = "throw" if device in unmarked else kinds.get(network, "unreachable")
-    return kinds
+        for interface in map(ip_interface, texts):
+            network = interface.network
+            known = routes.get(network)
+            if network.prefixlen == network.max_prefixlen or not _is_private(network) or (known and known.device):
+                continue
+            if any(network.version == other.version and network.overlaps(other) for other in reachable.get(device, ())):
+                source = str(interface.ip) if network.version == 4 else None
+                routes[network] = NetworkRoute("unicast", device, source)
+            elif device in unmarked or known is None:
+                routes[network] = NetworkRoute("throw" if device in unmarked else "unreachable")
+    return routes
 
 
-def _is_private(network: IPv4Network | IPv6Network) -> bool:
+def reachable_networks(policy: Policy) -> dict[str, tuple[Network, ...]]:
+    """Return the networks to whose hosts packets may leave without the mark, by device of an uplink.
+
+    Those of `lan`, and all private ones for the unicast answers of multicast DNS and SSDP.
+    """
+    networks: dict[str, tuple[Network, ...]] = {}
+    for name, uplink in policy.uplink.items():
+        answers = _PRIVATE if {"mdns", "ssdp"} & set(uplink.exempt) else ()
+        own = [network for lan in policy.lan.values() if lan.uplink == name for network in lan.to]
+        networks |= dict.fromkeys(uplink.devices, (*answers, *own))
+    return networks
+
+
+def _is_private(network: Network) -> bool:
     return any(network.version == block.version and network.subnet_of(block) for block in _PRIVATE)  # type: ignore[arg-type]
 
 
@@ -186,7 +228,22 @@ def _misplaced_route(
     )
 
 
-def destination_network(route: Route) -> IPv4Network | IPv6Network:
+def _superseded(moved: MisplacedRoute, same_key: Collection[Route]) -> tuple[Route, ...]:
+    """Return the routes of the table that the copy replaces. Several routers may send advertisements."""
+    if moved.already_there or moved.ours_wins or moved.route.protocol == RTPROT_RA:
+        return ()
+    return tuple(
+        other
+        for other in same_key
+        if other.protocol == moved.route.protocol and not other.nexthops and _devices(other) == _devices(moved.route)
+    )
+
+
+def _devices(route: Route) -> set[str | None]:
+    return {hop.device for hop in route.all_nexthops}
+
+
+def destination_network(route: Route) -> Network:
     """Return the destination of a route as a network."""
     everything = "0.0.0.0/0" if route.family == 4 else "::/0"
     return ip_network(everything if route.destination == "default" else route.destination)
