@@ -162,6 +162,22 @@ def test_copied_route_is_removed_with_its_address() -> None:
     assert memory.events("route-withdrawn")
 
 
+def test_copied_route_is_removed_with_its_metric() -> None:
+    """As systemd-networkd 252 does when it starts again: the same address, with the metric 0."""
+    old = evolve(CONNECTED, metric=1024)
+    memory = RouteMemory(evolve(old, table=1))
+    other = evolve(old, table=1, prefsrc="192.0.2.3")
+    memory.known = {"br-wan": ("192.0.2.2/24", "192.0.2.3/24")}
+    memory.held.append(other)
+    one = started_keeper(memory)
+    assert memory.done == [], "the control: without a new route they stay"
+    memory.held.append(CONNECTED)
+    memory.at += 1
+    one.process(ROUTED)
+    assert memory.held == [other, CONNECTED, evolve(CONNECTED, table=1)]
+    assert memory.events("route-withdrawn")
+
+
 def test_present_route_gets_its_new_lifetime() -> None:
     memory = RouteMemory(evolve(BY_RA, table=1, onlink=True), BY_RA)
     started_keeper(memory)

@@ -277,7 +277,9 @@ class RouteKeeper:
             self._log("route-moved", {"routes": _shortened(texts), "to": table})
         if withdrawn:
             texts = list(map(display_text, withdrawn))
-            self._log("route-withdrawn", {"routes": _shortened(texts), "why": "its address was removed"})
+            self._log(
+                "route-withdrawn", {"routes": _shortened(texts), "why": "its address is gone, or has another metric"}
+            )
 
     def _check_errno(self, code: int, route: Route, now: float) -> int:
         if code:
