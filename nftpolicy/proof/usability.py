@@ -51,7 +51,7 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
     present, skipped = restrict_to_present(context.state, spec)
     results: dict[_Title, dict[int, list[_CaseResult]]] = {}
     uplinks = {uplink.name: uplink for uplink in spec.uplinks}
-    for case in usability_cases(context, present):
+    for case in usability_cases(context, present, spec.inside or ()):
         family = case.packet.family
         if family not in spec.families:
             continue
