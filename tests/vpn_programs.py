@@ -116,8 +116,8 @@ class OpenVpn:
 
     def __init__(self, lab: Lab) -> None:
         self._lab = lab
-        self._server = _certificate(lab.server, "server")
-        self._client = _certificate(lab.node, "client")
+        self._server = certificate(lab.server, "server")
+        self._client = certificate(lab.node, "client")
 
     @contextlib.contextmanager
     def server(self) -> Iterator[Program]:
@@ -149,7 +149,7 @@ def _ends(mine: int) -> list[str]:
     return ["--ifconfig", four, four_there, "--ifconfig-ipv6", f"{six}/{LENGTH[6]}", six_there]
 
 
-def _certificate(space: Namespace, name: str) -> str:
+def certificate(space: Namespace, name: str) -> str:
     """Create a key and a self-signed certificate as files of the namespace; return the fingerprint."""
     path = f"{FOLDER}/{name}"
     made = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2"

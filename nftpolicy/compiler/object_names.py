@@ -41,6 +41,7 @@ LAN_RULE_PRIORITY = 880
 # Behind main (32766), default (32767) and the rules of other software, which decide for unmarked packets.
 QUERY_RULE_PRIORITY = 33000
 QUERY_TABLE = 7853  # of the routes of DNS queries by lo; 853 is the port of DNS over TLS
+NETWORK_RULE_PRIORITY = 33090
 REPLY_RULE_PRIORITY = 33100
 FINAL_UNREACHABLE_PRIORITY = 40000
 

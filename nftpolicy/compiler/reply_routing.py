@@ -3,7 +3,8 @@
 
 The kernel looks up the route of a UDP reply in the call of the socket, before any hook can give it
 its mark: without one the call fails. So behind all other rules a packet from an answered port is
-looked up in the uplink's table.
+looked up in the uplink's table. With several uplinks, it is first looked up among the networks of
+each: the default route of one uplink must not get the replies to the neighbours of another.
 
 Packets of sockets that are bound to a device of the uplink are looked up there first. So is the
 gateway of a new route by that device (fib_check_nh): a DHCP client that gets another router in the
@@ -16,11 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from attrs import evolve
+
 from ..netstate.routing import IpRule
 from ..policy.objects import Policy, Port, Uplink
 from . import object_names
 
 _UDP = 17
+# Of a route that is no network: a default route, or a part of one that VPN clients and DHCP options use in its place
+# (0.0.0.0/1; OpenVPN's redirect-gateway: 2000::/3, fc00::/7).
+_LONGEST_DEFAULT = 7
 _MAX_PORT = 65534  # an ip rule cannot select port 65535 (fib_rule_port_range_valid, include/net/fib_rules.h)
 
 
@@ -32,12 +38,14 @@ def ip_rules(policy: Policy) -> Iterator[IpRule]:
 
 def _port_rules(policy: Policy) -> Iterator[IpRule]:
     """Yield the rules that give a UDP packet from an answered port a route if no other rule does."""
+    answering = [name for name, uplink in policy.uplink.items() if answered_udp_ports(uplink)]
     for family in (4, 6):
-        for name, uplink in policy.uplink.items():
+        for name in answering:
+            uplink = policy.uplink[name]
             for port in answered_udp_ports(uplink):
                 if port.low > _MAX_PORT:
                     continue
-                yield IpRule(
+                rule = IpRule(
                     family,
                     object_names.REPLY_RULE_PRIORITY,
                     table=uplink.table,
@@ -46,6 +54,10 @@ def _port_rules(policy: Policy) -> Iterator[IpRule]:
                     sports=(port.low, min(port.high, _MAX_PORT)),
                     origin=("uplink", name, "answer"),
                 )
+                yield rule
+                if len(answering) > 1:
+                    priority = object_names.NETWORK_RULE_PRIORITY
+                    yield evolve(rule, priority=priority, suppress_prefix=_LONGEST_DEFAULT)
 
 
 def _device_rules(policy: Policy) -> Iterator[IpRule]:

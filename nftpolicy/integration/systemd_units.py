@@ -75,8 +75,9 @@ ReadWritePaths=/etc/nftpolicy
 {hardening}# It proves with a low priority.
 SystemCallFilter=nice setpriority
 ProtectControlGroups=yes
-# It sends no packet: netlink and the sockets of systemd are not IP.
+# It sends no packet: netlink and the sockets of systemd are not IP. It receives router advertisements by AF_PACKET.
 IPAddressDeny=any
+RestrictAddressFamilies=AF_PACKET
 
 [Install]
 WantedBy=multi-user.target

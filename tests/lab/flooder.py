@@ -19,10 +19,11 @@ from .packet_senders import Job, packet_of
 
 FIRST_PORT = 20_000  # the ports of the kinds begin here; nothing of the lab is near
 PAYLOAD = b"flooding without a pause"
-UDP, TCP, FRAME = "udp", "tcp", "frame"  # how it is sent: two kinds of sockets, and AF_PACKET
-_PROTOCOLS = {UDP: frames.UDP, TCP: frames.TCP, FRAME: frames.UDP}
+UDP, TCP, RAW, FRAME = "udp", "tcp", "raw", "frame"  # how it is sent: three kinds of sockets, and AF_PACKET
+_PROTOCOLS = {UDP: frames.UDP, TCP: frames.TCP, RAW: frames.UDP, FRAME: frames.UDP}
 _DOMAIN = {4: socket.AF_INET, 6: socket.AF_INET6}
 _ETHERTYPE = {4: frames.ETH_IPV4, 6: frames.ETH_IPV6}
+_IPV6_CHECKSUM = 7  # linux/in6.h
 _WORD = 8  # bytes of a shared number
 _MOST_PROCESSES = 8
 _EACH = 3  # numbers of a kind: taken, refused, and the errno of the last refusal
@@ -67,11 +68,12 @@ def _minus(a: Sequence[int], b: Sequence[int]) -> tuple[int, ...]:
 class Flood:
     """Flood of `kinds` from inside `space`, a process for each group of senders, from `resume` until `pause`.
 
-    It ends with the namespace. `rest` is the time in seconds that each process sleeps between two rounds.
+    It ends with the namespace. `rest` is the time in seconds that each process sleeps between two rounds. The first
+    kind has the destination port `port`, the next one the next port.
     """
 
-    def __init__(self, space: Namespace, kinds: Sequence[Kind], rest: float = 0.0002) -> None:
-        self.kinds = tuple(kinds)
+    def __init__(self, space: Namespace, kinds: Sequence[Kind], rest: float = 0.0002, port: int = FIRST_PORT) -> None:
+        self.kinds, self._port = tuple(kinds), port
         self._cells = mmap.mmap(-1, _WORD * (1 + _MOST_PROCESSES + _EACH * len(kinds)))  # shared with forked processes
         self._numbers = memoryview(self._cells).cast("Q")
         self._numbers[0] = 1
@@ -79,13 +81,13 @@ class Flood:
         assert len(groups) <= _MOST_PROCESSES, "a process for each group of senders"
         for place, gid in enumerate(groups, 1):
             mine = [(index, kind) for index, kind in enumerate(kinds) if kind.gid == gid]
-            space.spawn(_run, self._numbers, place, mine, rest, gid=gid, keep_caps=True)
+            space.spawn(_run, self._numbers, place, mine, rest, port, gid=gid, keep_caps=True)
         self._processes = len(groups)
         self.pause()
 
     def wanted(self) -> dict[tuple[int, int, int], int]:
         """Return the place of each kind by family, protocol and destination port, for a Tally."""
-        return {(kind.family, _PROTOCOLS[kind.how], _port(index)): index for index, kind in enumerate(self.kinds)}
+        return {(kind.family, _PROTOCOLS[kind.how], self._port + index): index for index, kind in enumerate(self.kinds)}
 
     def counts(self) -> Counts:
         """Return the counts until now, in every process that was forked after the flood was made."""
@@ -118,12 +120,8 @@ def ports() -> str:
     return f"{FIRST_PORT}-{FIRST_PORT + 999}"
 
 
-def _port(index: int) -> int:
-    return FIRST_PORT + index
-
-
-def _run(numbers: memoryview, place: int, kinds: Sequence[tuple[int, Kind]], rest: float) -> None:
-    senders = [(1 + _MOST_PROCESSES + _EACH * index, _sender(index, kind)) for index, kind in kinds]
+def _run(numbers: memoryview, place: int, kinds: Sequence[tuple[int, Kind]], rest: float, first: int) -> None:
+    senders = [(1 + _MOST_PROCESSES + _EACH * index, _sender(kind, first + index)) for index, kind in kinds]
     sleep = time.sleep
     while True:
         if numbers[0]:
@@ -142,12 +140,12 @@ def _run(numbers: memoryview, place: int, kinds: Sequence[tuple[int, Kind]], res
         sleep(rest)
 
 
-def _sender(index: int, kind: Kind) -> Callable[[], object]:
-    return {UDP: _udp, TCP: _tcp, FRAME: _frame}[kind.how](kind, _port(index))
+def _sender(kind: Kind, port: int) -> Callable[[], object]:
+    return {UDP: _udp, TCP: _tcp, RAW: _raw, FRAME: _frame}[kind.how](kind, port)
 
 
-def _socket(kind: Kind, how: int) -> socket.socket:
-    made = socket.socket(_DOMAIN[kind.family], how | socket.SOCK_NONBLOCK)
+def _socket(kind: Kind, how: int, protocol: int = 0) -> socket.socket:
+    made = socket.socket(_DOMAIN[kind.family], how | socket.SOCK_NONBLOCK, protocol)
     if kind.mark:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, struct.pack("=I", kind.mark))
     if kind.device:
@@ -174,6 +172,14 @@ def _tcp(kind: Kind, port: int) -> Callable[[], object]:
                 return  # under way
 
     return send
+
+
+def _raw(kind: Kind, port: int) -> Callable[[], object]:
+    made = _socket(kind, socket.SOCK_RAW, socket.IPPROTO_UDP)
+    if kind.family == 6:
+        made.setsockopt(socket.IPPROTO_IPV6, _IPV6_CHECKSUM, 6)  # the kernel writes the checksum at this offset
+    datagram = struct.pack("!HHHH", port, port, 8 + len(PAYLOAD), 0) + PAYLOAD
+    return lambda: made.sendto(datagram, (kind.to[kind.family], 0))
 
 
 def _frame(kind: Kind, port: int) -> Callable[[], object]:

@@ -295,12 +295,12 @@ def is_error_about_forward(policy, uplink, packet, walk):
     field, types = {4: (("icmp", "type"), {3, 11, 12}), 6: (("icmpv6", "type"), {1, 2, 3, 4})}[packet.family]
     is_error = packet.protocol in (1, 58) and packet.fields.get(field) in types
     forwards = [one for one in policy.forward.values() if policy.uplink[one.uplink] is uplink]
-    return packet.origin == KERNEL and is_error and bool(forwards) and walk.outcome == "leaves" and walk.mark == 0
+    return packet.origin == KERNEL and is_error and bool(forwards) and not walk.mark & uplink.mark.mask
 
 
 def is_reply_to_uplink(policy, packet, walk):
     """Return True if a reply leaves by the uplink of its flow with that uplink's mark."""
-    return walk.outcome == "leaves" and any(
+    return any(
         walk.device in one.devices and one.mark.matches(walk.mark) and one.mark.matches(packet.flow.mark)
         and packet.flow.direction == "reply" and is_answer(one, packet)
         for one in policy.uplink.values()

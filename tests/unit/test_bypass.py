@@ -493,6 +493,15 @@ def test_MPLS_routing_may_move_packets(labels: str, number: int, tmp_path: Path)
 
 MOVE, EXIT = b"\xb7\0\0\0\1\0\0\0", b"\x95\0\0\0\0\0\0\0"
 STORE_CONTEXT, STORE_STACK = b"\x63\x21\x08\0\0\0\0\0", b"\x63\x2a\xfc\xff\0\0\0\0"
+COPY_STACK, COPY_CONTEXT = b"\xbf\xa2\0\0\0\0\0\0", b"\xbf\x62\0\0\0\0\0\0"
+STORE_COPY, BACK, SKIP = b"\x62\x02\0\0\x80\0\0\0", b"\x55\x01\xfe\xff\0\0\0\0", b"\x05\0\x01\0\0\0\0\0"
+# Of systemd 252, for IPAddressDeny=any and IPAddressAllow=fe80::/10, as Linux 6.18 shows it.
+SD_FW_EGRESS = bytes.fromhex(
+    "bf160000000000006967b00000000000b40800000000000055070e0086dd0000bf61000000000000b402000018000000bfa3000000000000"
+    "07030000f0ffffffb40400001000000085000000009f9c0018110000390100000000000000000000bfa200000000000007020000ecffffff"
+    "620200008000000085000000a09a0500150001000000000044080000010000004408000002000000b7000000010000005508010002000000"
+    "b7000000000000009500000000000000"
+)
 ATOMIC_ADD, CALL, CALL_OWN = b"\xdb\x10\0\0\0\0\0\0", b"\x85\0\0\0\x31\0\0\0", b"\x85\x10\0\0\x01\0\0\0"
 
 
@@ -510,6 +519,15 @@ ATOMIC_ADD, CALL, CALL_OWN = b"\xdb\x10\0\0\0\0\0\0", b"\x85\0\0\0\x31\0\0\0", b
         (18, CALL + MOVE + EXIT, False),
         (18, CALL_OWN + MOVE + EXIT, True),
         (25, CALL + MOVE + EXIT, False),
+        (8, SD_FW_EGRESS, True),
+        (8, SD_FW_EGRESS.replace(COPY_STACK, COPY_CONTEXT), False),
+        (8, COPY_STACK + STORE_COPY + EXIT, True),
+        (8, COPY_STACK + CALL + STORE_COPY + EXIT, False),
+        (8, COPY_STACK + COPY_CONTEXT + STORE_COPY + EXIT, False),
+        (8, COPY_STACK + b"\x79\x12\0\0\0\0\0\0" + STORE_COPY + EXIT, False),  # another value is loaded
+        (8, COPY_STACK + b"\xdb\x21\0\0\1\0\0\0" + STORE_COPY + EXIT, False),  # fetched by an atomic operation
+        (8, COPY_STACK + STORE_COPY + BACK + EXIT, False),  # a jump leads to the store
+        (8, COPY_STACK + SKIP + EXIT + STORE_COPY + EXIT, False),
         (8, b"", False),
         (8, b"\x85\x20" + CALL[2:] + MOVE + EXIT, False),  # a kfunc
         (9, b"\x85\0\0\0\x0c\0\0\0" + EXIT, False),  # a tail call

@@ -1,5 +1,6 @@
 """Sources of the DNS servers of an uplink: file formats of each program, and damaged files."""
 
+import os
 import struct
 from ipaddress import ip_address
 from pathlib import Path
@@ -331,6 +332,20 @@ def test_source_files_are_found_by_device_and_index(tmp_path: Path) -> None:
     assert registry.read_source_files(
         registry.SOURCES["networkd"], [(DEVICE, 7)], NOW, tmp_path / "run"
     ).error.endswith("does not exist")
+
+
+def test_source_in_closed_directory_has_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the files of systemd-resolved for the unit of watch, which may not look into directories of other users."""
+    closed = tmp_path / "run/systemd/resolve/netif"
+    closed.mkdir(parents=True)
+
+    def refused(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(closed), "stat", lambda path: refused(path) if path.parent == closed else os.stat(path))  # noqa: PTH116
+    monkeypatch.setattr(registry, "_load", refused)
+    reading = registry.read_source_files(registry.SOURCES["resolved"], [(DEVICE, 7)], NOW, tmp_path)
+    assert reading == registry.SourceReading((), f"{closed}/7: Permission denied")
 
 
 def read(word: str, root: Path, index: int | None) -> tuple[tuple[str, str], ...]:

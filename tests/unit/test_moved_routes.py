@@ -41,7 +41,7 @@ class RouteMemory:
     def list_routes(self, devices):
         return RouteListing([one for one in self.routes if one.route.device in devices])
 
-    def restore(self, kernel_route, expires):
+    def restore(self, kernel_route, expires, beside=False):
         if kernel_route in self.refused:
             return errno.ENETUNREACH
         self.restored.append((kernel_route, expires))

@@ -38,6 +38,15 @@ def test_each_answered_udp_port_has_a_rule(answer, ports):
         assert {(rule.priority, rule.table, rule.l4proto) for rule in found} <= {(33100, 7, 17)}
 
 
+def test_networks_of_several_uplinks_come_before_default_routes():
+    text = TEXT.replace("ANSWER", '"udp/53"').replace('"1/1"', '"1/3"')
+    other = text[text.index("[uplink") :].replace("wan", "lte").replace("eth0", "wwan0").replace("wlan0", "wwan1")
+    other = other.replace('"1/3"', '"2/3"').replace("table = 7", "table = 8")
+    found = [rule for rule in ip_rules(load((text + other).encode())[0]) if rule.family == 4 and rule.sports]
+    places = sorted((rule.priority, rule.table, rule.suppress_prefix) for rule in found)
+    assert places == [(33090, 7, 7), (33090, 8, 7), (33100, 7, None), (33100, 8, None)]
+
+
 def test_each_device_has_a_rule():
     bound = [(rule.family, rule.priority, rule.table, rule.oif) for rule in rules('"ssh"') if rule.oif]
     assert bound == [(family, 870, 7, name) for family in (4, 6) for name in ("eth0", "wlan0")]

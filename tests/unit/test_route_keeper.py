@@ -17,6 +17,7 @@ from nftpolicy.netstate.routing import RTPROT_NFTPOLICY, Route
 from nftpolicy.policy.load import load
 from nftpolicy.runtime.apply.state_dir import StateDir
 from nftpolicy.runtime.watch.route_keeper import SETTLE_SECONDS, RouteKeeper, misplaced_routes
+from nftpolicy.runtime.watch.route_placement import UplinkTable, plan_moves
 from tests.unit.test_watch import POLICY, TOML
 
 DEFAULT = Route(4, 254, gateway="192.0.2.1", device="br-wan", protocol=3)
@@ -67,7 +68,7 @@ class RouteMemory:
         self.held.append(evolve(unreachable(str(network), kind), device=device, prefsrc=prefsrc))
         return 0
 
-    def install(self, kernel_route, table, protocol=None):
+    def install(self, kernel_route, table, protocol=None, beside=False):
         if code := self.refuse.get("put"):
             return code
         moved = evolve(kernel_route.route, table=table, onlink=bool(kernel_route.route.gateway))
@@ -81,6 +82,11 @@ class RouteMemory:
         self.done.append(("take", kernel_route.route))
         self.held.remove(kernel_route.route)
         return 0
+
+    def delete_default(self, device, gateway, table):
+        ours = [one for one in self.held if (one.device, one.gateway, one.table) == (device, gateway, table)]
+        self.held = [one for one in self.held if one not in ours]
+        return 0 if ours else errno.ESRCH
 
     def events(self, name):
         return [facts for event, facts in self.log if event == name]
@@ -365,3 +371,34 @@ def test_network_with_unmarked_flows_is_left_to_later_rules(text) -> None:
     memory.at += 1
     keeper.process(ChangeSet())
     assert memory.held == [unreachable("10.0.0.0/8")]
+
+
+def test_routes_of_two_devices_stay_beside_each_other() -> None:
+    targets = dict.fromkeys(("eth0", "wlan0"), UplinkTable("wan", 1))
+    wired, wireless = (evolve(DEFAULT, device=device) for device in targets)
+    in_table = evolve(wired, table=1)
+    for present in ((wired, wireless), (in_table, wireless)):
+        *_, moved = plan_moves(targets, present, {}).misplaced
+        assert (moved.has_sibling, moved.superseded) == (True, ())
+    (moved,) = plan_moves(targets, (in_table, evolve(wired, gateway="192.0.2.254")), {}).misplaced
+    assert (moved.has_sibling, moved.superseded) == (False, (in_table,))
+
+
+def test_advertised_router_supersedes_no_other() -> None:
+    other = evolve(BY_RA, gateway="fe80::2")
+    (moved,) = plan_moves({"br-wan": UplinkTable("wan", 1)}, (evolve(BY_RA, table=1), other), {}).misplaced
+    assert moved.superseded == ()
+
+
+def test_default_route_of_withdrawn_router_is_deleted() -> None:
+    in_table = evolve(BY_RA, table=1)
+    memory = RouteMemory(in_table)
+    one = started_keeper(memory)
+    memory.at += 1
+    one.process(ChangeSet(withdrawn_routers={("br-wan", "fe80::2"), ("bat0", "fe80::1")}))
+    assert memory.held == [in_table]
+    memory.at += 1
+    one.process(ChangeSet(withdrawn_routers={("br-wan", "fe80::1")}))
+    assert memory.held == []
+    (event,) = memory.events("route-withdrawn")
+    assert event == {"routes": ["default via fe80::1 dev br-wan table 1"], "why": "its router has withdrawn it"}

@@ -6,7 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,8 +34,11 @@ _CGROUP_TYPES: Mapping[int, tuple[str, tuple[int, ...]]] = {
 _MARKED_BY_STORE = (8, 9)
 _OWN_PREFIX, _OWN_TYPES = "nftp.", (9, 25)  # see programs.program_name()
 _INSN = struct.Struct("=BBhi")  # code, registers (destination in the lower half), offset, immediate value
-_CLASS, _ST, _STX, _MODE, _MEM = 0x07, 0x02, 0x03, 0xE0, 0x60
+_CLASS, _LD, _ST, _STX, _MODE, _MEM = 0x07, 0x00, 0x02, 0x03, 0xE0, 0x60
+_JMP, _JMP32, _EXIT, _GOTO, _GOTO32 = 0x05, 0x06, 0x95, 0x05, 0x06
+_MOVE, _ADD = 0xBF, 0x07  # of 64 bits: a register to another one, a constant to a register
 _CALL, _PSEUDO_CALL, _STACK = 0x85, 1, 10
+_SCRATCH = range(6)  # the registers that a call overwrites
 _TAIL_CALL = 12  # BPF_FUNC_tail_call; other helpers are listed by address
 
 
@@ -100,8 +103,9 @@ def is_harmless(program: PacketProgram) -> bool:
         return True
     if not program.code:
         return False
-    for code, registers, _, value in _INSN.iter_unpack(program.code):
-        if code & _CLASS in (_ST, _STX) and code & _MODE == _MEM and registers & 0x0F != _STACK:
+    pointers = _stack_pointers(program.code)
+    for (code, registers, _, value), on_stack in zip(_INSN.iter_unpack(program.code), pointers, strict=True):
+        if code & _CLASS in (_ST, _STX) and code & _MODE == _MEM and registers & 0x0F not in on_stack:
             return False
         if code != _CALL or registers >> 4 == _PSEUDO_CALL:
             continue
@@ -109,6 +113,42 @@ def is_harmless(program: PacketProgram) -> bool:
         if not is_helper or program.type not in _MARKED_BY_STORE:
             return False
     return True
+
+
+def _stack_pointers(program: bytes) -> Iterator[frozenset[int]]:
+    """Yield, for each instruction, the registers that point into the stack before it, whatever led there.
+
+    Compilers copy the stack pointer, add an offset, and store by the copy. Known are copies that are made since
+    the last place that a jump leads to.
+    """
+    code = list(_INSN.iter_unpack(program))
+    targets = {
+        place + 1 + (value if operation == _GOTO32 else offset)
+        for place, (operation, _, offset, value) in enumerate(code)
+        if operation & _CLASS in (_JMP, _JMP32)
+    }
+    known = {_STACK}
+    for place, (operation, registers, _, _) in enumerate(code):
+        if place in targets:
+            known = {_STACK}
+        yield frozenset(known)
+        target, source = registers & 0x0F, registers >> 4
+        if operation in (_EXIT, _GOTO, _GOTO32):  # the next instruction is reached otherwise
+            known = {_STACK}
+        elif operation == _MOVE and source in known:
+            known.add(target)
+        elif operation != _ADD:
+            known.difference_update(_overwritten(operation, target, source))
+
+
+def _overwritten(operation: int, target: int, source: int) -> Iterable[int]:
+    """Return the registers that an instruction writes, or perhaps writes."""
+    kind = operation & _CLASS
+    if operation == _CALL or kind == _LD:  # loads of packet data are calls
+        return (*_SCRATCH, target)
+    if kind == _STX and operation & _MODE != _MEM:  # an atomic operation may fetch
+        return (0, source)
+    return () if kind in (_ST, _STX, _JMP, _JMP32) else (target,)
 
 
 def _loaded_programs() -> Iterator[PacketProgram]:

@@ -53,6 +53,7 @@ from .constants import (
     RTN_UNICAST,
 )
 from .route_filter import attach_damage_filter, attach_news_filter
+from .router_withdrawals import WithdrawalListener
 from .socket import pending_notifications, subscribe
 
 _SO_RCVBUFFORCE = 33
@@ -106,6 +107,7 @@ class ChangeSet:
     `route_added`: a unicast route was added outside table local.
     `links`: a device was added or deleted, or its name, master or state changed.
     `addresses`: an address was added or deleted.
+    `withdrawn_routers`: device and address of IPv6 routers that are no default routers any more.
     `sysctls`: a watched sysctl was written.
     `files`: a file was moved into the watched directory, or deleted.
     `overflowed`: the receive buffer overflowed, so that notifications are missing.
@@ -123,6 +125,7 @@ class ChangeSet:
     route_added: bool = False
     links: bool = False
     addresses: bool = False
+    withdrawn_routers: set[tuple[str, str]] = Factory(set)
     sysctls: bool = False
     files: bool = False
     overflowed: bool = False
@@ -135,6 +138,7 @@ class ChangeSet:
             or self.foreign_rules_changed
             or self.links
             or self.addresses
+            or self.withdrawn_routers
             or self.files
         )
 
@@ -168,6 +172,7 @@ class Monitor(PollGroup):
         self._links: dict[int, tuple[str, int, int]] = {}
         self._outdated = False  # `_links`, since notifications are missing
         self._touched = False  # our tables changed in a transaction that has not ended yet
+        self._withdrawals = WithdrawalListener()
         self._files = SysctlWatch()
         super().__init__(self._files)
         try:
@@ -180,6 +185,7 @@ class Monitor(PollGroup):
             self._news.setsockopt(nl.SOL_NETLINK, _NETLINK_NO_ENOBUFS, 1)
             attach_news_filter(self._news, ())
             subscribe(self._news, _NEWS_GROUPS)
+            self._withdrawals.share_descriptor(self._news)
             self._list_links()
         except BaseException:
             self.close()
@@ -197,10 +203,20 @@ class Monitor(PollGroup):
             self._own_ports = frozenset(ports)
             attach_news_filter(self._news, self._own_ports)
 
+    def close(self) -> None:
+        """Close all descriptors. Can be called twice."""
+        super().close()
+        self._withdrawals.close()
+
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Return the file descriptors that become readable at an event."""
+        return (*(each for each in super().descriptors if each != self._news.fileno()), self.news_descriptor)
+
     @property
     def news_descriptor(self) -> int:
-        """Return the descriptor that announces new routes and addresses: any neighbour can cause these."""
-        return self._news.fileno()
+        """Return the descriptor for new routes, addresses and withdrawn routers, which any neighbour can cause."""
+        return self._withdrawals.descriptor
 
     def watch_sysctls(self, paths: Iterable[str]) -> None:
         """Report writes to these sysctls from now on instead of the ones before.
@@ -234,6 +250,7 @@ class Monitor(PollGroup):
         for raw in pending_notifications(self._news, _MAX_NEWS):
             if raw is not None:
                 self._read_rtnetlink(raw, changes)
+        changes.withdrawn_routers = self._withdrawals.read()
         files = self._files.read()
         changes.files, changes.sysctls = files.directory, changes.sysctls or files.sysctls
         if changes.overflowed:

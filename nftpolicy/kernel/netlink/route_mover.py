@@ -19,7 +19,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
-from ...netstate.routing import ROUTE_TYPES, RTPROT_NFTPOLICY, TABLE_MAIN, WORST_METRIC, Route
+from ...netstate.routing import ROUTE_TYPES, RTPROT_NFTPOLICY, RTPROT_RA, TABLE_MAIN, WORST_METRIC, Route
 from ..errors import DumpInterrupted
 from . import constants as nl
 from . import rtnl_decode as messages
@@ -178,22 +178,23 @@ class RouteMover:
                 return []
             raise
 
-    def install(self, kernel_route: KernelRoute, table: int, protocol: int | None = None) -> int:
+    def install(self, kernel_route: KernelRoute, table: int, protocol: int | None = None, beside: bool = False) -> int:
         """Install the route in another table as well; return the errno, 0 if it is there now.
 
-        An IPv4 route replaces the route of the same metric, like `ip route replace`. An IPv6 route
-        is added beside it; the same route gets a new expiry.
+        An IPv4 route replaces the route of the same metric, like `ip route replace`, unless it is
+        to stay `beside` that one. An IPv6 route is added beside it; the same route gets a new expiry.
         """
-        flags = nl.NLM_F_CREATE | (nl.NLM_F_REPLACE if kernel_route.route.family == 4 else 0)
+        in_ipv4 = nl.NLM_F_APPEND if beside else nl.NLM_F_REPLACE
+        flags = nl.NLM_F_CREATE | (in_ipv4 if kernel_route.route.family == 4 else 0)
         code = self._netlink.change(
             nl.RTM_NEWROUTE, kernel_route.request(table, protocol, kernel_route.route.expires), flags
         )
         return 0 if code == errno.EEXIST else code
 
-    def restore(self, kernel_route: KernelRoute, expires: int | None) -> int:
+    def restore(self, kernel_route: KernelRoute, expires: int | None, beside: bool = False) -> int:
         """Add the route to its own table as it was; return the errno, 0 also if it, or one in its place, is there.
 
-        `expires` is the lifetime in seconds that is left; None: without end.
+        `expires` is the lifetime in seconds that is left; None: without end. `beside`: no route takes its place.
         """
         route = kernel_route.route
         is_default = (
@@ -203,7 +204,8 @@ class RouteMover:
             return _add_learned_default(route, expires)
         body = kernel_route.request(route.table, expires=expires, makes_onlink=False)
         # IPv6 takes another route of the same metric beside it, and refuses the same route in any case.
-        flags = nl.NLM_F_CREATE | (nl.NLM_F_EXCL if route.family == 4 else 0)
+        in_ipv4 = nl.NLM_F_APPEND if beside else nl.NLM_F_EXCL
+        flags = nl.NLM_F_CREATE | (in_ipv4 if route.family == 4 else 0)
         code = self._netlink.change(nl.RTM_NEWROUTE, body, flags)
         return 0 if code == errno.EEXIST else code
 
@@ -249,6 +251,20 @@ class RouteMover:
         """Delete the route from its own table; return the errno, 0 if it is not there any more."""
         code = self._netlink.change(nl.RTM_DELROUTE, kernel_route.request(kernel_route.route.table))
         return 0 if code == errno.ESRCH else code
+
+    def delete_default(self, device: str, gateway: str, table: int) -> int:
+        """Delete the default route by an IPv6 router that it has advertised; return the errno, ESRCH for none."""
+        try:
+            index = socket.if_nametoindex(device)
+        except OSError:
+            return errno.ESRCH
+        body = nl.RTMSG.pack(socket.AF_INET6, 0, 0, 0, 0, RTPROT_RA, 0, 0, 0)
+        parts = {
+            nl.RTA_TABLE: _U32.pack(table),
+            nl.RTA_OIF: _U32.pack(index),
+            nl.RTA_GATEWAY: socket.inet_pton(socket.AF_INET6, gateway),
+        }
+        return self._netlink.change(nl.RTM_DELROUTE, body + b"".join(attribute(*part) for part in parts.items()))
 
 
 def _accepts_advertisements(device: str | None) -> bool:

@@ -56,7 +56,13 @@ class MovedRoute:
         ours, theirs = self.original.route, other.original.route
         if (self.table, route_key(ours)) != (other.table, route_key(theirs)):
             return False
-        return ours.family == 4 or has_same_nexthops(ours, theirs)
+        return bool(self.devices & other.devices) if ours.family == 4 else has_same_nexthops(ours, theirs)
+
+    def is_beside(self, other: MovedRoute) -> bool:
+        """Return True if both are routes of one uplink to the same destination over different devices."""
+        ours, theirs = self.original.route, other.original.route
+        has_same_key = (self.table, ours.table, route_key(ours)) == (other.table, theirs.table, route_key(theirs))
+        return has_same_key and self.devices != other.devices
 
 
 @frozen
@@ -142,7 +148,8 @@ def restore_routes(access: RouteMover, file: MovedRouteFile, uplink_devices: Col
         if moved.is_copied and not copies:
             continue
         lifetimes = [copy.route.expires for copy in copies if copy.route.expires is not None]
-        if code := access.restore(moved.original, max(lifetimes, default=None)):
+        has_sibling = any(other.is_beside(moved) for other in due)
+        if code := access.restore(moved.original, max(lifetimes, default=None), has_sibling):
             warnings.append(f"route not put back: {text}: {os.strerror(code)}")
             refused.append(moved)
             continue

@@ -69,8 +69,15 @@ class RouteAccess(Protocol):
         """Return the addresses and peer addresses of each device, as ADDRESS/LENGTH."""
         ...
 
-    def install(self, kernel_route: KernelRoute, table: int, protocol: int | None = None) -> int:
-        """Add a copy of a route to a table; return 0 or an errno."""
+    def install(self, kernel_route: KernelRoute, table: int, protocol: int | None = None, beside: bool = False) -> int:
+        """Add a copy of a route to a table; return 0 or an errno.
+
+        `beside`: routes of the same metric stay.
+        """
+        ...
+
+    def delete_default(self, device: str, gateway: str, table: int) -> int:
+        """Delete the default route by an IPv6 router that it has advertised; return 0 or an errno."""
         ...
 
     def own_main_routes(self) -> dict[str, KernelRoute]:

@@ -153,7 +153,7 @@ class Watch:
         self._barrier.run("events", read)
         if not changes.affects_ours:
             self._repairs.mark_whole(now)
-        if changes.route_added or changes.addresses:
+        if changes.route_added or changes.addresses or changes.withdrawn_routers:
             self._poll.mute_news()
         if not self._barrier.run("repair", lambda: self._react(changes, now)):
             self._reconcile_at = self._reconcile_at or now + _RETRY_FAILURE

@@ -54,6 +54,7 @@ class RouteKeeper:
         self._conflict_until = 0.0
         self._unlogged_moves = 0
         self._too_many: frozenset[tuple[str, int]] = frozenset()
+        self._withdrawn_routers: set[tuple[str, str]] = set()  # device and address
 
     def set_policy(self, policy: Policy | None, source: PolicySource | None = None) -> None:
         """Keep the routes of the uplinks of this policy from now on; None: no routes.
@@ -68,6 +69,7 @@ class RouteKeeper:
             self._targets = targets
             self._first_seen.clear()
             self._logged_failures.clear()
+            self._withdrawn_routers.clear()
             self._later = None
         self._limiter.request()
 
@@ -82,7 +84,9 @@ class RouteKeeper:
         if self._access is None or not self._targets:
             return
         now = self._now()
-        if changes.route_added or changes.links or changes.addresses or changes.deleted_routes:
+        withdrawn = {router for router in changes.withdrawn_routers if router[0] in self._targets}
+        self._withdrawn_routers |= withdrawn
+        if changes.route_added or changes.links or changes.addresses or changes.deleted_routes or withdrawn:
             self._limiter.request()
         due = earliest_deadline((self._limiter.due(), self._later))
         if due is not None and now >= due:
@@ -103,6 +107,7 @@ class RouteKeeper:
             self._unlogged_moves = 0
 
     def _place_routes(self, access: RouteAccess, now: float) -> None:
+        self._withdraw_routers(access)
         listing = access.list_routes(self._targets)
         self._log_too_many(listing)
         kernel_routes = {kernel_route.route: kernel_route for kernel_route in listing.routes}
@@ -119,7 +124,7 @@ class RouteKeeper:
         moved = [
             misplaced_route
             for misplaced_route in moves.misplaced[:_MAX_MOVES]
-            if self._move(access, kernel_routes[misplaced_route.route], misplaced_route, now)
+            if self._move(access, kernel_routes, misplaced_route, now)
         ]
         withdrawn = [
             route
@@ -134,6 +139,15 @@ class RouteKeeper:
         settled = [first_seen + SETTLE_SECONDS for first_seen in self._first_seen.values()]
         self._later = earliest_deadline((self._later, *settled))
         self._log_moves(moved, withdrawn, now)
+
+    def _withdraw_routers(self, access: RouteAccess) -> None:
+        """Delete the default routes by routers that have withdrawn, before routes of later advertisements are moved."""
+        for device, router in sorted(self._withdrawn_routers):
+            table = self._targets[device].table
+            if not access.delete_default(device, router, table):
+                route = f"default via {router} dev {device} table {table}"
+                self._log("route-withdrawn", {"routes": [route], "why": "its router has withdrawn it"})
+        self._withdrawn_routers.clear()
 
     def _route_networks(self, access: RouteAccess, networks: Mapping[Network, NetworkRoute], now: float) -> None:
         """Give the private networks of the uplinks their routes in table main, before others are moved away.
@@ -189,19 +203,31 @@ class RouteKeeper:
         self._too_many = frozenset(listing.too_many)
 
     def _move(
-        self, access: RouteAccess, kernel_route: KernelRoute, misplaced_route: MisplacedRoute, now: float
+        self,
+        access: RouteAccess,
+        kernel_routes: Mapping[Route, KernelRoute],
+        misplaced_route: MisplacedRoute,
+        now: float,
     ) -> bool:
         """Add the route to the uplink's table, then delete it from the other one.
 
         Return True on any change.
         """
+        kernel_route = kernel_routes[misplaced_route.route]
         added = not misplaced_route.already_there and not misplaced_route.ours_wins
         # A route with a lifetime is written again even if the copy exists: that renews the
         # lifetime.
         if added or (misplaced_route.already_there and misplaced_route.route.expires is not None):
-            code = access.install(kernel_route, misplaced_route.target.table, misplaced_route.new_protocol)
+            code = access.install(
+                kernel_route,
+                misplaced_route.target.table,
+                misplaced_route.new_protocol,
+                beside=misplaced_route.has_sibling,
+            )
             if self._check_errno(code, misplaced_route.route, now):
                 return False
+            for route in misplaced_route.superseded:
+                self._check_errno(access.delete(kernel_routes[route]), route, now)
         if misplaced_route.is_connected and now < self._first_seen[misplaced_route.route] + SETTLE_SECONDS:
             return added
         self._first_seen.pop(misplaced_route.route, None)

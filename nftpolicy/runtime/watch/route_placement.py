@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from ipaddress import IPv6Network, ip_interface, ip_network
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ...compiler.reply_routing import answered_udp_ports
 from ...netstate.routing import RTPROT_KERNEL, RTPROT_NFTPOLICY, RTPROT_RA, TABLE_LOCAL, Route
@@ -52,7 +52,9 @@ class MisplacedRoute:
     to the same destination, which stays. `is_connected`: the route leads to the network of an
     address or to a single neighbour, so the program that added it may need it for some seconds to
     add a gateway (fib_check_nh in net/ipv4/fib_semantics.c). `new_protocol`: protocol of the copy;
-    None: unchanged.
+    None: unchanged. `has_sibling`: another device of the uplink has a route to the same destination,
+    such as one in the same network; both stay. `superseded`: routes of the table to delete once the
+    copy is there, since the network has named another gateway on the same device.
     """
 
     route: Route
@@ -61,6 +63,8 @@ class MisplacedRoute:
     ours_wins: bool = False
     is_connected: bool = False
     new_protocol: int | None = None
+    has_sibling: bool = False
+    superseded: tuple[Route, ...] = ()
 
 
 @frozen
@@ -94,9 +98,11 @@ def plan_moves(targets: Mapping[str, UplinkTable], routes: Iterable[Route], addr
         if len(route_targets) > 1 or target is None:
             mixed.append(route)
         elif route.table != target.table:
-            misplaced.append(
-                _misplaced_route(route, target, by_key.get((target.table, route_key(route)), ()), addresses)
-            )
+            same_key = by_key.get((target.table, route_key(route)), ())
+            siblings = [*same_key, *by_key[route.table, route_key(route)]]
+            moved = _misplaced_route(route, target, same_key, addresses)
+            has_sibling = any(_devices(other) != _devices(route) for other in siblings if _is_movable(other))
+            misplaced.append(evolve(moved, has_sibling=has_sibling, superseded=_superseded(moved, same_key)))
         elif route.protocol == RTPROT_KERNEL and _is_on_link(route) and not _is_of_address(route, addresses):
             stale.append(route)
     return RouteMoves(tuple(misplaced), tuple(stale), tuple(mixed))
@@ -196,6 +202,21 @@ def _misplaced_route(
         is_connected=(of_address or _is_to_neighbour(route)) and route.expires is None,
         new_protocol=RTPROT_RA if announced else None,
     )
+
+
+def _superseded(moved: MisplacedRoute, same_key: Collection[Route]) -> tuple[Route, ...]:
+    """Return the routes of the table that the copy replaces. Several routers may send advertisements."""
+    if moved.already_there or moved.ours_wins or moved.route.protocol == RTPROT_RA:
+        return ()
+    return tuple(
+        other
+        for other in same_key
+        if other.protocol == moved.route.protocol and not other.nexthops and _devices(other) == _devices(moved.route)
+    )
+
+
+def _devices(route: Route) -> set[str | None]:
+    return {hop.device for hop in route.all_nexthops}
 
 
 def destination_network(route: Route) -> Network:

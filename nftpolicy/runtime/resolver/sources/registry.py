@@ -160,7 +160,13 @@ def _matching_files(root: Path, pattern: str, device: str, index: int | None) ->
         return []
     path = _under_root(root, pattern.format(device=device, index=index))
     if "*" not in path.name:
-        return [path] if path.exists() else []
+        try:
+            path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError:
+            pass  # the file is read, and the error reported: systemd-resolved's directory is closed to other users
+        return [path]
     try:
         return sorted(path.parent.glob(path.name), key=lambda file: file.stat().st_mtime, reverse=True)
     except OSError:  # a file was removed meanwhile: inotify reports that for its directory
