@@ -150,6 +150,11 @@ def services(draw, uplinks):
     uplink = draw(st.sampled_from(uplinks))
     how = draw(st.sampled_from(("group", "group", "user", "kernel")))
     if how == "kernel":
+        if draw(st.booleans()):
+            ends = st.lists(networks().filter(scalars.is_routed), min_size=1, max_size=3, unique=True)
+            chosen = st.lists(st.sampled_from(tuple(vocabulary.TUNNEL_PROTOCOLS)), min_size=1, unique=True)
+            tunnels = tuple(Port(protocol, 0, 0) for protocol in draw(chosen))
+            return Service(uplink, kernel=True, to=tuple(draw(ends)), ports=tunnels)
         bound = draw(st.lists(ports().filter(lambda port: port.protocol == "udp"), max_size=3, unique=True))
         return Service(uplink, kernel=True, sport=tuple(bound))
     to = draw(st.lists(networks(), max_size=4, unique=True))
@@ -157,7 +162,8 @@ def services(draw, uplinks):
         wider = to[0].supernet(min(3, to[0].prefixlen))
         to += [wider] if wider not in to and (wider.version == 4 or wider.prefixlen >= 8) else []
     to = tuple(net for net in to if not (net.is_loopback or net.is_unspecified))
-    narrowed = tuple(draw(st.lists(ports(), max_size=4, unique=True)))
+    destinations = ports() | st.just(Port("ping", 0, 0))
+    narrowed = tuple(draw(st.lists(destinations, max_size=4, unique=True)))
     return Service(uplink, **{how: draw(accounts())}, to=to, ports=narrowed, **draw(markings(how)))
 
 

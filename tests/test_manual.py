@@ -442,6 +442,7 @@ def test_missing_required_key_is_refused() -> None:
         ("Answers", vocabulary.NAMED_ANSWERS),
         ("Sources", vocabulary.DNS_SOURCES),
         ("Marks", vocabulary.MARKS_VALUES),
+        ("Tunnels", vocabulary.TUNNEL_PROTOCOLS),
     ],
 )
 def test_page_has_every_keyword_with_its_reason(title: str, table: dict[str, str]) -> None:
@@ -451,6 +452,13 @@ def test_page_has_every_keyword_with_its_reason(title: str, table: dict[str, str
         assert plain(documented[word]).startswith(reason), word
 
 
+TUNNELS = """
+[service.tunnels]
+uplink = "UPLINK"
+kernel = true
+ports  = ["gre"]
+to     = ["198.51.100.9"]
+"""
 REACHED = 'answer = ["ssh", "udp/5555"]\naddresses = ["198.51.100.7"]\n'
 
 
@@ -465,7 +473,7 @@ def full_policy() -> objects.Policy:
         .replace('from = ["guests"]', 'from = ["guests"]\nmasquerade = true')
         .replace("[uplink.UPLINK.resolver]", '[uplink.UPLINK.resolver]\nlisten = ["192.0.2.1:54"]')
     )
-    return load(written.encode())[0]
+    return load((written + TUNNELS).encode())[0]
 
 
 def chains() -> dict:
@@ -557,6 +565,8 @@ def test_page_has_the_numbers_of_ip_rules_and_routes() -> None:
         object_names.USER_LINK_LOCAL_PRIORITY,
         object_names.USER_RULE_PRIORITY,
         object_names.USER_UNREACHABLE_PRIORITY,
+        object_names.TUNNEL_RULE_PRIORITY,
+        object_names.TUNNEL_UNREACHABLE_PRIORITY,
         object_names.DEVICE_RULE_PRIORITY,
         object_names.LAN_RULE_PRIORITY,
         object_names.QUERY_RULE_PRIORITY,

@@ -24,6 +24,7 @@ from . import (
     replies,
     reply_routing,
     service_sets,
+    tunnels,
     uplink_addresses,
     wildcard_replies,
 )
@@ -64,6 +65,7 @@ def policy_ip_rules(policy: Policy) -> tuple[IpRule, ...]:
     """Return the ip rules of a policy, part by part."""
     return (
         *ip_rules.ip_rules(policy),
+        *tunnels.ip_rules(policy),
         *lans.ip_rules(policy),
         *query_routing.ip_rules(policy),
         *reply_routing.ip_rules(policy),
@@ -79,6 +81,9 @@ def _ip_table(policy: Policy) -> Table:
     services = service_sets.collect_service_sets(policy)
     has_resolver = bool(dns.uplinks_with_resolver(policy))
     chains = [*replies.arrival_chains(policy), replies.restore_chain(policy)]
+    tunnel_chain = tunnels.tunnel_chain(policy)
+    if tunnel_chain is not None:
+        chains.append(tunnel_chain)
     chains += forwards.forward_chains(policy)
     if has_resolver:
         chains.append(dns.redirect_chain(policy, services))
@@ -93,6 +98,7 @@ def _ip_table(policy: Policy) -> Table:
     sets = [guard.inside_set(policy)] if policy.inside else []
     for name, uplink in policy.uplink.items():
         sets += service_sets.nft_sets(name, services[name])
+        sets += tunnels.tunnel_sets(name, policy)
         sets += uplink_addresses.address_sets(name, uplink)
         sets += lans.sets(policy, name)
         sets += wildcard_replies.sets(name, uplink)

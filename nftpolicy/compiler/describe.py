@@ -40,7 +40,7 @@ def describe_policy(policy: Policy, state: NetState) -> str:
 def _uplink(name: str, uplink: Uplink, policy: Policy, state: NetState) -> list[str]:
     lines = [f"uplink {name}: {', '.join(uplink.devices)}, mark {uplink.mark}, table {uplink.table}"]
     for service_name, service in service_sets.uplink_services(name, policy).items():
-        marked = "" if service.unmarked else " with the mark"
+        marked = "" if service.unmarked or service.by_destination else " with the mark"
         lines.append(f"  service {service_name}: {_senders(service)}{marked} may send {_destinations(service)}")
     for key, forward in forwards.uplink_forwards(policy, name).items():
         lines.append(f"  forward {key}: packets that arrive by {_forwarded(forward)}")
@@ -71,6 +71,8 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, state: NetState) -> list[
 
 
 def _senders(service: Service | Lan) -> str:
+    if isinstance(service, Service) and service.by_destination:
+        return "the kernel's tunnels"
     if isinstance(service, Service) and service.kernel:
         ports = f" on {_shorten(service.sport)}" if service.sport else ""
         return f"UDP of the kernel's own sockets{ports}"

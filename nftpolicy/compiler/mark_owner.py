@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from ..netstate.nft import ACCEPT, Chain, Match, Rule, Verdict
 from ..policy.objects import Policy, Uplink
-from . import dns, exemptions, forwards, matches
+from . import dns, exemptions, forwards, matches, tunnels
 from .matches import L4PROTO, SOCKET_UID, TCP_OR_UDP, TO_DNS
 from .object_names import object_name
 from .service_sets import ServiceSets, entitlement_matches
@@ -17,12 +17,12 @@ from .service_sets import ServiceSets, entitlement_matches
 def mark_owner_chain(name: str, uplink: Uplink, services: ServiceSets, policy: Policy) -> Chain:
     """Return the chain "wan.identity": accept packets entitled to the mark, drop all others."""
     origin = ("uplink", name, "mark")
-    rules = []
+    rules = [Rule((match, ACCEPT), origin=("uplink", name)) for match in tunnels.tunnel_matches(name, policy)]
     # Any process may send from a port of a kernel socket, including the processes of a service
     # of another uplink, which has its own resolver.
     if uplink.resolver or (services.sports and dns.uplinks_with_resolver(policy)):
         rules.append(Rule((TO_DNS, Verdict("jump", "dns")), origin=origin))
-    rules += [Rule((match, ACCEPT), origin=("uplink", name)) for match in entitlement_matches(name, services)]
+    rules += [Rule((*match, ACCEPT), origin=("uplink", name)) for match in entitlement_matches(name, services)]
     if uplink.resolver:
         is_resolver = Match(SOCKET_UID, uplink.resolver.user.number)
         rules.append(Rule((is_resolver, TCP_OR_UDP, TO_DNS, ACCEPT), origin=("uplink", name, "resolver")))

@@ -19,6 +19,7 @@ UNROUTED_QUERIES = "dns-unrouted"  # chain and counter of DNS queries without a 
 
 # Hook priorities. Connection tracking is at -200, destination NAT at -100, source NAT at 100
 # (include/uapi/linux/netfilter_ipv4.h); the guard comes after every foreign base chain.
+TUNNEL_PRIORITY = -151  # before the restore chain, which drops replies without a mark
 ARRIVAL_PRIORITY = -149  # after foreign restores of a flow's mark at -150 (wg-quick), whichever is loaded first
 RESTORE_PRIORITY = -150
 REDIRECT_PRIORITY = -100
@@ -36,6 +37,8 @@ UNREACHABLE_OFFSET = 5  # offset after the lookup rule of each mark
 USER_LINK_LOCAL_PRIORITY = 848
 USER_RULE_PRIORITY = 850
 USER_UNREACHABLE_PRIORITY = 855
+TUNNEL_RULE_PRIORITY = 860
+TUNNEL_UNREACHABLE_PRIORITY = 865
 DEVICE_RULE_PRIORITY = 870
 LAN_RULE_PRIORITY = 880
 # Behind main (32766), default (32767) and the rules of other software, which decide for unmarked packets.

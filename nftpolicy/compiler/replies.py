@@ -36,10 +36,7 @@ def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
         for name, uplink in policy.uplink.items()
         for device in uplink.devices
     ]
-    mark_bits = 0
-    for uplink in policy.uplink.values():
-        mark_bits |= uplink.mark.mask
-    no_mark = Mark(0, mark_bits)
+    no_mark = matches.no_mark(policy)
     rules = (
         *matches.device_dispatch(INPUT_DEVICE, [*entries, ("lo", ACCEPT)]),
         Rule((matches.lacks_mark(no_mark), matches.set_mark(no_mark))),

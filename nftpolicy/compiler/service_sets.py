@@ -20,30 +20,44 @@ from .object_names import object_name
 # Selector of a service -> nft expression, and its data type.
 ACCOUNT_KEYS: dict[str, tuple[Expression, str]] = {"group": (SOCKET_GID, "gid"), "user": (SOCKET_UID, "uid")}
 _ADDRESS = {family: (Payload(header, "daddr"), kind) for family, (header, kind) in matches.IP_HEADERS.items()}
+_ECHO_REQUEST = {
+    family: Match(Payload(header, "type"), "echo-request") for family, header in {4: "icmp", 6: "icmpv6"}.items()
+}
 PORT_COLUMNS = ((L4PROTO, "inet_proto"), (DEST_PORT, "inet_service"))
 
 
 @frozen(eq=False)
 class SetSchema:
-    """Columns of a set: the fields that are looked up together. Each schema in use is one set."""
+    """Columns of a set: the fields that are looked up together. Each schema in use is one set.
+
+    `kind` of packets: "ports" (with columns of protocol and port), "ping" (echo requests) or "" (all).
+    """
 
     key: str
     family: int | None  # of the address column, None without one
-    ports: bool
+    kind: str
     intervals: bool  # prefixes or port ranges; exact elements stay in a hash, which is faster
 
     def columns(self) -> tuple[tuple[Expression, str], ...]:
         """Return the expression and the data type of each column."""
         address = (_ADDRESS[self.family],) if self.family else ()
-        return (ACCOUNT_KEYS[self.key], *address, *(PORT_COLUMNS if self.ports else ()))
+        return (ACCOUNT_KEYS[self.key], *address, *(PORT_COLUMNS if self.kind == "ports" else ()))
+
+    def lookups(self, uplink: str) -> list[tuple[Match, ...]]:
+        """Return the matches for packets in the set; any of them suffices."""
+        parts = tuple(expression for expression, _ in self.columns())
+        is_listed = Match(parts[0] if len(parts) == 1 else Concat(parts), SetRef(self.set_name(uplink)))
+        if self.kind != "ping":
+            return [(is_listed,)]
+        return [(_ECHO_REQUEST[family], is_listed) for family in _ECHO_REQUEST if self.family in (None, family)]
 
     def set_name(self, uplink: str) -> str:
         """Return the name of the set, for example "wan.group-anywhere", "wan.group-to4-ports"."""
         parts = []
         if self.family:
             parts.append(f"to{self.family}")
-        if self.ports:
-            parts.append("ports")
+        if self.kind:
+            parts.append(self.kind)
         parts = parts or ["anywhere"]
         if self.intervals:
             parts.append("ranges")
@@ -71,7 +85,7 @@ def collect_service_sets(policy: Policy) -> dict[str, ServiceSets]:
     by_uplink = {name: ServiceSets() for name in policy.uplink}
     for name, service in policy.service.items():
         contents = by_uplink[service.uplink]
-        if service.kernel and not service.sport:
+        if service.kernel and not service.sport and not service.ports:
             contents.kernel.append(name)
         contents.sports.extend(service.sport)
         if service.unmarked and service.user:
@@ -140,23 +154,21 @@ def client_matches(name: str, contents: ServiceSets) -> list[Match]:
     ]
 
 
-def entitlement_matches(name: str, contents: ServiceSets) -> list[Match]:
-    """Return matches for sockets that may send to the packet's destination; any of them suffices.
+def entitlement_matches(name: str, contents: ServiceSets) -> list[tuple[Match, ...]]:
+    """Return the matches of sockets that may send to the packet's destination; any tuple of them suffices.
 
     The fast ones are first, the kernel's own sockets last.
     """
-    matches = []
+    matches: list[tuple[Match, ...]] = []
     for schema in sorted(
         contents.rows,
         key=lambda schema: (len(schema.columns()), schema.intervals, schema.set_name(name)),
     ):
-        parts = tuple(expression for expression, _ in schema.columns())
-        key = parts[0] if len(parts) == 1 else Concat(parts)
-        matches.append(Match(key, SetRef(schema.set_name(name))))
+        matches += schema.lookups(name)
     if contents.sports:
         # A packet that the kernel has encapsulated keeps the socket of the inner packet (since Linux
         # 4.19, net/core/skbuff.c: skb_scrub_packet), so only the tunnel's port identifies it.
-        matches.append(Match(Payload("udp", "sport"), SetRef(object_name(name, "kernel-ports"))))
+        matches.append((Match(Payload("udp", "sport"), SetRef(object_name(name, "kernel-ports"))),))
     return matches
 
 
@@ -170,8 +182,8 @@ _Columns = tuple[int | str, ...]
 
 def _destinations(key: str, service: Service) -> Iterator[tuple[SetSchema, _Columns]]:
     """Yield schema and destination columns of each element of a service."""
-    for (family, wide, address), (has_port, ranged, port) in product(_address_columns(service), _port_columns(service)):
-        yield _schema(key, family, has_port, wide or ranged), (*address, *port)
+    for (family, wide, address), (kind, ranged, port) in product(_address_columns(service), _port_columns(service)):
+        yield _schema(key, family, kind, wide or ranged), (*address, *port)
 
 
 def _address_columns(service: Service) -> list[tuple[int | None, bool, _Columns]]:
@@ -182,18 +194,21 @@ def _address_columns(service: Service) -> list[tuple[int | None, bool, _Columns]
     return columns or [(None, False, ())]
 
 
-def _port_columns(service: Service) -> list[tuple[bool, bool, _Columns]]:
-    """Return (True, True for a range, columns) per port; one (False, False, ()) for any port."""
-    columns: list[tuple[bool, bool, _Columns]] = []
+def _port_columns(service: Service) -> list[tuple[str, bool, _Columns]]:
+    """Return (kind of packets, True for a range, columns) per port; one ("", False, ()) for any port."""
+    columns: list[tuple[str, bool, _Columns]] = []
     for port in merge_ports(service.ports):
-        columns.append((True, is_port_range(port), (port.protocol, matches.port_value(port))))
-    return columns or [(False, False, ())]
+        if port.protocol == "ping":
+            columns.append(("ping", False, ()))
+        else:
+            columns.append(("ports", is_port_range(port), (port.protocol, matches.port_value(port))))
+    return columns or [("", False, ())]
 
 
 @cache
-def _schema(key: str, family: int | None, ports: bool, intervals: bool) -> SetSchema:
+def _schema(key: str, family: int | None, kind: str, intervals: bool) -> SetSchema:
     """Return the only object of a schema: comparison by value would cost as much as the elements."""
-    return SetSchema(key, family, ports, intervals)
+    return SetSchema(key, family, kind, intervals)
 
 
 def network_text(network: Network) -> str:

@@ -110,7 +110,7 @@ def _mesh_exemptions(policy: Policy) -> Iterator[PolicyWarning]:
 
 def _kernel_services(policy: Policy) -> Iterator[PolicyWarning]:
     for name, service in policy.service.items():
-        if service.kernel and not service.sport:
+        if service.kernel and not service.sport and not service.ports:
             yield (
                 ("service", name, "kernel"),
                 "packets that local programs send through the tunnel are dropped, since the kernel attributes them "

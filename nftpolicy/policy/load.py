@@ -189,6 +189,7 @@ _FIELD_DECODERS: dict[tuple[type, str], Callable[[object], Any]] = {
     (objects.Resolver, "sources"): _list_of(_keyword_of(vocabulary.DNS_SOURCES, "source of DNS servers")),
     (objects.Service, "marks"): _keyword_of(vocabulary.MARKS_VALUES, "marking method"),
     (objects.Service, "cgroup"): scalars.parse_cgroup,
+    (objects.Service, "ports"): _list_of(scalars.parse_destination_port),
     (objects.Forward, "devices"): _list_of(scalars.parse_device_pattern),
     (objects.Publish, "to"): scalars.parse_device,
 }

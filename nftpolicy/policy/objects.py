@@ -34,13 +34,18 @@ class Listen:
 
 @frozen
 class Port:
-    """Ports of one transport protocol, `low` to `high` inclusive."""
+    """Ports of TCP or UDP, `low` to `high` inclusive; or all packets of a protocol without ports, both 0.
+
+    `protocol` is "tcp", "udp", "ping" (echo requests of ICMP and ICMPv6) or a key of vocabulary.TUNNEL_PROTOCOLS.
+    """
 
     protocol: str
     low: int
     high: int
 
     def __str__(self) -> str:
+        if not self.high:
+            return self.protocol
         if self.high == self.low:
             return f"{self.protocol}/{self.low}"
         return f"{self.protocol}/{self.low}-{self.high}"
@@ -122,7 +127,8 @@ class Service:
     `marks` is a key of vocabulary.MARKS_VALUES. `cgroup` (below the root of cgroup v2; None: the
     default of the service) and `confine` belong to "cgroup". `to` and `ports` restrict the
     destinations; empty: anywhere. `sport`: UDP ports that the kernel's own socket is bound to;
-    packets from these ports pass, whichever process sent the encapsulated packet.
+    packets from these ports pass, whichever process sent the encapsulated packet. With `kernel`,
+    `ports` are the protocols of the kernel's tunnels to `to`.
     """
 
     uplink: str
@@ -140,6 +146,11 @@ class Service:
     def unmarked(self) -> bool:
         """Return True if its sockets carry no mark: an ip rule for its user selects the uplink."""
         return self.marks == "uid-rule"
+
+    @property
+    def by_destination(self) -> bool:
+        """Return True if protocol and destination alone select its packets, which the kernel sends without a mark."""
+        return self.kernel and bool(self.ports)
 
 
 SERVICES_CGROUP = "nftpolicy"  # parent of the cgroups of all services

@@ -23,7 +23,15 @@ _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([0-9.]+)):([0-9]{1,5})\Z")
 _CGROUP_PART = r"(?!\.{1,2}(?:/|\Z)|cgroup\.)[A-Za-z0-9_.:@\\-]{1,255}"
 _CGROUP = re.compile(rf"{_CGROUP_PART}(?:/{_CGROUP_PART}){{0,31}}\Z")
 _PORT = re.compile(r"(tcp|udp)/([0-9]{1,5})(?:-([0-9]{1,5}))?\Z")
+_HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?\Z")
 _MAX_PORT = 65535
+# This network, loopback, link-local addresses, groups and reserved ones (RFC 6890, RFC 4291).
+_NOT_ROUTED = tuple(
+    map(
+        ip_network,
+        ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/127", "fe80::/10", "ff00::/8"),
+    )
+)
 
 
 def parse_text(item: object) -> str:
@@ -116,6 +124,11 @@ def parse_address(item: object) -> Address:
 def parse_network(item: object) -> Network:
     """Return the network of an address or ADDRESS/LENGTH."""
     plain = parse_text(item)
+    if _HOST_NAME.match(plain):
+        raise ValueError(
+            f"{quote_excerpt(item)} is a name, and DNS decides which addresses it has: no proof can rely on it; "
+            "write the addresses (getent ahosts NAME lists them), or the network of the provider"
+        )
     try:
         parsed = ip_network(plain)
     except ValueError as error:
@@ -139,6 +152,11 @@ def _refuse_embedded_ipv4(net: Network) -> None:
     low = int(net.network_address)
     if net.subnet_of(_MAPPED) or (net.subnet_of(_COMPATIBLE) and low > _LAST_SHORT_ADDRESS):
         raise ValueError(f"{net} is IPv4 in IPv6 notation; write {IPv4Address(low & _IPV4_MASK)}")
+
+
+def is_routed(network: Network) -> bool:
+    """Return True if a network may route all addresses of a prefix to this machine."""
+    return not any(network.overlaps(reserved) for reserved in _NOT_ROUTED if reserved.version == network.version)
 
 
 def parse_server(item: object) -> Server:
@@ -176,6 +194,19 @@ def parse_port(item: object) -> Port:
     if not 1 <= low <= high <= _MAX_PORT:
         raise ValueError(f"{item}: ports are 1 to 65535, the lower one first")
     return Port(parts[1], low, high)
+
+
+def parse_destination_port(item: object) -> Port:
+    """Return ports as `parse_port`, "ping", or all packets of a protocol of tunnels."""
+    if parse_text(item) in ("ping", *vocabulary.TUNNEL_PROTOCOLS):
+        return Port(parse_text(item), 0, 0)
+    if parse_text(item) in vocabulary.UNSUPPORTED_TUNNELS:
+        raise ValueError(vocabulary.UNSUPPORTED_TUNNELS[parse_text(item)])
+    try:
+        return parse_port(item)
+    except ValueError as error:
+        words = ("ping", *vocabulary.TUNNEL_PROTOCOLS)
+        raise ValueError(f"{error}; or {', '.join(words)}{did_you_mean(parse_text(item), words)}") from None
 
 
 def parse_answer(item: object) -> Answer:

@@ -10,22 +10,16 @@ from itertools import combinations
 from . import vocabulary
 from .errors import did_you_mean
 from .objects import SERVICES_CGROUP, Account, Forward, Lan, Network, Policy, Publish, Resolver, Service, service_cgroup
-from .scalars import matching_pattern
+from .scalars import is_routed, matching_pattern
 from .toml_positions import KeyPath
 from .validate_forwards import PolicyFault, find_forward_faults
+from .validate_tunnels import find_shared_tunnels, find_tunnel_faults
 
 MAX_UPLINKS = 32  # there are priorities for 39 ip rules of marks (compiler/object_names.py)
 MAX_TABLE = 2**32 - 1
 # Tables with a fixed meaning, include/uapi/linux/rtnetlink.h.
 RESERVED_TABLES = frozenset({0, 253, 254, 255})
 _DNS_PORT = 53
-# This network, loopback, link-local addresses, groups and reserved ones (RFC 6890, RFC 4291).
-_NOT_ROUTED = tuple(
-    map(
-        ip_network,
-        ("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3", "::/127", "fe80::/10", "ff00::/8"),
-    )
-)
 
 
 def find_faults(policy: Policy) -> Iterator[PolicyFault]:
@@ -208,11 +202,6 @@ def _addresses(policy: Policy) -> Iterator[PolicyFault]:
                 )
 
 
-def is_routed(network: Network) -> bool:
-    """Return True if a network may route all addresses of a prefix to this machine."""
-    return not any(network.overlaps(reserved) for reserved in _NOT_ROUTED if reserved.version == network.version)
-
-
 def _selectors(policy: Policy) -> Iterator[PolicyFault]:
     owners: dict[tuple[str, int], str] = {}
     for name, service in policy.service.items():
@@ -240,11 +229,7 @@ def _selector(path: KeyPath, service: Service) -> Iterator[PolicyFault]:
     for index, net in enumerate(service.to):
         if net.is_loopback or net.is_unspecified:
             yield (*path, "to", index), f"packets to {net} never leave the machine; remove it"
-    if service.kernel and (service.to or service.ports):
-        yield (
-            path,
-            "'to' and 'ports' cannot restrict the kernel's own sockets; use a group or user instead",
-        )
+    yield from find_tunnel_faults(path, service)
     if service.sport and not service.kernel:
         yield (
             (*path, "sport"),
@@ -379,6 +364,7 @@ _CHECKS: tuple[Callable[[Policy], Iterator[PolicyFault]], ...] = (
     _selectors,
     _marking,
     _cgroups,
+    find_shared_tunnels,
     _resolver_users,
     _lans,
     find_forward_faults,

@@ -51,6 +51,21 @@ NAMED_ANSWERS = {
     "respondd": "udp/1001",
 }
 
+# Protocols of the kernel's tunnels, which no process without CAP_NET_RAW can send.
+TUNNEL_PROTOCOLS = {
+    "ipip": "IP protocol 4, IPv4 in IPv4 or IPv6 (RFC 2003, RFC 2473)",
+    "6in4": "IP protocol 41, IPv6 in IPv4 or IPv6 (RFC 4213, RFC 2473)",
+    "gre": "IP protocol 47 (RFC 2784)",
+}
+
+# Protocols that look like one of those, and why they are not.
+UNSUPPORTED_TUNNELS = {
+    "esp": "the guard sees the packets of IPsec before they are encrypted too, with their own destination and without "
+    "a mark; run IPsec in user space, or carry it in another tunnel",
+    "l2tp": "any process may send L2TP packets (IP protocol 115) by a socket of its own, so the kernel's cannot be "
+    "known; let L2TP use UDP, and name its port in 'sport'",
+}
+
 # Sources of the uplink's DNS servers. How each one is read: runtime/resolver/sources/.
 DNS_SOURCES = {
     "auto": "all sources below that exist on this machine",

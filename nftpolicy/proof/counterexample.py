@@ -22,7 +22,7 @@ from .bypass import interfering_rules
 from .candidates import candidate_packets
 from .concretize import choose, concretize, with_usual_source
 from .context import ProofContext
-from .entitlement import unmarked_user_regions
+from .entitlement import tunnel_regions, unmarked_user_regions
 from .lemmas import Violation
 from .spec import ARRIVAL, Region, UplinkSpec
 from .verdict import Counterexample
@@ -44,7 +44,7 @@ def is_entitled(packet: Packet, uplink: UplinkSpec) -> bool:
 
 
 def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
-    """Return True if the packet that leaves matches an exemption or a forward, or its user needs no mark."""
+    """Return True if the packet that leaves matches an exemption, a forward or a tunnel, or its user needs no mark."""
     packet = trace.packet
     if packet.origin == FRAME:
         link_header = {"ether.type": packet.frame_type, "llc": packet.fields.get(("llc", "header"), _ABSENT)}
@@ -60,6 +60,7 @@ def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
         "sport": packet.sport,
         "dport": trace.dport,
         "ttl": packet.fields.get(("ip", "ttl") if packet.family == 4 else ("ip6", "hoplimit"), 64),
+        "icmp.type": packet.fields.get(("icmp", "type"), 8),
         "icmpv6.type": packet.fields.get(("icmpv6", "type"), 128),
         "icmpv6.code": packet.fields.get(("icmpv6", "code"), 0),
         "igmp.type": packet.fields.get(("igmp", "type"), _ABSENT),
@@ -75,6 +76,8 @@ def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
         for region in unmarked_user_regions(uplink, packet.family)
         if packet.origin == SOCKET and not region.marks
     ]
+    if packet.origin != FRAME:
+        regions += tunnel_regions(uplink, packet.family)
     if packet.origin == FORWARD and packet.iif is not None and packet.flow.direction == "original":
         regions += [
             region

@@ -79,6 +79,14 @@ def arriving_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
             yield Region({**region.fields, "ct.direction": points(_ORIGINAL)}, iifname=forward.devices)
 
 
+def tunnel_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
+    """Yield the packets of the kernel's tunnels, which this machine sends without the mark: no device received them."""
+    for service in uplink.services:
+        if service.kernel and service.unmarked:
+            for region in service.regions.get(family, ()):
+                yield region.narrowed(iif=points(0))
+
+
 def _kernel_udp() -> Region:
     return Region({"socket": points(0), "protocol": points(UDP)})
 

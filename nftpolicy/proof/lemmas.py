@@ -24,7 +24,7 @@ from ..netstate import nft
 from ..netstate.formats import nft_text
 from ..netstate.nft.symbols import CT_DIRECTIONS
 from .context import ProofContext, runs_before_conntrack, unsupported_in
-from .entitlement import arriving_regions
+from .entitlement import arriving_regions, tunnel_regions
 from .spec import IP_FAMILIES, MarkTest, Region, UplinkSpec
 
 # Fields that targets of legacy iptables rewrite: TTL, HL, DSCP, TCPMSS. The header space has no field for
@@ -34,6 +34,7 @@ _REWRITTEN = ("ttl", "?")
 
 # Hooks of packets that have arrived, and do not leave if the machine forwards none.
 ARRIVAL_HOOKS = ("prerouting", "input")
+_NO_INPUT_DEVICE: Box = {"iif": points(0)}  # packets without an input device
 
 
 @frozen
@@ -116,7 +117,7 @@ def integrity_violations(
     if uplink.unmarked_uids and hook is None:
         entitled.append(Region({"socket": points(1), "uid": points(*uplink.unmarked_uids)}))
     if hook is None:
-        entitled += arriving_regions(uplink, family)
+        entitled += [*arriving_regions(uplink, family), *tunnel_regions(uplink, family)]
     marking_events = list(_marking_events(context, family, chains, [unmarked_packets], uplink, "mark"))
     replies = Region({"ct.direction": points(CT_DIRECTIONS["reply"])}, (uplink.flow_has_mark,))
     remaining = list(_violations(context, family, marking_events, [*entitled, replies]))
@@ -280,10 +281,17 @@ def _marking_events(
     transfer = context.chain_transfer(family)
     for base_chain in chains:
         for start in (box for region in regions for box in region.boxes(transfer.space)):
-            for event in transfer.mark_writes(base_chain, start):
+            box_in_hook = intersect_boxes(start, _NO_INPUT_DEVICE) if _is_output(base_chain) else start
+            for event in transfer.mark_writes(base_chain, box_in_hook) if box_in_hook is not None else ():
                 box = _marked_after(context, family, event, uplink, kind)
                 if box is not None:
                     yield event, box
+
+
+def _is_output(base_chain: BaseChain) -> bool:
+    """Return True for the output hook of IP, in which packets have no input device (__ip_local_out)."""
+    table, chain = base_chain
+    return table.family in ("ip", "ip6", "inet") and chain.hook is not None and chain.hook.hook == "output"
 
 
 def _violations(

@@ -31,6 +31,8 @@ from .spec import (
 )
 
 _PROTOCOLS = {"tcp": TCP, "udp": UDP}
+# RFC 2003 3.1, RFC 4213 3.5, RFC 2784 3: the IP protocol numbers of tunnels.
+_TUNNELS = {"ipip": 4, "6in4": 41, "gre": 47}
 _LINK_LOCAL, _ALL_GROUPS4, _ALL_GROUPS6 = "fe80::/10", "224.0.0.0/4", "ff02::/16"
 # RFC 6890: private use, link-local. RFC 4193, RFC 4291.
 _NOT_GLOBAL = {
@@ -207,25 +209,38 @@ def _lan(name: str, lan: objects.Lan) -> ExemptionSpec:
 
 
 def _service(name: str, service: objects.Service) -> ServiceSpec:
-    ports = _ports(service.ports) or _ports(service.sport, "sport") or (Region(),)
     regions = {}
     for family in IP_FAMILIES:
+        ports = (*_ports(service.ports), *_echo_requests(service, family)) or _ports(service.sport, "sport")
         addresses = _bounds(service.to, family)
         if service.to and not addresses:
             continue
         destinations = {"daddr": addresses} if addresses else {}
-        regions[family] = tuple(Region({**port_region.fields, **destinations}) for port_region in ports)
-    return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, service.unmarked)
+        regions[family] = tuple(Region({**port_region.fields, **destinations}) for port_region in ports or (Region(),))
+    unmarked = service.unmarked or service.by_destination
+    return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, unmarked)
 
 
-def _ports(ports: Iterable[Port], field: str = "dport") -> tuple[Region, ...]:
+def _echo_requests(service: objects.Service, family: int) -> tuple[Region, ...]:
+    """Return the echo requests of a service that may ping (RFC 792, RFC 4443 4.1)."""
+    if all(port.protocol != "ping" for port in service.ports):
+        return ()
+    if family == 6:
+        return _icmpv6((128,))
+    return (Region({"protocol": points(ICMP), "fragment": points(0), "icmp.type": points(8)}),)
+
+
+def _ports(ports: Sequence[Port], field: str = "dport") -> tuple[Region, ...]:
     by_protocol: dict[str, list[tuple[int, int]]] = {}
+    tunnels = sorted({_TUNNELS[port.protocol] for port in ports if port.protocol in _TUNNELS})
     for port in ports:
-        by_protocol.setdefault(port.protocol, []).append((port.low, port.high))
-    return tuple(
+        if port.protocol in _PROTOCOLS:
+            by_protocol.setdefault(port.protocol, []).append((port.low, port.high))
+    regions = tuple(
         Region({"protocol": points(_PROTOCOLS[protocol]), "fragment": points(0), field: merge_ranges(pairs)})
         for protocol, pairs in sorted(by_protocol.items())
     )
+    return (*regions, *(Region({"protocol": points(number)}) for number in tunnels))
 
 
 def _reply(uplink: str, answer: Answer) -> ReplySpec:

@@ -94,6 +94,8 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
     yield "the kernel applies nftables, ip rules and routes as the model does"
     yield from environment_assumptions(state, spec)
     yield "processes that may set SO_MARK (CAP_NET_ADMIN or CAP_NET_RAW) set it as the policy requires"
+    if any(service.kernel and service.unmarked for uplink in spec.uplinks for service in uplink.services):
+        yield "raw sockets (CAP_NET_RAW) send no packets of the kernel's tunnels to their other ends"
     if not spec.frames:
         for uplink in spec.uplinks:
             for device in (*uplink.devices, *uplink.ports):

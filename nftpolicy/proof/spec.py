@@ -106,8 +106,8 @@ class ServiceSpec:
     """Service that may use the uplink's mark: its socket owners and destinations.
 
     `regions` hold header conditions only, by family; a family without an entry is not allowed.
-    `kernel` services are UDP without an owning process, or UDP from the kernel's ports if the headers
-    name them: packets in a tunnel belong to the socket that created the inner packet.
+    `kernel` services are UDP without an owning process, or packets of the kernel's ports or tunnels if the
+    headers name them: packets in a tunnel belong to the socket that created the inner packet.
     """
 
     name: str
@@ -115,7 +115,7 @@ class ServiceSpec:
     owners: tuple[OwnerSpec, ...]
     kernel: bool
     regions: Mapping[int, tuple[Region, ...]]  # by family
-    unmarked: bool = False  # its sockets may send without the mark, and only by the uplink
+    unmarked: bool = False  # its packets may be sent without the mark, and only by the uplink
 
 
 @frozen

@@ -26,6 +26,7 @@ from .entitlement import DNS_PORT
 from .forward_cases import forward_cases
 from .lan_cases import lan_cases
 from .spec import IP_FAMILIES, ServiceSpec, Spec, UplinkSpec
+from .tunnel_cases import tunnel_cases
 from .usability_case import (
     UsabilityCase,
     device_address,
@@ -92,11 +93,13 @@ def _services(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
                 for owner in service.owners if ports or uplink.resolver is None else ():
                     by_owner = evolve_packet(packet, mark=_sent_with(uplink, service), **{owner.key: owner.number})
                     yield UsabilityCase("P3", uplink.name, title, service.origin, by_owner, "leaves", device, mark)
-                if service.kernel:
+                if service.kernel and service.unmarked:
+                    yield from tunnel_cases(uplink, service, packet, spec)
+                elif service.kernel:
                     by_kernel = evolve_packet(packet, origin=KERNEL)
                     if by_kernel.protocol == UDP:
                         yield UsabilityCase("P3", uplink.name, title, service.origin, by_kernel, "leaves", device, mark)
-                if service.kernel and region.fields:
+                if service.kernel and region.fields and not service.unmarked:
                     through_tunnel = evolve_packet(packet, uid=unnamed, gid=unnamed)
                     tunnel = f"{title}: packets that a process sends through it"
                     yield UsabilityCase(
@@ -105,6 +108,10 @@ def _services(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
                 closed = evolve_packet(packet, origin=KERNEL, protocol=TCP, flow=CtInfo("established"), fields={})
                 last_packets = f"{title}: last packets of a closed connection"
                 yield UsabilityCase("P3", uplink.name, last_packets, service.origin, closed, "leaves", device, mark)
+
+
+def _is_kernel_udp(service: ServiceSpec) -> bool:
+    return service.kernel and not service.unmarked
 
 
 def _sent_with(uplink: UplinkSpec, service: ServiceSpec) -> int:
@@ -249,7 +256,7 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
                     "P3", uplink.name, title, origin, to_group, "delivered", mark=mark, may_be_firewalled=True
                 )
             is_client = any(exemption.name in _DHCPV4_EXEMPTIONS for exemption in uplink.exemptions)
-            if family == 4 and is_client and not any(service.kernel for service in uplink.services):
+            if family == 4 and is_client and not any(map(_is_kernel_udp, uplink.services)):
                 # A DHCP reply is for an address that the device will have: no arrival chain may drop it.
                 # (The kernel's own packets may have any port, so a reply for another host would pass too.)
                 offer = evolve_packet(arriving, destination=REMOTE_ADDRESS[4] + 2, sport=67, dport=68)

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Container, Mapping, Sequence
 from ipaddress import ip_address
 
-from ..kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, InetSocket
+from ..kernel.netlink.sock_diag import PROTOCOLS, RAW, TCP, UDP, InetSocket
 from ..policy.objects import Policy, Service, Uplink
 
 Addresses = Mapping[str, Sequence[str]]  # device -> its addresses
 _DNS_PORT = 53
+_ECHO_PROTOCOLS = (1, 58)  # ICMP and ICMPv6; the port of a raw socket is its protocol
 
 
 def is_dns(socket: InetSocket) -> bool:
@@ -46,6 +47,8 @@ def service_allows(service: Service, socket: InetSocket, group: int | None) -> b
     if service.kernel and service.sport:
         in_range = any(port.low <= socket.sport <= port.high for port in service.sport)
         return socket.protocol == UDP and in_range
+    if service.by_destination:
+        return False  # the kernel's tunnels have no socket
     if service.kernel:  # no process holds a socket of the kernel
         return socket.protocol == UDP and group is None
     if service.group and group not in (None, service.group.number):
@@ -57,6 +60,8 @@ def service_allows(service: Service, socket: InetSocket, group: int | None) -> b
         return False
     if not service.ports:
         return True
+    if socket.protocol == RAW and socket.sport in _ECHO_PROTOCOLS:
+        return any(port.protocol == "ping" for port in service.ports)
     protocol = PROTOCOLS[socket.protocol]
     return any(port.protocol == protocol and port.low <= socket.dport <= port.high for port in service.ports)
 

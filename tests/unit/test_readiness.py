@@ -1,6 +1,6 @@
 """Decisions of `wait`, as functions of given links, routes, sockets and flows."""
 
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 import pytest
 from attrs import evolve
@@ -10,7 +10,7 @@ from nftpolicy.kernel.netlink.link_state import LinkState
 from nftpolicy.kernel.netlink.sock_diag import InetSocket
 from nftpolicy.netstate.routing import Nexthop, Route
 from nftpolicy.policy.mark import Mark
-from nftpolicy.policy.objects import Account, Policy, Service, Uplink
+from nftpolicy.policy.objects import Account, Policy, Port, Service, Uplink
 from nftpolicy.runtime.services import readiness
 
 WAN = Uplink(("eth0", "eth1"), Mark(0x500, 0xFF00), 7)
@@ -119,6 +119,15 @@ def test_kernel_service_is_judged_by_its_flows() -> None:
     tunnel = Service("wan", kernel=True)
     assert readiness.service_problem(tunnel, WAN, [socket(mark=0)], [flow()], OWN) is None
     assert "no reply has reached" in str(readiness.service_problem(tunnel, WAN, [socket(mark=0)], [], OWN))
+
+
+def test_tunnel_is_judged_by_its_flows() -> None:
+    tunnel = Service("wan", kernel=True, to=(ip_network(PEER),), ports=(Port("gre", 0, 0),))
+    begun = {"original": (PEER, 0, "192.0.2.2", 0)}  # by the other end
+    for answered in (flow(protocol=47), flow(protocol=47, **begun)):
+        assert readiness.service_problem(tunnel, WAN, [], [answered], OWN) is None
+    others = [flow(), flow(protocol=41), flow(False, 47), flow(protocol=47, original=("192.0.2.2", 0, "192.0.2.9", 0))]
+    assert "no reply has reached its tunnels" in str(readiness.service_problem(tunnel, WAN, [], others, OWN))
 
 
 def test_dns_client_is_an_account_of_a_service() -> None:

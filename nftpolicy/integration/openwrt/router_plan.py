@@ -61,7 +61,9 @@ def _rule(item: IpRule) -> CheckedText:
     rule = require_expressible(item, "iif", "oif", "l4proto", "dports", "sports", "suppress_prefix")
     parts = [fill("{priority}: from all", priority=rule.priority)]
     if rule.destination:
-        parts.append(fill("to {prefix}", prefix=word(rule.destination)))
+        # ip prints an address without its length.
+        prefix = rule.destination.removesuffix("/128" if rule.family == 6 else "/32")
+        parts.append(fill("to {prefix}", prefix=word(prefix)))
     if rule.mask:
         template = "fwmark {mark:#x}/{mask:#x}" if rule.mask != FULL_MASK else "fwmark {mark:#x}"
         parts.append(fill(template, mark=rule.mark, mask=rule.mask))

@@ -15,7 +15,7 @@ from attrs import frozen
 from ...exceptions import NftpolicyError
 from .. import nft
 from ..nft import Element, Expression
-from ..nft.symbols import DEVICE_TYPES, ICMPV6_CODES
+from ..nft.symbols import DEVICE_TYPES, ICMPV6_CODES, PROTOCOL_NUMBERS
 from . import nft_opaque
 
 _MARK_BITS = 32
@@ -286,13 +286,17 @@ def protocol_columns(item: Expression) -> tuple[bool, ...]:
 
 
 def name_protocols(item: Element, protocols: tuple[bool, ...]) -> Element:
-    """Return the element with protocol names: nft prints numbers on a machine without /etc/protocols."""
+    """Return the element with names that no machine decides: nft prints those of /etc/protocols, or numbers."""
     if isinstance(item, tuple):
         return tuple(
-            nft.PROTOCOL_NAMES.get(part, part) if is_protocol and isinstance(part, int) else part
-            for part, is_protocol in zip(item, protocols, strict=False)
+            _name_protocol(part) if is_protocol else part for part, is_protocol in zip(item, protocols, strict=False)
         )
-    return nft.PROTOCOL_NAMES.get(item, item) if protocols[0] and isinstance(item, int) else item
+    return _name_protocol(item) if protocols[0] else item
+
+
+def _name_protocol(value: nft.Value) -> nft.Value:
+    number = PROTOCOL_NUMBERS.get(value, value) if isinstance(value, str) else value
+    return nft.PROTOCOL_NAMES.get(number, number) if isinstance(number, int) else value
 
 
 def decode_match(body: dict[str, Any]) -> nft.Match:

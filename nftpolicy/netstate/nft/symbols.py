@@ -21,8 +21,8 @@ IGMP_TYPES = {
 }  # fmt: skip
 PROTOCOL_NUMBERS = {
     **{name: number for number, name in PROTOCOL_NAMES.items()},
-    "icmpv6": 58, "ah": 51, "udplite": 136, "dccp": 33, "comp": 108, "ipip": 4, "ipv6": 41, "ospf": 89, "vrrp": 112,
-    "pim": 103, "ip": 0, "hopopt": 0,
+    "icmpv6": 58, "ah": 51, "udplite": 136, "dccp": 33, "comp": 108, "ipip": 4, "ipencap": 4, "ipv6": 41, "ospf": 89,
+    "vrrp": 112, "pim": 103, "ip": 0, "hopopt": 0,
 }  # fmt: skip
 ICMP_TYPES = {
     "echo-reply": 0, "destination-unreachable": 3, "source-quench": 4, "redirect": 5, "echo-request": 8,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from ...compiler import tunnels
 from ...kernel.errors import Unavailable
 from ...kernel.live_sockets import LiveSockets
 from ...kernel.netlink.conntrack import ConntrackEntry
@@ -82,6 +83,12 @@ def service_problem(
     `sockets` are those of the service, `own` the addresses of this host, `flows` all conntrack
     entries.
     """
+    if service.by_destination:
+        return (
+            None
+            if any(_is_answered_tunnel(service, flow) for flow in flows)
+            else "no reply has reached its tunnels yet"
+        )
     if not sockets:
         return "it has no IP socket yet that can receive"
     marked = list(sockets)
@@ -104,6 +111,13 @@ def _is_established(inet_socket: InetSocket, own: frozenset[str]) -> bool:
     if inet_socket.protocol != TCP or inet_socket.state != "established" or inet_socket.remote is None:
         return False
     return not _is_own(inet_socket.remote, own)
+
+
+def _is_answered_tunnel(service: Service, flow: ConntrackEntry) -> bool:
+    """Return True if the flow is one of the kernel's tunnels, whichever end began it, and both have sent."""
+    is_tunnel = flow.protocol in {tunnels.PROTOCOLS[port.protocol] for port in service.ports}
+    ends = [ip_address(direction.destination) for direction in (flow.original, flow.reply)]
+    return is_tunnel and flow.has_reply and any(end in network for end in ends for network in service.to)
 
 
 def _is_flow_of(inet_socket: InetSocket, flow: ConntrackEntry) -> bool:

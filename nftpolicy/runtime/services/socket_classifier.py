@@ -265,7 +265,8 @@ class _SocketClassifier:
         inet_socket = verdict.socket
         if verdict.process is None:
             for owner, service in self._policy.service.items():
-                if service.uplink == verdict.uplink and service.kernel and inet_socket.protocol == UDP:
+                is_udp = service.kernel and not service.by_destination and inet_socket.protocol == UDP
+                if service.uplink == verdict.uplink and is_udp:
                     return evolve(verdict, owner=owner)
             return evolve(verdict, verdict=UNKNOWN)
         if inet_socket.state == "listen":

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Validation of the protocols of the kernel's tunnels. Each check yields (key path, what to do)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+
+from . import vocabulary
+from .objects import Policy, Service
+from .scalars import is_routed
+from .toml_positions import KeyPath
+from .validate_forwards import PolicyFault
+
+
+def find_tunnel_faults(path: KeyPath, service: Service) -> Iterator[PolicyFault]:
+    """Yield the faults of `to`, `ports` and `sport` of a kernel service, and protocols of other services."""
+    if service.kernel:
+        yield from _kernel_destinations(path, service)
+        return
+    for index, port in enumerate(service.ports):
+        if port.protocol in vocabulary.TUNNEL_PROTOCOLS:
+            yield (
+                (*path, "ports", index),
+                f"the kernel sends {port} packets, whichever user sent the packet in the tunnel; "
+                "name them in a service with 'kernel = true'",
+            )
+
+
+def _kernel_destinations(path: KeyPath, service: Service) -> Iterator[PolicyFault]:
+    if service.to and not service.ports:
+        yield (
+            (*path, "to"),
+            "cannot restrict the kernel's UDP sockets, whose packets have the owner of the packet in the tunnel; "
+            f"name protocols in 'ports' ({', '.join(vocabulary.TUNNEL_PROTOCOLS)}), or remove it",
+        )
+    for index, port in enumerate(service.ports):
+        if port.protocol not in vocabulary.TUNNEL_PROTOCOLS:
+            yield (
+                (*path, "ports", index),
+                f"the kernel's packets to {port} look like those of other programs; name the port that the "
+                "kernel sends from in 'sport' (UDP), or run the program with a group or user of its own",
+            )
+    if service.ports and service.sport:
+        yield (*path, "sport"), "excludes 'ports'; make two services"
+    if service.ports and not service.to:
+        yield (
+            path,
+            f"'to' is missing: the kernel's {service.ports[0]} packets have no mark, and are known by their protocol "
+            "and destination alone; name the other ends of the tunnels",
+        )
+    for index, net in enumerate(service.to if service.ports else ()):
+        if not is_routed(net):
+            yield (*path, "to", index), f"no tunnel to {net} can be routed by an uplink; name its other end"
+
+
+def find_shared_tunnels(policy: Policy) -> Iterator[PolicyFault]:
+    """Yield tunnels that belong to two uplinks."""
+    senders = [(name, service) for name, service in policy.service.items() if service.by_destination]
+    for (first, a), (second, b) in combinations(senders, 2):
+        shared = {port for port in a.ports if port in b.ports}
+        if a.uplink == b.uplink or not shared:
+            continue
+        for index, net in enumerate(b.to):
+            if any(net.version == other.version and net.overlaps(other) for other in a.to):
+                port = next(iter(shared))
+                yield (
+                    ("service", second, "to", index),
+                    f"service {first!r} sends {port} to {net} by uplink {a.uplink!r}; a tunnel has one uplink",
+                )

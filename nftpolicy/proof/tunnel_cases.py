@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""P1 to P3 for the kernel's tunnels: their packets have no mark when the kernel sends them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..model.packet import FORWARD, KERNEL, Packet, evolve_packet
+from .assumptions import sample_device
+from .concretize import REMOTE_ADDRESS
+from .spec import ServiceSpec, Spec, UplinkSpec
+from .usability_case import UsabilityCase
+
+
+def tunnel_cases(uplink: UplinkSpec, service: ServiceSpec, packet: Packet, spec: Spec) -> Iterator[UsabilityCase]:
+    """Yield the cases of one outer packet, whose owner is that of the packet in the tunnel."""
+    title, device, mark = f"service {service.name}", uplink.devices[0], (uplink.value, uplink.mask)
+    for sent_with in (0, uplink.value):  # the mark of the packet in the tunnel, or that of an IPsec state
+        outer = evolve_packet(packet, mark=sent_with, uid=0, gid=0)
+        by_kernel = evolve_packet(outer, origin=KERNEL)
+        yield UsabilityCase("P3", uplink.name, title, service.origin, by_kernel, "leaves", device, mark)
+        through = f"{title}: packets that a process sends through it"
+        yield UsabilityCase("P3", uplink.name, through, service.origin, outer, "leaves", device, mark)
+    for pattern in (spec.inside or ())[:1]:
+        inside = sample_device(pattern)
+        bound = evolve_packet(packet, mark=0, bound=inside)
+        yield UsabilityCase(
+            "P2", uplink.name, f"{title} inside", service.origin, bound, "dropped", must_not_leave_by=inside
+        )
+        source = REMOTE_ADDRESS[packet.family] + 1
+        forwarded = evolve_packet(packet, mark=0, bound=None, origin=FORWARD, iif=inside, source=source)
+        yield UsabilityCase(
+            "P1",
+            uplink.name,
+            f"{title}: packets of other hosts",
+            service.origin,
+            forwarded,
+            "dropped",
+            must_not_leave_by=device,
+        )

@@ -1,0 +1,115 @@
+"""Tunnels of the kernel: the proof of their policy, and of states with a fault."""
+
+import pytest
+from attrs import evolve
+
+from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.netstate.nft import ACCEPT, Bitwise, Hook, Mangle, Match, Meta, Rule
+from nftpolicy.netstate.routing import Sysctl
+from nftpolicy.policy.load import load
+from nftpolicy.proof.policy_spec import build_spec
+from nftpolicy.proof.prover import prove
+
+POLICY = load(b"""
+name = "p"
+inside = ["bat0"]
+[uplink.wan]
+devices = ["eth0"]
+mark = "0x1/0x3"
+table = 7
+[uplink.wan.resolver]
+[uplink.lte]
+devices = ["wwan0"]
+mark = "0x2/0x3"
+table = 8
+[service.tunnels]
+uplink = "wan"
+kernel = true
+ports = ["gre", "6in4", "ipip"]
+to = ["198.51.100.7", "2001:db8::7"]
+[service.other]
+uplink = "lte"
+kernel = true
+ports = ["gre"]
+to = ["198.51.101.0/24"]
+""")[0]
+STATE, SPEC = compile_policy(POLICY), build_spec(POLICY)
+GRE = Match(Meta("l4proto"), "gre")
+SET_MARK = Mangle(Meta("mark"), Bitwise(Meta("mark"), and_mask=0xFFFFFFFD, or_bits=1))
+
+
+def edited(name, edit):
+    """Return the state with one chain of table inet replaced by edit(chain)."""
+    inet, *others = STATE.tables
+    chains = tuple(edit(chain) if chain.name == name else chain for chain in inet.chains)
+    assert chains != inet.chains
+    return evolve(STATE, tables=(evolve(inet, chains=chains), *others))
+
+
+def with_first(name, *statements, state=STATE):
+    inet, *others = state.tables
+    chains = (
+        evolve(chain, rules=(Rule(statements), *chain.rules)) if chain.name == name else chain for chain in inet.chains
+    )
+    return evolve(state, tables=(evolve(inet, chains=tuple(chains)), *others))
+
+
+def verdicts(state):
+    """Return the worst verdict of each property."""
+    order = ("proved", "unknown", "refuted")
+    worst = {}
+    for finding in prove(state, SPEC).findings:
+        if finding.deciding:
+            worst[finding.property] = max(worst.get(finding.property, "proved"), finding.verdict, key=order.index)
+    return worst
+
+
+def test_tunnel_policy_is_proved():
+    assert set(verdicts(STATE).values()) == {"proved"}
+
+
+def test_tunnel_rules_are_of_packets_sent_here():
+    rules = [rule for rule in STATE.rules if rule.l4proto in (4, 41, 47)]
+    assert {(rule.priority, rule.action, rule.iif) for rule in rules} == {
+        (860, "lookup", "lo"),
+        (865, "unreachable", "lo"),
+    }
+    assert {(rule.family, rule.table, rule.destination) for rule in rules if rule.table} == {
+        (4, 7, "198.51.100.7/32"), (6, 7, "2001:db8::7/128"), (4, 8, "198.51.101.0/24"),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("hook", ["prerouting", "forward", "postrouting"])
+def test_tunnel_mark_in_another_hook_is_not_proved(hook):
+    state = edited("tunnels", lambda chain: evolve(chain, hook=Hook("filter", hook, -151)))
+    found = verdicts(evolve(state, sysctls=(*state.sysctls, Sysctl("net/ipv4/ip_forward", "1"))))
+    assert found["P1"] != "proved"
+
+
+def test_mark_for_any_destination_is_refuted():
+    unmarked = with_first("tunnels", GRE, SET_MARK)
+    assert verdicts(unmarked)["P1"] == "unknown"  # the guard holds its packets
+    assert verdicts(with_first("wan.identity", GRE, ACCEPT, state=unmarked))["P1"] == "refuted"
+
+
+def test_mark_for_other_protocols_is_not_proved():
+    assert verdicts(with_first("tunnels", Match(Meta("l4proto"), "udp"), SET_MARK))["P1"] != "proved"
+
+
+def test_guard_that_accepts_any_tunnel_is_refuted():
+    assert verdicts(with_first("wan.guard", GRE, ACCEPT))["P1"] == "refuted"
+
+
+@pytest.mark.parametrize("chain", ["tunnels", "wan.identity"])
+def test_tunnel_without_its_rules_is_refuted(chain):
+    def without(item):
+        rules = tuple(rule for rule in item.rules if "tunnels" not in str(rule))
+        return evolve(item, rules=rules)
+
+    assert verdicts(edited(chain, without))["P3"] == "refuted"
+
+
+def test_tunnel_without_its_ip_rules_is_refuted():
+    rules = tuple(rule for rule in STATE.rules if rule.l4proto not in (4, 41, 47))
+    found = verdicts(evolve(STATE, rules=rules))
+    assert (found["P1"], found["P3"]) == ("proved", "refuted")
