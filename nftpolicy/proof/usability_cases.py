@@ -159,6 +159,10 @@ def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterat
                     if device not in uplink.devices or not _needs_no_route(frame):
                         continue
                     by_kernel = evolve_packet(frame, origin=KERNEL)
+                    if family == 6 and "socket" not in region.fields and not needs_device(frame.destination):
+                        if device != uplink.devices[0]:
+                            continue  # a route by one device suffices
+                        by_kernel = evolve_packet(frame, origin=SOCKET)  # the kernel's own may use any device
                     yield UsabilityCase("P3", uplink.name, title, exemption.origin, by_kernel, "leaves", device)
                     if exemption.is_report:
                         marked = evolve_packet(by_kernel, mark=uplink.value)
