@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from itertools import count
 
 from ..model.fib.output_route import is_link_scoped
-from ..model.fib.source_address import is_link_local6
 from ..model.packet import (
     FORWARD,
     FRAME,
@@ -159,10 +158,6 @@ def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterat
                     if device not in uplink.devices or not _needs_no_route(frame):
                         continue
                     by_kernel = evolve_packet(frame, origin=KERNEL)
-                    if family == 6 and "socket" not in region.fields and not needs_device(frame.destination):
-                        if device != uplink.devices[0]:
-                            continue  # a route by one device suffices
-                        by_kernel = evolve_packet(frame, origin=SOCKET)  # the kernel's own may use any device
                     yield UsabilityCase("P3", uplink.name, title, exemption.origin, by_kernel, "leaves", device)
                     if exemption.is_report:
                         marked = evolve_packet(by_kernel, mark=uplink.value)
@@ -173,7 +168,7 @@ def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterat
 
 def _needs_no_route(packet: Packet) -> bool:
     """Return True if a packet that is bound to a device leaves by it whatever routes there are."""
-    return packet.family == 4 or is_link_local6(packet.destination) or is_link_scoped(packet)
+    return packet.family == 4 or needs_device(packet.destination) or is_link_scoped(packet)
 
 
 def _marked_reports(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
