@@ -22,6 +22,7 @@ from nftpolicy.exceptions import NftpolicyError
 from nftpolicy.policy import objects
 from nftpolicy.policy.errors import PolicyError
 from nftpolicy.policy.load import load as decode
+from tests.lab.limits import limit
 from tests.unit.test_policy_errors import GOOD
 
 ROOT = Path(__file__).parents[2]
@@ -141,7 +142,7 @@ def modules_after(code: str) -> set[str]:
         [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); {script}"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=limit(30),
         check=True,
     )
     return set(done.stdout.split())

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lab.limits import limit
 from tests.unit.test_policy_errors import GOOD
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,7 @@ TRACED = """
 import json, sys
 sys.argv = ["nftpolicy", *{arguments!r}]
 from nftpolicy.cli.main import main
+from tests.lab.limits import limit
 try:
     main()
 except SystemExit as end:
@@ -40,7 +42,7 @@ print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})), file=s
 
 def run(code):
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, cwd=ROOT, check=False
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=limit(30), cwd=ROOT, check=False
     )
 
 

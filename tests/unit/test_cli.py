@@ -11,13 +11,16 @@ import pytest
 import typer
 
 from nftpolicy.cli.main import COMMANDS
+from tests.lab.limits import limit
 from tests.unit.test_policy_errors import GOOD
 
 MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
 
 
 def run(*arguments, stdin=b""):
-    return subprocess.run([*MAIN, *map(str, arguments)], input=stdin, capture_output=True, timeout=30, check=False)
+    return subprocess.run(
+        [*MAIN, *map(str, arguments)], input=stdin, capture_output=True, timeout=limit(30), check=False
+    )
 
 
 @pytest.fixture
@@ -124,7 +127,7 @@ def help_of(*command):
         [*MAIN, *command, "--help"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=limit(30),
         check=True,
         env={**os.environ, "COLUMNS": str(WIDTH)},
     )

@@ -10,6 +10,7 @@ import pytest
 
 from nftpolicy.cli import common
 from nftpolicy.cli.main import COMMANDS
+from tests.lab.limits import limit
 from tests.unit.test_policy_errors import GOOD
 
 # Before the command runs: an exception or a signal inside it.
@@ -44,7 +45,7 @@ AS_NOBODY = [*UNSHARE, "sh", "-c", "mount -t tmpfs none /run && mkdir -m 700 /ru
 
 def run(*arguments, before="pass", prefix=UNSHARE, **options):
     command = [*prefix, sys.executable, "-c", MAIN.format(before=before), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, timeout=60, check=False, **options)
+    return subprocess.run(command, capture_output=True, timeout=limit(60), check=False, **options)
 
 
 def assert_refused(done, *statuses):
@@ -139,7 +140,7 @@ def test_full_output_is_status_5():
     with Path("/dev/full").open("wb") as full:
         for arguments in (["--version"], ["check", "rulesets/vpn-killswitch.toml"], ["verify", "--help"]):
             command = [sys.executable, "-c", MAIN.format(before="pass"), *arguments]
-            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=limit(60), check=False)
             said = b"nftpolicy: standard output: cannot be written: No space left on device\n"
             assert (done.returncode, done.stderr) == (FAILED, said)
 
@@ -148,7 +149,7 @@ def test_closed_output_is_status_141():
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-c", MAIN.format(before="pass"), "check", "rulesets/vpn-killswitch.toml"]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=60, check=False)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=limit(60), check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (common.EXIT_OUTPUT_CLOSED, b"")
 
@@ -157,7 +158,8 @@ def test_no_output_at_all_is_no_traceback():
     with Path("/dev/full").open("wb") as full:
         command = [sys.executable, "-c", MAIN.format(before="pass"), "check", "/absent"]
         assert (
-            subprocess.run(command, stdout=full, stderr=full, timeout=60, check=False).returncode != common.EXIT_REFUTED
+            subprocess.run(command, stdout=full, stderr=full, timeout=limit(60), check=False).returncode
+            != common.EXIT_REFUTED
         )
 
 
@@ -196,7 +198,7 @@ def test_interrupt_from_a_terminal_is_status_130(tmp_path):
     ) as process:
         writer = os.open(tmp_path / "policy", os.O_WRONLY)  # waits until the command reads
         process.send_signal(signal.SIGINT)
-        said = process.communicate(timeout=60)
+        said = process.communicate(timeout=limit(60))
         os.close(writer)
     assert (process.returncode, said) == (128 + signal.SIGINT, (b"", b""))
 

@@ -25,6 +25,7 @@ from nftpolicy.netstate.routing import IpRule, Route
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
 from nftpolicy.runtime import explain
+from tests.lab.limits import limit
 from tests.unit.test_policy_errors import GOOD
 
 MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
@@ -32,7 +33,12 @@ MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
 
 def run(*arguments, given=b"", env=None):
     return subprocess.run(
-        [*MAIN, "explain", *map(str, arguments)], input=given, capture_output=True, timeout=30, check=False, env=env
+        [*MAIN, "explain", *map(str, arguments)],
+        input=given,
+        capture_output=True,
+        timeout=limit(30),
+        check=False,
+        env=env,
     )
 
 
@@ -190,7 +196,7 @@ def test_explain_without_kernel_imports_no_slow_module(tmp_path, words):
         text=True,
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(root)},
-        timeout=30,
+        timeout=limit(30),
         check=True,
     )
     imported = {one.partition(".")[0] for one in result.stderr.strip("[]'\n").split("', '")}

@@ -11,6 +11,7 @@ from nftpolicy.policy.known_marks import MARK_USER_FILES, MARK_USERS, conflictin
 from nftpolicy.policy.lint import find_warnings
 from nftpolicy.policy.load import load
 from nftpolicy.policy.mark import FULL_MASK, Mark, parse_mark
+from tests.lab.limits import limit
 from tests.unit.test_policy_errors import GOOD, NAS
 
 ROOT = Path(__file__).parents[2]
@@ -125,7 +126,7 @@ def test_known_marks_conflict_with_themselves():
 def test_warnings_are_stderr_lines_with_status_zero(tmp_path):
     file = tmp_path / "policy.toml"
     file.write_text(GOOD.replace('lease = "/run/lte.dns"', 'lease = "/etc/resolv.conf"'))
-    result = subprocess.run([*MAIN, "check", file], capture_output=True, text=True, timeout=30, check=False)
+    result = subprocess.run([*MAIN, "check", file], capture_output=True, text=True, timeout=limit(30), check=False)
     assert result.returncode == 0
     assert result.stdout.endswith("proved\n")
     assert result.stderr.startswith(f"nftpolicy: {file}:24: uplink.lte.resolver.lease: /etc/resolv.conf contains ")

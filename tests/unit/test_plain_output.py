@@ -12,6 +12,7 @@ from rich.text import Text
 
 from nftpolicy.cli.plain_output import plain_line, plain_text
 from nftpolicy.cli.render import terminal
+from tests.lab.limits import limit
 
 HOSTILE = "a\x1b[2J\x1b[31mb\x1b]0;title\x07\r\x08\x7f\x9b1mc\u202ed\u2028e\ud800f"
 ESCAPED = r"a\x1b[2J\x1b[31mb\x1b]0;title\x07\r\x08\x7f\x9b1mc\u202ed\u2028e\ud800f"
@@ -21,7 +22,9 @@ def run_plain(code: str, tty: bool) -> bytes:
     """Return what a program prints through the streams of all commands, to a terminal or a pipe."""
     program = f"from nftpolicy.cli.plain_output import plain_streams; plain_streams(); {code}"
     if not tty:
-        return subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60).stdout
+        return subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, check=True, timeout=limit(60)
+        ).stdout
     parent, child = pty.openpty()
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=child, env={**os.environ, "TERM": "xterm"}
@@ -51,7 +54,7 @@ def test_escapes_are_readable() -> None:
 def test_print_escapes_control_characters(stream: str) -> None:
     code = f"import sys; sys.stderr.reconfigure(); print({HOSTILE!r}, file=sys.{stream})"
     program = f"from nftpolicy.cli.plain_output import plain_streams; plain_streams(); {code}"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, timeout=limit(60))
     assert getattr(done, stream).decode() == ESCAPED + "\n"
 
 
@@ -99,12 +102,12 @@ def test_internal_error_is_one_line_and_status_70(tmp_path) -> None:
         "import nftpolicy.cli.main as main\n"
         "main.main()"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=limit(60), check=False)
     assert (done.returncode, done.stdout) == (70, "")
     assert done.stderr.startswith("nftpolicy: internal error: RuntimeError two lines ")
     assert done.stderr.count("\n") == 1 and "\x1b" not in done.stderr
     wordy = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=limit(60), check=False,
         env={**os.environ, "NFTPOLICY_TRACEBACK": "1"},
     )  # fmt: skip
     assert wordy.returncode == 70 and "Traceback" in wordy.stderr

@@ -28,6 +28,7 @@ from nftpolicy.runtime.snapshot import (
     encode_snapshot,
     policy_in_force,
 )
+from tests.lab.limits import limit
 from tests.nft_messages import RECORDINGS, recorded
 
 ROOT = Path(__file__).parents[2]
@@ -255,7 +256,12 @@ def test_snapshot_with_a_key_twice_is_refused():
 
 def verify(*arguments, given=b""):
     return subprocess.run(
-        [*MAIN, "verify", *map(str, arguments)], input=given, capture_output=True, timeout=60, check=False, cwd=ROOT
+        [*MAIN, "verify", *map(str, arguments)],
+        input=given,
+        capture_output=True,
+        timeout=limit(60),
+        check=False,
+        cwd=ROOT,
     )
 
 

@@ -26,6 +26,7 @@ from nftpolicy.proof.verdict import PROPERTIES, PROVED, REFUTED
 from nftpolicy.proof.verdict import UNKNOWN as NOT_KNOWN
 from nftpolicy.runtime import verify as runtime
 from nftpolicy.runtime.snapshot import Snapshot
+from tests.lab.limits import limit
 from tests.unit.test_policy_errors import GOOD
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,12 @@ WAN = runtime.GivenUplink("wan", ("wan0",), Mark(1, 1))
 
 def run(*arguments, given=b"", command="verify"):
     return subprocess.run(
-        [*MAIN, command, *map(str, arguments)], input=given, capture_output=True, timeout=60, check=False, cwd=ROOT
+        [*MAIN, command, *map(str, arguments)],
+        input=given,
+        capture_output=True,
+        timeout=limit(60),
+        check=False,
+        cwd=ROOT,
     )
 
 
@@ -417,7 +423,7 @@ def test_script_reproduces_the_first_counterexample(tmp_path):
     assert stat.S_IMODE(file.stat().st_mode) == 0o755
     text = file.read_text()
     assert text.startswith("#!/bin/sh\n# P1, uplink wan: sockets: ")
-    subprocess.run(["sh", "-n", file], check=True, timeout=10)
+    subprocess.run(["sh", "-n", file], check=True, timeout=limit(10))
     printed = run(*fixture_options(), *UPLINK_OPTIONS, "--script", "-")
     assert (printed.returncode, printed.stdout.decode()) == (EXIT_REFUTED, text)
     assert printed.stderr.startswith(b"nftpolicy: REFUTED: ")
