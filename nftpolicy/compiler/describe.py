@@ -58,7 +58,8 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, state: NetState) -> list[
         lines.append(f"  is known by {_shorten(uplink.addresses)}, too")
     for answer in uplink.answer:
         port = f" ({answer.port})" if answer.port else ""
-        lines.append(f"  answers {answer.name}{port}")
+        source = f" from {_shorten(answer.source)}" if answer.source else ""
+        lines.append(f"  answers {answer.name}{port}{source}")
     if replies.refuses_closed_ports(uplink):
         lines.append("  refuses closed TCP ports with a RST")
     if uplink.resolver:

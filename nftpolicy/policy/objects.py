@@ -61,10 +61,17 @@ class Port:
 
 @frozen
 class Answer:
-    """Inbound service with permitted replies: `name` as in the policy, `port` None for ping."""
+    """Inbound service with permitted replies: `name` as in the policy, `port` None for ping.
+
+    `source`: the networks that get replies; empty: any.
+    """
 
     name: str
     port: Port | None
+    source: tuple[Network, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} from {', '.join(map(str, self.source))}" if self.source else self.name
 
 
 @frozen

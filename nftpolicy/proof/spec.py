@@ -189,7 +189,8 @@ class ResolverSpec:
 class UplinkSpec:
     """Specification of one uplink. `ports` are the ports of bridges and bonds among its devices.
 
-    `addresses`: by family, addresses of other devices with which the uplink may be used, too.
+    `resets`: RSTs of closed ports, by family. `addresses`: by family, addresses of other devices with
+    which the uplink may be used, too.
     `marked_flows` and `marked_sockets` are the numbers of conntrack entries and sockets that carry
     the mark in the kernel; None if they were not read. `bpdus`: frames of the spanning tree protocol that
     the kernel itself may send by `ports`.
@@ -204,7 +205,7 @@ class UplinkSpec:
     exemptions: tuple[ExemptionSpec, ...] = ()
     services: tuple[ServiceSpec, ...] = ()
     replies: tuple[ReplySpec, ...] = ()
-    may_reset: bool = False
+    resets: Mapping[int, tuple[Region, ...]] = Factory(dict)
     resolver: ResolverSpec | None = None
     origin: OriginPath = ()
     marked_flows: int | None = None
