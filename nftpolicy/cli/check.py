@@ -36,7 +36,14 @@ def command(file: PolicyFile = None) -> None:
     from ..runtime.services.name_services import find_name_daemons
     from ..runtime.sysctl_files import find_sysctl_conflicts
 
-    finders = (resolver_leaks, find_sysctl_conflicts, _foreign_rules, find_name_daemons, unpublished_notes)
+    finders = (
+        resolver_leaks,
+        find_sysctl_conflicts,
+        _foreign_rules,
+        find_name_daemons,
+        unpublished_notes,
+        _unconnected_lans,
+    )
     for finder in finders:
         for fault in finder(policy):
             warn(str(fault))
@@ -61,3 +68,27 @@ def _foreign_rules(policy: Policy) -> Iterator[str]:
             with suppress(OSError):  # a kernel without this family
                 rules += rtnetlink.rules(family)
     yield from map(str, foreign_rules(rules, policy))
+
+
+def _unconnected_lans(policy: Policy) -> Iterator[str]:
+    """Yield the tables `lan` of which no network is one of the uplink's devices now, with the networks that are."""
+    if not policy.lan:
+        return
+    from ipaddress import ip_interface
+
+    from ..kernel.netlink.route_mover import RouteMover
+
+    routes = RouteMover()
+    try:
+        for name, lan in policy.lan.items():
+            devices = policy.uplink[lan.uplink].devices
+            by_device = routes.addresses(devices)
+            connected = {ip_interface(text).network for texts in by_device.values() for text in texts}
+            own = sorted(str(network) for network in connected if not network.is_link_local or network.version == 4)
+            if own and not any(to.version == net.version and to.overlaps(net) for to in lan.to for net in connected):
+                networks = f"{', '.join(by_device)} has {', '.join(own)}"
+                yield f"lan.{name}.to: none of its networks is connected now; {networks}"
+    except OSError:
+        return  # there is no netlink here
+    finally:
+        routes.close()

@@ -16,7 +16,6 @@ from ..netstate.routing import TABLE_MAIN, IpRule
 from ..policy.objects import Lan, Network, Policy
 from ..policy.validate import account_selectors
 from . import matches, object_names, service_sets
-from .exemptions import LINK_LOCAL
 from .object_names import object_name
 
 _FROM_THIS_MACHINE = Match(Meta("iif"), 0)
@@ -82,7 +81,7 @@ def _ip_rules(name: str, lan: Lan) -> Iterator[IpRule]:
     uids = (lan.user.number, lan.user.number) if lan.user else None  # no rule matches a group
     for family, networks in _networks_by_family(lan):
         for network in networks:
-            if str(network) != LINK_LOCAL:  # main has it in any case, and by a device only
+            if family == 4 or not network.is_link_local:  # that of IPv6 is in main in any case, and by a device only
                 yield IpRule(
                     family,
                     object_names.LAN_RULE_PRIORITY,

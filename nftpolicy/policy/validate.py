@@ -236,7 +236,8 @@ def _selectors(policy: Policy) -> Iterator[PolicyFault]:
 def _selector(path: KeyPath, service: Service) -> Iterator[PolicyFault]:
     count = len(account_selectors(service)) + service.kernel
     if count != 1:
-        yield path, "a service needs exactly one of 'group', 'user' and 'kernel = true'"
+        hint = "; for any program and the uplink's own network, use [lan.NAME]" if not count and service.to else ""
+        yield path, f"a service needs exactly one of 'group', 'user' and 'kernel = true'{hint}"
     for index, net in enumerate(service.to):
         if net.is_loopback or net.is_unspecified:
             yield (*path, "to", index), f"packets to {net} never leave the machine; remove it"

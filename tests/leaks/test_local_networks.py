@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from tests.exposure_lab import Watched
-from tests.guarded_lab import OTHER_GID, SERVICE_GID, Guarded, gluon, run_probes
+from tests.guarded_lab import OTHER_GID, POLICY, SERVICE_GID, Guarded, gluon, run_probes
 from tests.lab import addresses as at
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
@@ -174,6 +174,11 @@ def test_lan_of_user_and_ports_is_no_wider(made: Guarded) -> None:
     assert greeting(made, NAS[4], 8080) != "hello"
     made.release()
     assert greeting(made, NAS[4], 8080) == "hello", "the control: without the policy, the port is reached"
+    assert "connected now" not in made.nftpolicy("check", POLICY).stderr
+    made.file.write_text(gluon(made.lab) + LAN_OF_USER.replace("77", "78"))
+    assert (
+        f"lan.files.to: none of its networks is connected now; {at.WAN} has " in made.nftpolicy("check", POLICY).stderr
+    )
 
 
 def test_lan_carries_no_packet_of_another_machine(made: Guarded) -> None:

@@ -124,6 +124,7 @@ def ways(steps: list[str], family: int) -> list[list[str]]:
     for step in steps:
         for word, same in SAME.items():
             step = step.replace(word, same)
+        step = step.replace({4: "/32 ", 6: "/128 "}[family], " ")  # ip prints a single address without its length
         if step.startswith((f"ip -{family} ", "nft")):
             found.append(step)
     replaced = {step[step.index(" table ") :] for step in found if "route add" in step}

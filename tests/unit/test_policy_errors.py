@@ -61,6 +61,7 @@ BAD = [
     (LAN, NAS.replace("192.168.1.0/24", "2001:db8::/32"), "lan.nas.to[0]", "could reach any host; use a service"),
     (LAN, NAS.replace("192.168.1.0/24", "224.0.0.251"), "lan.nas.to[0]", "could reach any host; use a service"),
     (LAN, NAS.replace("192.168.1.0/24", "100.64.0.0/10"), "lan.nas.to[0]", "could reach any host; use a service"),
+    (LAN, NAS.replace("[lan.", "[service."), "service.nas", "for any program and the uplink's own network, use [lan.NAME]"),
     (LAN, NAS + "user = 5\ngroup = 6\n", "lan.nas", "has 'group' and 'user'"),
     (LAN, NAS.replace('"wan"', '"wam"'), "lan.nas.uplink", "unknown uplink 'wam'"),
     (LAN, NAS + 'ports = ["tcp/445", "tcp/445"]\n', "lan.nas.ports[1]", "is listed twice"),
