@@ -244,7 +244,7 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
         resolver = draw(st.none() | resolvers(index))
         uplinks[name] = Uplink(
             mine, worn[index], tables[index], draw(exempt), draw(answered), draw(gateways()), draw(own_networks()),
-            learn, resolver,
+            learn, resolver, draw(st.booleans()),
         )  # fmt: skip
     inside = draw(st.lists(patterns(), max_size=4, unique=True).map(_apart))
     held = draw(st.dictionaries(names(), services(wanted), max_size=most_services))
@@ -352,6 +352,7 @@ def _uplink(uplink):
         "gateways": _list(uplink.gateways),
         "addresses": _list(uplink.addresses),
         "learn": _list(uplink.learn),
+        "stp": str(uplink.stp).lower(),
     }
 
 

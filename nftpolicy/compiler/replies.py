@@ -55,7 +55,7 @@ def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
     arrivals = (
         chain
         for name, uplink in policy.uplink.items()
-        for chain in (_uplink_arrival(name, policy, no_mark), *uplink_addresses.destination_chains(name, uplink))
+        for chain in (_uplink_arrival(name, policy, no_mark), uplink_addresses.destination_chain(name, uplink))
     )
     return (base, *arrivals)
 

@@ -303,6 +303,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
         forwards=tuple(_forward(key, policy) for key, each in policy.forward.items() if each.uplink == name),
         publishes=tuple(_publish(key, each) for key, each in policy.publish.items() if each.uplink == name),
         addresses={family: _bounds(uplink.addresses, family) for family in IP_FAMILIES},
+        bpdus=tuple(region.narrowed(socket=points(0)) for region in EXEMPTIONS["stp"][1]) if uplink.stp else (),
     )
 
 

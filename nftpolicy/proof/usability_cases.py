@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
+from ..model.fib.output_route import is_link_scoped
 from ..model.packet import (
     FORWARD,
     FRAME,
@@ -25,6 +26,7 @@ from .context import ProofContext
 from .entitlement import DNS_PORT
 from .forward_cases import forward_cases
 from .lan_cases import lan_cases
+from .reply_cases import service_replies
 from .spec import IP_FAMILIES, ServiceSpec, Spec, UplinkSpec
 from .tunnel_cases import tunnel_cases
 from .usability_case import (
@@ -58,19 +60,23 @@ def _unnamed_id(spec: Spec) -> int:
     return next(number for number in count(65533) if number not in used_ids)
 
 
-def usability_cases(context: ProofContext, spec: Spec) -> Iterator[UsabilityCase]:
-    """Yield all cases of a specification."""
+def usability_cases(context: ProofContext, spec: Spec, inside: tuple[str, ...] = ()) -> Iterator[UsabilityCase]:
+    """Yield all cases of a specification.
+
+    `inside`: the devices and patterns of the policy, of which `spec` may have only those that are there now.
+    """
     for uplink in spec.uplinks:
         yield from _services(context, uplink, spec)
         yield from _exemptions(context, uplink, spec)
         yield from lan_cases(context, uplink)
         yield from _replies(context, uplink, spec)
-        yield from _arrivals(context, uplink, spec)
+        yield from service_replies(context, uplink)
+        yield from _arrivals(context, uplink, spec, inside)
         yield from _frames(uplink)
         if uplink.resolver is not None:
             yield from _dns(uplink, spec)
         yield from forward_cases(context, uplink, spec)
-    yield from _inside(spec)
+    yield from _inside(spec, inside)
 
 
 def _services(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
@@ -149,7 +155,7 @@ def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterat
                         frame = evolve_packet(frame, source=source, destination=destination)
                     if device in hooked and region.fields.get("socket") != points(0):
                         yield UsabilityCase("P3", uplink.name, title, exemption.origin, frame, "leaves", device)
-                    if device not in uplink.devices:
+                    if device not in uplink.devices or not _needs_no_route(frame):
                         continue
                     by_kernel = evolve_packet(frame, origin=KERNEL)
                     yield UsabilityCase("P3", uplink.name, title, exemption.origin, by_kernel, "leaves", device)
@@ -158,6 +164,11 @@ def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterat
                         by_accident = f"{title}, marked by accident"
                         yield UsabilityCase("P3", uplink.name, by_accident, exemption.origin, marked, "leaves", device)
     yield from _marked_reports(context, uplink, spec)
+
+
+def _needs_no_route(packet: Packet) -> bool:
+    """Return True if a packet that is bound to a device leaves by it whatever routes there are."""
+    return packet.family == 4 or needs_device(packet.destination) or is_link_scoped(packet)
 
 
 def _marked_reports(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
@@ -212,7 +223,9 @@ def _replies(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[
         )
 
 
-def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
+def _arrivals(
+    context: ProofContext, uplink: UplinkSpec, spec: Spec, patterns: tuple[str, ...]
+) -> Iterator[UsabilityCase]:
     """Yield packets that arrive by the uplink, which are marked and only for this machine.
 
     Packets with the mark that arrive by another device do not keep it.
@@ -273,7 +286,7 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
             )
             yield UsabilityCase(
                 "P2", uplink.name, "replies to the uplink do not leave inside", origin, reply, "dropped",
-                must_not_leave_by=sample_device(pattern),
+                must_not_leave_by=sample_device(pattern), inside=patterns,
             )  # fmt: skip
             inside = map(sample_device, spec.inside or ())
             for iif in [name for name in inside if not any(device_matches(each, name) for each in forward_devices)][:1]:
@@ -283,7 +296,7 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
                 )  # fmt: skip
                 yield UsabilityCase(
                     "P1", uplink.name, "hosts inside cannot use the mark", origin, marked, "leaves",
-                    sample_device(pattern), (0, uplink.mask), may_equal_unmarked=True,
+                    sample_device(pattern), (0, uplink.mask), may_equal_unmarked=True, inside=patterns,
                 )  # fmt: skip
 
 
@@ -361,7 +374,7 @@ def _sent_by_services(spec: Spec, packet: Packet) -> Iterator[tuple[UplinkSpec, 
                 yield uplink, service, evolve_packet(packet, **{owner.key: owner.number})
 
 
-def _inside(spec: Spec) -> Iterator[UsabilityCase]:
+def _inside(spec: Spec, patterns: tuple[str, ...]) -> Iterator[UsabilityCase]:
     unnamed, dport, sport = _unnamed_id(spec), free_port(spec), free_source_port(spec)
     sender = (UDP, sport) if sport is not None else (TCP, 40000)
     for family in IP_FAMILIES:
@@ -369,22 +382,25 @@ def _inside(spec: Spec) -> Iterator[UsabilityCase]:
         for pattern in spec.inside or ():
             device = sample_device(pattern)
             bound = device if family == 4 else None
+            chosen = () if bound else patterns  # without a bound device, routes choose
             packet = Packet(family, remote, None, *sender, uid=unnamed, gid=unnamed, bound=bound)
             if family == 4 or pattern == (spec.inside or ())[0]:
                 query = evolve_packet(packet, dport=DNS_PORT)
-                yield UsabilityCase("P3", "", f"inside {pattern}", ("inside",), packet, "leaves", device)
-                yield UsabilityCase("P3", "", f"DNS inside {pattern}", ("inside",), query, "leaves", device)
+                for title, each in ((f"inside {pattern}", packet), (f"DNS inside {pattern}", query)):
+                    yield UsabilityCase("P3", "", title, ("inside",), each, "leaves", device, inside=chosen)
                 for uplink, service, by_service in _sent_by_services(spec, packet):
                     endpoint = (remote, by_service.dport)
                     title = f"service {service.name} inside"
                     if service.unmarked:
                         yield UsabilityCase(
-                            "P2", uplink.name, title, service.origin, by_service, "dropped", must_not_leave_by=device
-                        )
+                            "P2", uplink.name, title, service.origin, by_service, "dropped", must_not_leave_by=device,
+                            inside=chosen,
+                        )  # fmt: skip
                         continue
                     yield UsabilityCase(
-                        "P3", uplink.name, title, service.origin, by_service, "leaves", device, None, endpoint
-                    )
+                        "P3", uplink.name, title, service.origin, by_service, "leaves", device, None, endpoint,
+                        inside=chosen,
+                    )  # fmt: skip
         loopback = {4: 0x7F000001, 6: 1}[family]
         packet = Packet(family, loopback, loopback, UDP, dport=dport, uid=unnamed, gid=unnamed)
         yield UsabilityCase("P3", "", "loopback", (), packet, "delivered")

@@ -48,8 +48,8 @@ def main() -> int:
             for fault in row.faults:
                 print(f"    {fault}", file=sys.stderr, flush=True)
     if options.write:
-        versions = [(one.name, debian_root.versions(root, one.packages)) for one in chosen]
-        options.write.write_text(report.page(rows, versions))
+        versions = debian_root.versions(root, {name for one in chosen for name in one.packages})
+        options.write.write_text(report.page(rows, chosen, versions))
     return 1 if any(row.faults for row in rows) else 0
 
 

@@ -63,10 +63,11 @@ def debian_root(cache: Path, packages: Iterable[str], mirror: str | None) -> Pat
     return root
 
 
-def versions(root: Path, packages: Iterable[str]) -> list[str]:
-    """Return "PACKAGE VERSION" of each package."""
+def versions(root: Path, packages: Iterable[str]) -> dict[str, str]:
+    """Return package -> version."""
     query = ["dpkg-query", f"--admindir={root}/var/lib/dpkg", "-W", "-f", "${Package} ${Version}\\n", *packages]
-    return subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    lines = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    return dict(line.split(" ", 1) for line in lines)
 
 
 def _run(script: str, variables: Mapping[str, str], *arguments: str) -> None:

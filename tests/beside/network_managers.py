@@ -93,8 +93,9 @@ DHCPCD = Scenario(
     static=False,
     files={
         "etc/systemd/system/dhcpcd.service": "[Service]\nExecStart=/usr/sbin/dhcpcd -B eth0\n"
-        "ExecReload=/usr/sbin/dhcpcd -n eth0\n"
+        "ExecReload=/usr/sbin/dhcpcd -n eth0\nExecStop=/usr/sbin/dhcpcd -x eth0\nKillMode=process\n"
     },
+    prepare="sed -i 's/^slaac private/slaac hwaddr/' etc/dhcpcd.conf\n",  # the same address in each machine
     start="systemctl start dhcpcd",
     reload="systemctl reload dhcpcd",
     restart="systemctl restart dhcpcd",
@@ -108,6 +109,9 @@ IFUPDOWN = Scenario(
     # The kernel itself learns the IPv6 routes.
     policy=_POLICY.format(source="dhclient").replace("table = 51", 'table = 51\nlearn = ["ra"]'),
     static=False,
+    keeps={
+        "eth0.accept_ra = ": "ifupdown sets the value that the policy has already; release restores the earlier one"
+    },
     files={"etc/network/interfaces": "iface eth0 inet dhcp\niface eth0 inet6 auto\n    accept_ra 2\n"},
     start="ifup eth0",
     reload="dhclient -x eth0; dhclient eth0",

@@ -1,9 +1,10 @@
 """Table of what was seen, for the terminal and for docs/beside.md."""
 
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from .runner import CONTROL, Row
+from .scenario import Scenario
 
 _COLUMNS = ("scenario", "order", "job", "leaks", "status", "verify", "watch", "release")
 _NOTES = """
@@ -33,9 +34,13 @@ def head() -> list[str]:
     return [_line(_COLUMNS), _line(["---"] * len(_COLUMNS))]
 
 
-def page(rows: Sequence[Row], versions: Iterable[tuple[str, Sequence[str]]]) -> str:
-    """Return the page; `versions` are the packages of each scenario."""
-    seen = [f"| {name} | {', '.join(packages)} |" for name, packages in versions]
+def page(rows: Sequence[Row], scenarios: Iterable[Scenario], versions: Mapping[str, str]) -> str:
+    """Return the page; `versions` are those of the packages."""
+    seen = [
+        f"| {one.name} | {', '.join(f'{package} {versions[package]}' for package in one.packages)} |"
+        f" {'; '.join(_exceptions(one)) or '-'} |"
+        for one in scenarios
+    ]
     good = sum(not row.faults for row in rows if row.order != CONTROL)
     guarded = sum(row.order != CONTROL for row in rows)
     faults = [f"- {row.scenario}, {row.order}: {fault.splitlines()[0]}" for row in rows for fault in row.faults]
@@ -50,13 +55,25 @@ def page(rows: Sequence[Row], versions: Iterable[tuple[str, Sequence[str]]]) -> 
             *head(),
             *lines(rows),
             _NOTES,
-            "| Scenario | Packages |",
-            "|---|---|",
+            "| Scenario | Packages | Exceptions |",
+            "|---|---|---|",
             *seen,
             *(["", "Bad cells:", "", *faults] if faults else []),
             "",
         ]
     )
+
+
+def _exceptions(scenario: Scenario) -> Iterator[str]:
+    """Yield what a good cell of this scenario may show."""
+    for pattern, reason in scenario.keeps.items():
+        yield f"after release, `{pattern.strip(' =')}` may differ: {reason}"
+    for event, reason in scenario.events.items():
+        yield f"watch logs `{event}`: {reason}"
+    if scenario.released:
+        yield f"after release, `{scenario.released}`"
+    if not scenario.forwards:
+        yield "the machine forwards nothing"
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -72,8 +72,8 @@ class RouteMoves:
     """Moves that put all routes in place.
 
     `misplaced`: routes to move. `stale_copies`: routes in an uplink's table to delete, since their
-    address is gone. `mixed`: multipath routes over devices of different uplink tables, which cannot
-    be moved.
+    address is gone or has another metric. `mixed`: multipath routes over devices of different
+    uplink tables, which cannot be moved.
     """
 
     misplaced: tuple[MisplacedRoute, ...] = ()
@@ -87,6 +87,7 @@ def plan_moves(targets: Mapping[str, UplinkTable], routes: Iterable[Route], addr
     by_key: dict[object, list[Route]] = {}
     for route in all_routes:
         by_key.setdefault((route.table, route_key(route)), []).append(route)
+    metrics = _metrics_of_addresses(targets, all_routes)
     misplaced: list[MisplacedRoute] = []
     stale: list[Route] = []
     mixed: list[Route] = []
@@ -103,9 +104,32 @@ def plan_moves(targets: Mapping[str, UplinkTable], routes: Iterable[Route], addr
             moved = _misplaced_route(route, target, same_key, addresses)
             has_sibling = any(_devices(other) != _devices(route) for other in siblings if _is_movable(other))
             misplaced.append(evolve(moved, has_sibling=has_sibling, superseded=_superseded(moved, same_key)))
-        elif route.protocol == RTPROT_KERNEL and _is_on_link(route) and not _is_of_address(route, addresses):
-            stale.append(route)
+        elif route.protocol == RTPROT_KERNEL and _is_on_link(route):
+            current = metrics.get(_address_key(route), {route.metric})
+            if route.metric not in current or not _is_of_address(route, addresses):
+                stale.append(route)
     return RouteMoves(tuple(misplaced), tuple(stale), tuple(mixed))
+
+
+def _metrics_of_addresses(
+    targets: Mapping[str, UplinkTable], routes: Iterable[Route]
+) -> Mapping[tuple[object, ...], set[int]]:
+    """Return the metrics of the routes that the kernel just added for IPv4 addresses, by address.
+
+    It has one such route of an address. If a program changes the metric of the address, the kernel replaces
+    that route where it was at first, and the copy in the uplink's table stays.
+    """
+    metrics: dict[tuple[object, ...], set[int]] = {}
+    for route in routes:
+        target = targets.get(str(route.device))
+        is_misplaced = target is not None and route.table != target.table and _is_movable(route)
+        if is_misplaced and route.protocol == RTPROT_KERNEL and route.prefsrc:
+            metrics.setdefault(_address_key(route), set()).add(route.metric)
+    return metrics
+
+
+def _address_key(route: Route) -> tuple[object, ...]:
+    return route.device, route.destination, route.prefsrc
 
 
 def devices_with_unmarked_flows(policy: Policy) -> frozenset[str]:
@@ -151,7 +175,7 @@ def private_networks(
             known = routes.get(network)
             if network.prefixlen == network.max_prefixlen or not _is_private(network) or (known and known.device):
                 continue
-            if any(network.version == other.version and network.overlaps(other) for other in reachable.get(device, ())):
+            if _overlaps_any(network, reachable.get(device, ())):
                 source = str(interface.ip) if network.version == 4 else None
                 routes[network] = NetworkRoute("unicast", device, source)
             elif device in unmarked or known is None:
@@ -170,6 +194,16 @@ def reachable_networks(policy: Policy) -> dict[str, tuple[Network, ...]]:
         own = [network for lan in policy.lan.values() if lan.uplink == name for network in lan.to]
         networks |= dict.fromkeys(uplink.devices, (*answers, *own))
     return networks
+
+
+def is_reachable(route: Route, reachable: Mapping[str, Collection[Network]]) -> bool:
+    """Return True if a route leads to neighbours to whom packets may leave without the mark."""
+    network, device = destination_network(route), str(route.device)
+    return _is_on_link(route) and _is_private(network) and _overlaps_any(network, reachable.get(device, ()))
+
+
+def _overlaps_any(network: Network, networks: Collection[Network]) -> bool:
+    return any(network.version == other.version and network.overlaps(other) for other in networks)
 
 
 def _is_private(network: Network) -> bool:
