@@ -19,6 +19,7 @@ from ..model.packet import (
     parse_address,
 )
 from ..model.symbolic.box import intersect_boxes, merge_ranges, points, subtract_ranges
+from .answer_cases import answer_cases
 from .assumptions import device_matches, sample_device
 from .concretize import REMOTE_ADDRESS, choose
 from .context import ProofContext
@@ -40,9 +41,6 @@ from .usability_case import (
     region_parts,
     sample_packet,
 )
-
-_TCP_ACK = 0x10
-_RST = {("tcp", "flags"): 0x04}
 
 _DHCPV4_EXEMPTIONS = ("dhcpv4", "dhcpv4-unicast")
 _PACKET_OTHERHOST = 3  # include/uapi/linux/if_packet.h
@@ -66,7 +64,7 @@ def usability_cases(context: ProofContext, spec: Spec, inside: tuple[str, ...] =
         yield from _services(context, uplink, spec)
         yield from exemption_cases(context, uplink, spec)
         yield from lan_cases(context, uplink)
-        yield from _replies(context, uplink, spec)
+        yield from answer_cases(context, uplink, spec)
         yield from service_replies(context, uplink)
         yield from _arrivals(context, uplink, spec, inside)
         yield from _frames(uplink)
@@ -131,42 +129,6 @@ def _service_in_short(context: ProofContext, uplink: UplinkSpec, service: Servic
             by_owner = evolve_packet(packet, mark=_sent_with(uplink, service), **{first.key: first.number})
             title, mark = f"service {service.name}", (uplink.value, uplink.mask)
             yield UsabilityCase("P3", uplink.name, title, service.origin, by_owner, "leaves", uplink.devices[0], mark)
-
-
-def _replies(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
-    device, mark = uplink.devices[0], (uplink.value, uplink.mask)
-    flow = CtInfo("established", "reply", uplink.value)
-    for reply in uplink.replies:
-        parts = ((family, part) for family, full in reply.headers.items() for part in region_parts(family, full[0]))
-        for family, region in parts:
-            packet = evolve_packet(
-                sample_packet(context, family, region, SOCKET), flow=flow, uid=0, gid=0, dport=40000,
-                source=device_address(context.state, family, device),
-            )  # fmt: skip
-            if packet.protocol == TCP:
-                packet = evolve_packet(packet, fields={("tcp", "flags"): _TCP_ACK})
-            if family == 6 and needs_device(packet.destination):
-                packet = evolve_packet(packet, bound=device)
-            by_kernel = evolve_packet(packet, origin=KERNEL, mark=uplink.value)
-            # Accepted sockets have the mark of their SYN (tcp_fwmark_accept). Other sockets, and
-            # sockets that are older than the policy, need any route before the flow's mark
-            # reroutes them. Only the kernel answers pings.
-            packets = [by_kernel]
-            if packet.protocol == TCP:
-                packets.append(evolve_packet(packet, mark=uplink.value))
-            if packet.protocol in (TCP, UDP) and spec.inside:
-                packets.append(packet)
-            for answer in packets:
-                yield UsabilityCase(
-                    "P3", uplink.name, f"answer {reply.name}", reply.origin, answer, "leaves", device, mark
-                )
-    for family, regions in uplink.resets.items():
-        sample = sample_packet(context, family, regions[0], KERNEL)
-        bound = device if family == 6 and needs_device(sample.destination) else None
-        reset = evolve_packet(sample, sport=81, dport=40000, mark=uplink.value, flow=flow, fields=_RST, bound=bound)
-        yield UsabilityCase(
-            "P3", uplink.name, "answer: closed ports", ("uplink", uplink.name, "answer"), reset, "leaves", device
-        )
 
 
 def _arrivals(

@@ -326,3 +326,46 @@ def send_twice(address: str) -> None:
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as one:
         for _ in range(2):
             one.sendto(b"x", (address, DISCARD))
+
+
+TUNNEL = """
+table inet tunnel {
+    counter output-sent { }
+    counter output-arrived { }
+    counter last-of-tunnel { }
+    counter last-owned { }
+    chain output {
+        type filter hook output priority 0; policy accept;
+        udp dport 4789 meta iif 0 counter name output-sent
+        udp dport 4789 meta iif != 0 counter name output-arrived
+    }
+    chain last {
+        type filter hook postrouting priority 0; policy accept;
+        udp dport 4789 iifname "vx0" counter name last-of-tunnel
+        udp dport 4789 meta mark 7 meta skuid 4711 counter name last-owned
+    }
+}
+"""
+
+
+@families
+def test_packet_of_tunnel_has_input_device_after_output(two_links: TwoLinkNode, family: int) -> None:
+    """The outer packet has mark and owner of the inner one; its tunnel is the input device, but not in output."""
+    two_links.node.ip(
+        default(WAN, family),
+        f"link add vx0 type vxlan id 5 remote {at.SERVER[family]} dstport 4789",
+        "addr add 10.9.0.1/24 dev vx0",
+        "link set vx0 up",
+        "neigh replace 10.9.0.2 lladdr 02:00:00:00:00:05 dev vx0",
+    )
+    two_links.node.nft(TUNNEL)
+    two_links.node.call(send_marked, "10.9.0.2", uid=4711, keep_caps=True)
+    found = counters(two_links.node)
+    assert found["output-arrived"] == 0
+    assert found["output-sent"] and found["last-of-tunnel"] and found["last-owned"]
+
+
+def send_marked(address: str) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, 7)
+        one.sendto(b"x", (address, DISCARD))

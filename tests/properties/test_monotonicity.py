@@ -15,7 +15,7 @@ from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED
 from tests import packet_strategies as states
 from tests import policy_strategies
-from tests.properties.test_policy_invariant import assert_can_fail, is_from_lent_port, is_owned_by
+from tests.properties.test_policy_invariant import assert_can_fail, is_from_lent_port, is_owned_by, is_tunnel
 
 PACKETS = 12
 SETTINGS = settings(max_examples=60)
@@ -51,10 +51,14 @@ def additions(draw):
     return policy, larger, added, draw(states.machines(policy)), wanted
 
 
-def is_packet_of(added, policy, packet):
+def is_packet_of(added, policy, packet, walk):
     """Return True if the added service allows this packet."""
+    if is_tunnel(added, packet, walk.destination):  # needs no mark
+        return walk.device in policy.uplink[added.uplink].devices
     mark = policy.uplink[added.uplink].mark
-    kernels = added.kernel and not added.sport and packet.origin == KERNEL and packet.protocol == UDP
+    kernels = (
+        added.kernel and not added.sport and not added.ports and packet.origin == KERNEL and packet.protocol == UDP
+    )
     mine = is_owned_by(added, packet) or is_from_lent_port(added, packet) or kernels
     has_mark_of_flow = packet.flow.direction == "reply" and mark.matches(packet.flow.mark)
     return mine and (mark.matches(packet.mark) or has_mark_of_flow)
@@ -67,7 +71,7 @@ def test_added_service_passes_only_its_own_marked_packets(case):
     before = uplink_traces(policy, kernel_state(policy, extra), packets)
     after = uplink_traces(policy, kernel_state(larger, extra), packets)
     for packet, (old, _), (new, walk) in zip(packets, before, after, strict=True):
-        assert new in (old, None) or is_packet_of(added, policy, packet), (packet, walk)
+        assert new in (old, None) or is_packet_of(added, policy, packet, walk), (packet, walk)
 
 
 @settings(max_examples=20)

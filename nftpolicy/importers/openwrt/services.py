@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import ip_address
 
 from attrs import evolve, frozen
 
 from ...integration.openwrt.unsupported import preload_environment
 from ...policy import scalars
-from .interfaces import NetworkConfig, parse_unsigned
+from .interfaces import Interface, NetworkConfig, parse_unsigned
 from .uci_parser import ParsedSection
 from .uplinks import Packages, UplinkCandidate
 
@@ -203,10 +204,23 @@ _BY_KERNEL = frozenset(
     {"gre", "gretap", "grev6", "grev6tap", "vxlan", "vxlan6", "6in4", "6to4", "6rd", "ipip", "ipip6", "dslite", "map",
      "464xlat"}
 )  # fmt: skip
+# Those that a policy can name by their protocol (`ports` of a kernel service).
+_PROTOCOLS = {"gre": "gre", "gretap": "gre", "grev6": "gre", "grev6tap": "gre", "6in4": "6in4", "ipip": "ipip",
+              "ipip6": "ipip", "dslite": "ipip"}  # fmt: skip
 _BY_PROGRAM = {"l2tp": "xl2tpd", "openconnect": "openconnect", "vpnc": "vpnc", "sstp": "sstpc", "openvpn": "openvpn"}
 _IPSEC = frozenset({"vti", "vtiv6", "xfrm"})
 
 _NO_SERVICE = "packets of such a tunnel are dropped at an uplink; run it inside WireGuard or fastd"
+
+
+def _other_end(interface: Interface) -> str:
+    """Return the value of `to` for a tunnel."""
+    for option in ("peeraddr", "peer6addr"):
+        try:
+            return f'["{ip_address(interface.section.get(option))}"]'
+        except ValueError:  # none, or a name
+            continue
+    return "the address of its other end"
 
 
 def tunnels_without_service(
@@ -218,7 +232,13 @@ def tunnels_without_service(
         tunlink = interface.section.get("tunlink")
         if not interface.up or (tunlink and tunlink not in uplink_interfaces):
             continue
-        if interface.proto in _BY_KERNEL:
+        if interface.proto in _PROTOCOLS:
+            fact = (
+                f"the kernel sends the packets of a tunnel of proto '{interface.proto}' with the mark of the inner "
+                "packet, never an uplink's; allow them by a service of its own: kernel = true, "
+                f'ports = ["{_PROTOCOLS[interface.proto]}"], to = {_other_end(interface)}'
+            )
+        elif interface.proto in _BY_KERNEL:
             fact = (
                 f"the kernel sends the packets of a tunnel of proto '{interface.proto}' with the mark of the inner "
                 f"packet, never an uplink's; 'kernel' and 'sport' do not help: {_NO_SERVICE}"

@@ -32,6 +32,7 @@ _L4 = {name: number for number, name in PROTOCOL_NAMES.items()} | {
     "udplite": 136,
     "dccp": 33,
     "ah": 51,
+    "ipencap": 4,
     "ipv6": 41,
     "ip": 0,
 }
