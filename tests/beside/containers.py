@@ -169,7 +169,7 @@ LIBVIRT = Scenario(
         )
     ),
     reload="systemctl reload libvirtd",
-    restart=f"{tunnel.CUT}; systemctl restart libvirtd && {tunnel.START}",
+    restart=f"{tunnel.CUT}; systemctl restart libvirtd && virsh net-list && sleep 2 && {tunnel.START}",
     stop=f"{tunnel.CUT}; systemctl stop libvirtd",
     works=(
         *_works("ip netns exec up", "ip netns exec tun"),
