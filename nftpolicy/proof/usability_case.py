@@ -46,6 +46,7 @@ class UsabilityCase:
     must_not_leave_by: str | None = None  # any outcome but "leaves" by this device or one of `inside` suffices
     inside: tuple[str, ...] = ()  # devices and patterns that count as `device`: routes choose among them
     may_be_firewalled: bool = False  # dropped by a foreign rule, after it has the mark, suffices
+    may_be_undecided: bool = False  # one branch that meets the case suffices
 
     def is_met(self, trace: Trace) -> bool:
         """Return True if the trace has the required result."""

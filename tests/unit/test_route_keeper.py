@@ -241,6 +241,13 @@ def test_keeper_without_policy_or_access_does_nothing(policy) -> None:
     assert (one.due(), memory.done) == (None, [])
 
 
+def test_route_to_network_of_lan_is_not_misplaced() -> None:
+    policy = load(TOML + b'[lan.nas]\nuplink = "wan"\nto = ["192.168.7.0/25"]\n')[0]
+    route = evolve(CONNECTED, destination="192.168.7.0/24", prefsrc="192.168.7.2")
+    beside = evolve(route, destination="192.168.8.0/24", prefsrc=None)
+    assert misplaced_routes(RouteMemory(route, beside), policy) == ("192.168.8.0/24 dev br-wan table 254 proto 2",)
+
+
 def test_misplaced_routes_are_named() -> None:
     assert misplaced_routes(RouteMemory(DEFAULT, evolve(DEFAULT, table=1)), POLICY) == (
         "default via 192.0.2.1 dev br-wan table 254 proto 3",

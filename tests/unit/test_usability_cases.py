@@ -198,3 +198,11 @@ def test_lan_without_connected_route_is_noted():
     assert list(lan_notes(context, spec)) == [
         "no IPv4 packet was tried for lan nas: none of its networks is connected now"
     ]
+
+
+def test_exempt_packet_that_needs_a_route_is_no_kernel_case():
+    cases = cases_of(UPLINK + 'exempt = ["mdns", "ndp"]\n')
+    kernel = [case.packet for case in cases if case.entry.startswith("exemption") and case.packet.origin == "kernel"]
+    unicast = [packet for packet in kernel if packet.family == 6 and packet.destination >> 120 not in (0xFF, 0xFE)]
+    assert unicast  # neighbour solicitations, which the kernel sends without a route
+    assert {packet.protocol for packet in unicast} == {58}

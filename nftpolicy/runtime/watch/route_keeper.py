@@ -308,10 +308,11 @@ def _shortened(texts: list[str]) -> list[str]:
 def misplaced_routes(access: RouteAccess, policy: Policy) -> tuple[str, ...]:
     """Return the routes over uplinks outside their uplink's table, as ip-route(8) prints them.
 
-    Raises OSError.
+    Not those to a network whose hosts packets may reach without the mark. Raises OSError.
     """
-    targets = route_placement.uplink_tables(policy)
+    targets, reachable = route_placement.uplink_tables(policy), route_placement.reachable_networks(policy)
     routes = [kernel_route.route for kernel_route in access.list_routes(targets).routes]
+    routes = [route for route in routes if not route_placement.is_reachable(route, reachable)]
     moves = route_placement.plan_moves(targets, routes, access.addresses(targets))
     return tuple(
         display_text(route) for route in (*(misplaced_route.route for misplaced_route in moves.misplaced), *moves.mixed)
