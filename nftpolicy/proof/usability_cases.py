@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count
 
+from attrs import evolve
+
 from ..model.packet import (
     FORWARD,
     FRAME,
@@ -131,9 +133,7 @@ def _service_in_short(context: ProofContext, uplink: UplinkSpec, service: Servic
             yield UsabilityCase("P3", uplink.name, title, service.origin, by_owner, "leaves", uplink.devices[0], mark)
 
 
-def _arrivals(
-    context: ProofContext, uplink: UplinkSpec, spec: Spec, patterns: tuple[str, ...]
-) -> Iterator[UsabilityCase]:
+def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec, names: tuple[str, ...]) -> Iterator[UsabilityCase]:
     """Yield packets that arrive by the uplink, which are marked and only for this machine.
 
     Packets with the mark that arrive by another device do not keep it.
@@ -194,7 +194,7 @@ def _arrivals(
             )
             yield UsabilityCase(
                 "P2", uplink.name, "replies to the uplink do not leave inside", origin, reply, "dropped",
-                must_not_leave_by=sample_device(pattern), inside=patterns,
+                must_not_leave_by=sample_device(pattern), inside=names,
             )  # fmt: skip
             inside = map(sample_device, spec.inside or ())
             for iif in [name for name in inside if not any(device_matches(each, name) for each in forward_devices)][:1]:
@@ -204,7 +204,7 @@ def _arrivals(
                 )  # fmt: skip
                 yield UsabilityCase(
                     "P1", uplink.name, "hosts inside cannot use the mark", origin, marked, "leaves",
-                    sample_device(pattern), (0, uplink.mask), may_equal_unmarked=True, inside=patterns,
+                    sample_device(pattern), (0, uplink.mask), may_equal_unmarked=True, inside=names,
                 )  # fmt: skip
 
 
@@ -286,9 +286,8 @@ def _inside(spec: Spec, patterns: tuple[str, ...]) -> Iterator[UsabilityCase]:
     unnamed, dport, sport = _unnamed_id(spec), free_port(spec), free_source_port(spec)
     sender = (UDP, sport) if sport is not None else (TCP, 40000)
     for family in IP_FAMILIES:
-        remote = REMOTE_ADDRESS[family]
         for pattern in spec.inside or ():
-            device = sample_device(pattern)
+            remote, device = REMOTE_ADDRESS[family], sample_device(pattern)
             bound = device if family == 4 else None
             chosen = () if bound else patterns  # without a bound device, routes choose
             packet = Packet(family, remote, None, *sender, uid=unnamed, gid=unnamed, bound=bound)
@@ -297,18 +296,14 @@ def _inside(spec: Spec, patterns: tuple[str, ...]) -> Iterator[UsabilityCase]:
                 for title, each in ((f"inside {pattern}", packet), (f"DNS inside {pattern}", query)):
                     yield UsabilityCase("P3", "", title, ("inside",), each, "leaves", device, inside=chosen)
                 for uplink, service, by_service in _sent_by_services(spec, packet):
-                    endpoint = (remote, by_service.dport)
-                    title = f"service {service.name} inside"
-                    if service.unmarked:
-                        yield UsabilityCase(
-                            "P2", uplink.name, title, service.origin, by_service, "dropped", must_not_leave_by=device,
-                            inside=chosen,
-                        )  # fmt: skip
-                        continue
-                    yield UsabilityCase(
-                        "P3", uplink.name, title, service.origin, by_service, "leaves", device, None, endpoint,
-                        inside=chosen,
+                    case = UsabilityCase(
+                        "P3", uplink.name, f"service {service.name} inside", service.origin, by_service, "leaves",
+                        device, endpoint=(remote, by_service.dport), inside=chosen,
                     )  # fmt: skip
+                    if service.unmarked:
+                        case = evolve(case, property="P2", outcome="dropped", device=None, must_not_leave_by=device)
+                        case = evolve(case, endpoint=None)
+                    yield case
         loopback = {4: 0x7F000001, 6: 1}[family]
         packet = Packet(family, loopback, loopback, UDP, dport=dport, uid=unnamed, gid=unnamed)
         yield UsabilityCase("P3", "", "loopback", (), packet, "delivered")

@@ -61,9 +61,13 @@ _IMAGE = "mkdir -p /tmp/image/bin /tmp/image/host && cp /bin/busybox /tmp/image/
 _TMPFS = "mkdir -p {0} && mount -t tmpfs tmpfs {0}"
 
 
+# conmon of podman stays in the control group of the command that starts it, for whose end the runner would wait.
+_FORKING = "systemd-run -q -p Type=forking"
+
+
 def _start(program: str, network: str, ports: str, name: str, port: int) -> str:
     run = f"{program} run -d --restart always --name {name} --network {network} {ports} {_RUN} {port}"
-    return f"{run} </dev/null >/run/out/{name}.log 2>&1"
+    return f"{_FORKING if program == 'podman' else ''} {run} >/dev/null"
 
 
 def _containers(program: str) -> str:
@@ -131,7 +135,7 @@ PODMAN = _scenario(
         )
     ),
     reload="podman network reload -a",
-    restart=f"{tunnel.CUT}; podman restart -t 0 -a && {tunnel.START}",
+    restart=f"{tunnel.CUT}; {_FORKING} podman restart -t 0 -a && {tunnel.START}",
 )
 
 
@@ -169,7 +173,7 @@ LIBVIRT = Scenario(
         )
     ),
     reload="systemctl reload libvirtd",
-    restart=f"{tunnel.CUT}; systemctl restart libvirtd && {tunnel.START}",
+    restart=f"{tunnel.CUT}; systemctl restart libvirtd && virsh net-list && sleep 2 && {tunnel.START}",
     stop=f"{tunnel.CUT}; systemctl stop libvirtd",
     works=(
         *_works("ip netns exec up", "ip netns exec tun"),

@@ -579,6 +579,23 @@ def test_snat_changes_source(statement, source, known):
     assert packet_view.new_source == (None if known is None else parse_address(known))
 
 
+@pytest.mark.parametrize(
+    ("statement", "known"),
+    [
+        (Masquerade("1024-65535"), True),
+        (Masquerade("1024-65535", frozenset({"random"})), False),
+        (Masquerade("1024-39999"), False),
+        (Snat("ip", "192.0.2.9", "1024-65535"), True),
+        (Dnat("ip", "192.0.2.9", "1-65535"), False),
+    ],
+)
+def test_source_port_in_the_range_is_kept(statement, known):
+    """As libvirt masquerades; the kernel takes another port if the port is outside, or at random."""
+    packet_view, choices = view(sport=40000), Choices()
+    assert run(table(base(Rule((statement,)), hook=SOURCE_NAT)), packet_view, choices) == "accept"
+    assert (packet_view.sport, not choices.undetermined) == (40000, known)
+
+
 def test_redirect_at_prerouting_is_left_to_the_trace():
     packet_view = view(iif="eth0")
     run(table(base(Rule((Redirect(80),)), hook=Hook("nat", "prerouting", -100))), packet_view)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ...netstate import nft
-from ..packet import format_address
+from ..packet import TCP, UDP, format_address
 from ..packet_view import PacketView
 from .datatypes import DataType, data_type, parse_value
 from .match import LOOPBACK_ADDRESS, EvalContext, LazyText, NamedSets, compile_lookup, compile_match
@@ -306,6 +306,8 @@ def _nat(statement: nft.Statement, tables: NamedSets, point: HookPoint, about: L
             return False
         if isinstance(new_address, tuple):  # a map may contain both
             new_address, new_port = new_address
+        if new_port is NOT_MODELLED and is_source and _keeps_port(statement, view):
+            new_port = None
         if NOT_MODELLED in (new_address, new_port) or "netmap" in statement.flags:  # type: ignore[union-attr]
             run.choices.mark_unsupported(str(about))
         new_address = None if new_address is NOT_MODELLED else new_address
@@ -314,6 +316,15 @@ def _nat(statement: nft.Statement, tables: NamedSets, point: HookPoint, about: L
         return nft.ACCEPT
 
     return translate
+
+
+def _keeps_port(statement: nft.Statement, view: PacketView) -> bool:
+    """Return True if source NAT to a range of ports keeps the port, which is in it (nf_nat_l4proto_unique_tuple)."""
+    port: Any = getattr(statement, "port", None)
+    if not isinstance(port, str) or statement.flags or view.protocol not in (TCP, UDP):  # type: ignore[union-attr]
+        return False
+    low, _, high = port.partition("-")
+    return high.isdigit() and int(low) <= view.sport <= int(high)
 
 
 def _part(item: Any, key: nft.Payload, tables: NamedSets, point: HookPoint) -> _ValueReader:

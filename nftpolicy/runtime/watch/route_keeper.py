@@ -11,8 +11,6 @@ import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
-from attrs import evolve
-
 from ...kernel.netlink.monitor import ChangeSet
 from ...kernel.netlink.route_mover import MAX_ROUTES, KernelRoute, RouteListing
 from ...netstate.formats.ip_text import display_text
@@ -120,8 +118,7 @@ class RouteKeeper:
         networks = route_placement.private_networks(addresses, self._unmarked, self._reachable)
         self._route_networks(access, networks, now)
         moves = route_placement.plan_moves(self._targets, kernel_routes, addresses)
-        pauses = {route: end for route in moves.misplaced if (end := self._pause_end(route.route)) > now}
-        moves = evolve(moves, misplaced=tuple(route for route in moves.misplaced if route not in pauses))
+        pauses = [end for route in moves.misplaced if (end := self._pause_end(route.route)) > now]
         self._first_seen = {
             misplaced_route.route: self._first_seen.get(misplaced_route.route, now)
             for misplaced_route in moves.misplaced
@@ -144,7 +141,7 @@ class RouteKeeper:
         if len(moves.misplaced) > _MAX_MOVES or len(moves.stale_copies) > _MAX_MOVES:
             self._limiter.request()
         settled = [first_seen + SETTLE_SECONDS for first_seen in self._first_seen.values()]
-        self._later = earliest_deadline((self._later, *settled, *pauses.values()))
+        self._later = earliest_deadline((self._later, *settled, *pauses))
         self._log_moves(moved, withdrawn, now)
 
     def _withdraw_routers(self, access: RouteAccess) -> None:
@@ -237,12 +234,14 @@ class RouteKeeper:
                 self._check_errno(access.delete(kernel_routes[route]), route, now)
         if misplaced_route.is_connected and now < self._first_seen[misplaced_route.route] + SETTLE_SECONDS:
             return added
+        if now < self._pause_end(misplaced_route.route):
+            return added
         self._first_seen.pop(misplaced_route.route, None)
         self._count_deletion(misplaced_route, now)
         return not self._check_errno(access.delete(kernel_route), misplaced_route.route, now)
 
     def _pause_end(self, route: Route) -> float:
-        """Return the time until which a route stays where it is, since another program adds it again and again."""
+        """Return the time until which a route is only copied, since another program adds it again and again."""
         number, last = self._deletions.get(route, (0, 0.0))
         return last + _LEFT_SECONDS if number > _MAX_RETURNS else 0.0
 
