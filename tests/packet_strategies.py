@@ -25,7 +25,7 @@ from nftpolicy.model.packet import (
 )
 from nftpolicy.netstate.routing import TABLE_MAIN, IpRule, Route
 from nftpolicy.policy.mark import FULL_MASK
-from nftpolicy.policy.objects import Policy
+from nftpolicy.policy.objects import Policy, Port
 from nftpolicy.proof import assumptions
 
 FAR = {4: parse_address("198.51.100.9"), 6: parse_address("2001:db8:9::9")}
@@ -33,6 +33,7 @@ NOBODY = 65533
 TTL = {4: ("ip", "ttl"), 6: ("ip6", "hoplimit")}
 ECHO = {4: ("icmp", "type"), 6: ("icmpv6", "type")}
 REPORT = ("igmp", "type")
+TUNNELS = {"ipip": 4, "6in4": 41, "gre": 47}
 ETHERTYPES = (0x0806, 0x888E, 0x8863, 0x8864, 0x88B5, 0x8100)
 SYN, RST, ACK = 2, 4, 16
 
@@ -111,6 +112,7 @@ def _addresses(policy: Policy, family: int, devices: list[str]) -> tuple[int, ..
     top = (1 << (32 if family == 4 else 128)) - 1
     found = {FAR[family], parse_address("127.0.0.1" if family == 4 else "::1")}
     listed = [service.to for service in policy.service.values()]
+    listed += [answer.source for uplink in policy.uplink.values() for answer in uplink.answer]
     listed += [networks for forward in policy.forward.values() for networks in (forward.source, forward.to)]
     listed += [lan.to for lan in policy.lan.values()]
     for networks in listed:
@@ -205,12 +207,24 @@ def _plain(aim: Aims, policy: Policy) -> Iterator[Packet]:
             near = [int(net.network_address) for net in service.to if net.version == family]
             mine = evolve(mine, destination=near[0]) if near else mine
             if service.ports:
-                protocol = {"tcp": TCP, "udp": UDP}[service.ports[0].protocol]
-                mine = evolve(mine, protocol=protocol, dport=service.ports[0].low)
+                mine = _to_port(mine, service.ports[0])
+            if service.kernel:
+                yield from (evolve(mine, mark=0), evolve(mine, mark=0, origin=KERNEL))
+                yield from (evolve(mine, mark=0, origin=FORWARD, iif=device) for device in aim.devices)
+                yield from (evolve(mine, mark=0, bound=device) for device in aim.inner)
             yield mine
             yield evolve(mine, dport=53, mark=0)
             yield evolve(mine, dport=53, mark=0, flow=CtInfo("untracked"))
         yield from _forwarded(policy, family)
+
+
+def _to_port(packet: Packet, port: Port) -> Packet:
+    if port.protocol == "ping":
+        protocol, kind = (ICMP, 8) if packet.family == 4 else (ICMPV6, 128)
+        return evolve(packet, protocol=protocol, fields={ECHO[packet.family]: kind})
+    if port.protocol in TUNNELS:
+        return evolve(packet, protocol=TUNNELS[port.protocol])
+    return evolve(packet, protocol={"tcp": TCP, "udp": UDP}[port.protocol], dport=port.low)
 
 
 def _forwarded(policy: Policy, family: int) -> Iterator[Packet]:
@@ -304,7 +318,7 @@ def _edits(aim: Aims) -> list[list[Edit]]:
         to(source=(None,)),
         to(dport=aim.ports),
         to(sport=aim.ports),
-        to(protocol=(UDP, TCP, ICMP, ICMPV6, IGMP, 47, 132)),
+        to(protocol=(UDP, TCP, ICMP, ICMPV6, IGMP, *TUNNELS.values(), 132)),
         to(origin=(SOCKET, KERNEL, FRAME, FORWARD)),
         to(bound=(None, *aim.devices)),
         to(iif=aim.devices),

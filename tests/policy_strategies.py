@@ -141,7 +141,11 @@ def resolvers(draw, index):
 def answers():
     """Generate inbound services by name or port."""
     named = st.sampled_from(tuple(vocabulary.NAMED_ANSWERS))
-    return (named | ports().map(str)).map(scalars.parse_answer)
+    sources = st.just(()) | st.lists(networks().filter(scalars.has_hosts), min_size=1, max_size=3, unique=True).map(
+        tuple
+    )
+    plain = (named | ports().map(str)).map(scalars.parse_answer)
+    return st.builds(lambda answer, source: evolve(answer, source=source), plain, sources)
 
 
 @st.composite
@@ -240,7 +244,7 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
         resolver = draw(st.none() | resolvers(index))
         uplinks[name] = Uplink(
             mine, worn[index], tables[index], draw(exempt), draw(answered), draw(gateways()), draw(own_networks()),
-            learn, resolver,
+            learn, resolver, draw(st.booleans()),
         )  # fmt: skip
     inside = draw(st.lists(patterns(), max_size=4, unique=True).map(_apart))
     held = draw(st.dictionaries(names(), services(wanted), max_size=most_services))
@@ -344,11 +348,17 @@ def _uplink(uplink):
         "mark": _quoted(str(uplink.mark)),
         "table": str(uplink.table),
         "exempt": _list(uplink.exempt),
-        "answer": _list(answer.name for answer in uplink.answer),
+        "answer": f"[{', '.join(map(_answer, uplink.answer))}]",
         "gateways": _list(uplink.gateways),
         "addresses": _list(uplink.addresses),
         "learn": _list(uplink.learn),
+        "stp": str(uplink.stp).lower(),
     }
+
+
+def _answer(answer):
+    name = _quoted(answer.name)
+    return f"{{ name = {name}, source = {_list(answer.source)} }}" if answer.source else name
 
 
 def _resolver(resolver):

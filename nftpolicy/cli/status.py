@@ -57,7 +57,7 @@ def command(file: AppliedPolicyFile = None, as_json: PrintJson = False) -> None:
         warn(line)
     for route in state.misplaced_routes:
         warn(f"not in its uplink's table, so the guard drops packets that use it: {route}")
-    for line in (*map(str, state.foreign_rules), *leaks, *conflicts):
+    for line in (*map(str, state.asked_addresses), *map(str, state.foreign_rules), *leaks, *conflicts):
         warn(line)
     if not state.as_expected:
         raise typer.Exit(EXIT_REFUTED)

@@ -24,9 +24,9 @@ from ..netstate.nft import (
     Verdict,
 )
 from ..policy.objects import Policy, Uplink
-from . import exemptions, matches, object_names, replies, uplink_addresses
+from . import exemptions, forwards, matches, object_names, replies, uplink_addresses
 from .compile import HostFacts
-from .matches import FLOW_MARK, IS_REPLY, OUTPUT_DEVICE
+from .matches import FLOW_MARK, INPUT_DEVICE, IS_REPLY, OUTPUT_DEVICE
 from .object_names import object_name
 
 STOPPED_COUNTER, _STRAY = "stopped", "stray"  # counters
@@ -51,8 +51,16 @@ def block_tables(policies: Sequence[Policy], host: HostFacts = HostFacts()) -> t
 
 
 def minimal_block_table(policy: Policy) -> Table:
-    """Return a minimal table that replaces the guard: it accepts only packets to lo and devices inside."""
+    """Return a minimal table that replaces the guard: it accepts only packets to lo and devices inside.
+
+    Packets of users without marks and requests to published ports do not go inside either.
+    """
     rules = [Rule((Match(OUTPUT_DEVICE, "lo"), ACCEPT))]
+    for name, uplink in policy.uplink.items():
+        if forwards.uplink_publishes(policy, name):
+            rules += [Rule((Match(INPUT_DEVICE, device), DROP)) for device in uplink.devices]
+    users = [service.user.number for service in policy.service.values() if service.unmarked and service.user]
+    rules += [Rule((Match(matches.SOCKET_UID, number), DROP)) for number in users]
     rules += [Rule((matches.has_mark(uplink.mark), DROP)) for uplink in policy.uplink.values()]
     rules += [Rule((Match(OUTPUT_DEVICE, device), ACCEPT)) for device in policy.inside]
     hook = Hook("filter", "postrouting", object_names.GUARD_PRIORITY, "drop")

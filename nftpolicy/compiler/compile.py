@@ -100,6 +100,7 @@ def _ip_table(policy: Policy) -> Table:
         sets += service_sets.nft_sets(name, services[name])
         sets += tunnels.tunnel_sets(name, policy)
         sets += uplink_addresses.address_sets(name, uplink)
+        sets += replies.source_sets(name, uplink)
         sets += lans.sets(policy, name)
         sets += wildcard_replies.sets(name, uplink)
     sets += dns.listen_sets(policy)

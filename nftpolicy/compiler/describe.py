@@ -8,7 +8,7 @@ from ..netstate.state import NetState
 from ..policy import vocabulary
 from ..policy.objects import Forward, Lan, Policy, Service, Uplink, lease_file
 from ..policy.validate import account_selectors
-from . import forwards, lans, replies, service_sets
+from . import exemptions, forwards, lans, replies, service_sets
 
 _MAX_ITEMS = 4  # of a list
 
@@ -18,7 +18,7 @@ def describe_policy(policy: Policy, state: NetState) -> str:
     inside = ", ".join(("lo", *policy.inside))
     lines = [f"policy {policy.name}", f"inside: {inside}; every other device counts as an uplink"]
     for name, uplink in policy.uplink.items():
-        lines += ["", *_uplink(name, uplink, policy)]
+        lines += ["", *_uplink(name, uplink, policy, state)]
     lines += ["", "ip rules (IPv4 and IPv6 unless noted)"]
     for rule in sorted(state.rules, key=lambda rule: (rule.priority, rule.family)):
         text = ip_text.rule_text(rule)
@@ -37,7 +37,7 @@ def describe_policy(policy: Policy, state: NetState) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
+def _uplink(name: str, uplink: Uplink, policy: Policy, state: NetState) -> list[str]:
     lines = [f"uplink {name}: {', '.join(uplink.devices)}, mark {uplink.mark}, table {uplink.table}"]
     for service_name, service in service_sets.uplink_services(name, policy).items():
         marked = "" if service.unmarked or service.by_destination else " with the mark"
@@ -47,6 +47,9 @@ def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
     for key, publish in forwards.uplink_publishes(policy, name).items():
         lines.append(f"  publish {key}: replies from {publish.port}, forwarded from {publish.to}")
     lines += [f"  exempt {word}: {vocabulary.EXEMPTIONS[word]}" for word in uplink.exempt]
+    bpdus = set(exemptions.bpdu_rules(name))
+    if any(bpdus <= set(chain.rules) for table in state.tables for chain in table.chains):
+        lines.append("  exempt BPDUs of its bridges: a loop of the network is noticed (stp)")
     for key, lan in lans.uplink_lans(policy, name).items():
         senders = _senders(lan) if account_selectors(lan) else "any program"
         lines.append(f"  exempt lan {key}: {senders} may send {_destinations(lan)}")
@@ -55,7 +58,8 @@ def _uplink(name: str, uplink: Uplink, policy: Policy) -> list[str]:
         lines.append(f"  is known by {_shorten(uplink.addresses)}, too")
     for answer in uplink.answer:
         port = f" ({answer.port})" if answer.port else ""
-        lines.append(f"  answers {answer.name}{port}")
+        source = f" from {_shorten(answer.source)}" if answer.source else ""
+        lines.append(f"  answers {answer.name}{port}{source}")
     if replies.refuses_closed_ports(uplink):
         lines.append("  refuses closed TCP ports with a RST")
     if uplink.resolver:

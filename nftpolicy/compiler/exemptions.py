@@ -205,6 +205,16 @@ def frame_rules(uplink: str, exempt: tuple[str, ...]) -> tuple[Rule, ...]:
     return tuple(rules)
 
 
+def bpdu_rules(uplink: str) -> tuple[Rule, ...]:
+    """Return the rules of a port that accept the frames of the spanning tree protocol that no process sends.
+
+    A bridge sends them by its ports only (br_send_bpdu in net/bridge/br_stp_bpdu.c).
+    """
+    origin = ("uplink", uplink, "stp")
+    of_process = Rule((*_STP_FORM, HAS_OWNER, Verdict("goto", object_name(uplink, "link"))), origin=origin)
+    return of_process, Rule((*_STP_FORM, ACCEPT), origin=origin)
+
+
 def exempt_protocols(exempt: tuple[str, ...]) -> tuple[str, ...]:
     """Return the IP protocols of the packets of exemptions, of "ip" and "ip6"."""
     exemptions = (EXEMPTION_MATCHES[word] for word in exempt)

@@ -157,7 +157,8 @@ def _link(name: str, policy: Policy, ports: Mapping[str, Sequence[str]]) -> list
     bridged = Rule((Match(Meta("pkttype"), "host", "!="), ACCEPT), origin=origin)
     own = [_base(device, (marked, onward), origin) for device in uplink.devices]
     bridge_ports = [port for device in uplink.devices for port in ports.get(device, ())]
-    of_ports = [_base(port, (marked, bridged, onward), origin) for port in bridge_ports]
+    bpdus = exemptions.bpdu_rules(name) if uplink.stp else ()
+    of_ports = [_base(port, (marked, bridged, *bpdus, onward), origin) for port in bridge_ports]
     return [*shared, *own, *of_ports]
 
 

@@ -23,7 +23,7 @@ from ..netstate.nft import (
     VerdictMap,
 )
 from ..policy.mark import Mark
-from ..policy.objects import Policy, Port
+from ..policy.objects import Port
 
 PACKET_MARK, FLOW_MARK = Meta("mark"), Ct("mark")
 OUTPUT_DEVICE, INPUT_DEVICE = Meta("oifname"), Meta("iifname")
@@ -75,14 +75,6 @@ def set_mark(mark: Mark, key: Expression = PACKET_MARK) -> Mangle:
     if mark.mask == FULL_MASK:
         return Mangle(key, mark.value)
     return Mangle(key, Bitwise(key, and_mask=(~mark.mask | mark.value) & FULL_MASK, or_bits=mark.value))
-
-
-def no_mark(policy: Policy) -> Mark:
-    """Return the mark of packets without the mark of any uplink."""
-    mask = 0
-    for uplink in policy.uplink.values():
-        mask |= uplink.mark.mask
-    return Mark(0, mask)
 
 
 def count_and_drop(counter: str, *matches: Statement, origin: OriginPath = ()) -> Rule:

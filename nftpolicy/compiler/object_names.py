@@ -26,6 +26,7 @@ REDIRECT_PRIORITY = -100
 FORWARD_PRIORITY = -90
 MASQUERADE_PRIORITY = 100
 GUARD_PRIORITY = 10000
+SHADOW_PRIORITY = GUARD_PRIORITY + 1  # after the guard, so that its counters have all packets that it drops
 BLOCK_PRIORITY = 20000  # after the guard, so it also drops packets that the guard accepts
 
 # Priorities of the ip rules: before l3mdev's 1000, mwan3's 1001 and netifd's 10000.

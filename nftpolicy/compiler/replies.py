@@ -9,6 +9,8 @@ that the policy does not allow are counted and dropped at the uplink instead of 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from ..netstate.nft import (
     ACCEPT,
     Chain,
@@ -19,14 +21,17 @@ from ..netstate.nft import (
     OriginPath,
     Payload,
     Rule,
+    Set,
+    SetRef,
     Statement,
     Verdict,
 )
 from ..policy.mark import Mark
 from ..policy.objects import Answer, Policy, Uplink
 from . import forwards, matches, object_names, uplink_addresses, wildcard_replies
-from .matches import FLOW_MARK, INPUT_DEVICE, OUTPUT_DEVICE
+from .matches import FLOW_MARK, INPUT_DEVICE, IP_HEADERS, OUTPUT_DEVICE
 from .object_names import object_name
+from .service_sets import merge_networks, network_text
 
 
 def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
@@ -36,7 +41,10 @@ def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
         for name, uplink in policy.uplink.items()
         for device in uplink.devices
     ]
-    no_mark = matches.no_mark(policy)
+    mark_bits = 0
+    for uplink in policy.uplink.values():
+        mark_bits |= uplink.mark.mask
+    no_mark = Mark(0, mark_bits)
     rules = (
         *matches.device_dispatch(INPUT_DEVICE, [*entries, ("lo", ACCEPT)]),
         Rule((matches.lacks_mark(no_mark), matches.set_mark(no_mark))),
@@ -47,7 +55,7 @@ def arrival_chains(policy: Policy) -> tuple[Chain, ...]:
     arrivals = (
         chain
         for name, uplink in policy.uplink.items()
-        for chain in (_uplink_arrival(name, policy, no_mark), *uplink_addresses.destination_chains(name, uplink))
+        for chain in (_uplink_arrival(name, policy, no_mark), uplink_addresses.destination_chain(name, uplink))
     )
     return (base, *arrivals)
 
@@ -114,13 +122,45 @@ def _may_reply(name: str, policy: Policy) -> bool:
     return unmarked or bool(policy.uplink[name].answer)
 
 
-def _reply_matches(answer: Answer) -> list[tuple[Statement, ...]]:
+def _reply_matches(uplink: str, answer: Answer) -> list[tuple[Statement, ...]]:
     if answer.port is None:
-        return [
-            (Match(Payload("icmp", "type"), "echo-reply"),),
-            (Match(Payload("icmpv6", "type"), "echo-reply"),),
-        ]
-    return [(Match(Payload(answer.port.protocol, "sport"), matches.port_value(answer.port)),)]
+        by_family = {4: Match(Payload("icmp", "type"), "echo-reply"), 6: Match(Payload("icmpv6", "type"), "echo-reply")}
+        if not answer.source:
+            return [(match,) for match in by_family.values()]
+    else:
+        from_port = Match(Payload(answer.port.protocol, "sport"), matches.port_value(answer.port))
+        if not answer.source:
+            return [(from_port,)]
+        by_family = {4: from_port, 6: from_port}
+    return [
+        (by_family[family], Match(Payload(IP_HEADERS[family][0], "daddr"), SetRef(_source_set(uplink, answer, family))))
+        for family in by_family
+        if any(network.version == family for network in answer.source)
+    ]
+
+
+def source_sets(name: str, uplink: Uplink) -> Iterator[Set]:
+    """Yield the sets of the networks that an answer is for: "wan.answer4.ssh", "wan.answer6.tcp-8080"."""
+    for answer in uplink.answer:
+        for family, (_, data_type) in IP_HEADERS.items():
+            networks = merge_networks([network for network in answer.source if network.version == family])
+            elements = frozenset(map(network_text, networks))
+            if elements:
+                flags, origin = frozenset({"interval"}), ("uplink", name, "answer")
+                yield Set(_source_set(name, answer, family), (data_type,), elements, flags, origin=origin)
+
+
+def _source_set(uplink: str, answer: Answer, family: int) -> str:
+    return object_name(uplink, f"answer{family}", answer.name.replace("/", "-"))
+
+
+def _reset_matches(name: str, uplink: Uplink) -> list[tuple[Statement, ...]]:
+    """Return the matches for RSTs: to the networks of all TCP answers, or to any if one of these is for any."""
+    reset = Match(Payload("tcp", "flags"), "rst", "&")
+    of_tcp = [answer for answer in uplink.answer if answer.port is not None and answer.port.protocol == "tcp"]
+    if not all(answer.source for answer in of_tcp):
+        return [(reset,)]
+    return [(reset, is_addressed) for answer in of_tcp for _, is_addressed in _reply_matches(name, answer)]
 
 
 def counter_name(uplink: str, answer: Answer) -> str:
@@ -145,10 +185,10 @@ def reply_chain(name: str, uplink: Uplink) -> Chain:
     rules = [
         Rule((*matches, CounterRef(counter_name(name, answer)), ACCEPT), origin=origin)
         for answer in uplink.answer
-        for matches in _reply_matches(answer)
+        for matches in _reply_matches(name, answer)
     ]
     if refuses_closed_ports(uplink):
-        reset = Match(Payload("tcp", "flags"), "rst", "&")
-        rules.append(Rule((reset, CounterRef(object_name(name, "answer", "reset")), ACCEPT), origin=origin))
+        counter = CounterRef(object_name(name, "answer", "reset"))
+        rules += [Rule((*tests, counter, ACCEPT), origin=origin) for tests in _reset_matches(name, uplink)]
     rules.append(matches.count_and_drop(object_name(name, "unanswered"), origin=origin))
     return Chain(object_name(name, "answers"), tuple(rules), origin=origin)

@@ -36,7 +36,11 @@ def _dropping_chains(table: Table) -> tuple[Chain, ...]:
     while pending:
         reachable |= pending
         pending = set().union(*(targets[name] for name in pending)) - reachable
-    return tuple(chain for chain in table.chains if chain.name in reachable)
+    return tuple(_after_guard(chain) for chain in table.chains if chain.name in reachable)
+
+
+def _after_guard(chain: Chain) -> Chain:
+    return evolve(chain, hook=evolve(chain.hook, priority=object_names.SHADOW_PRIORITY)) if chain.hook else chain
 
 
 def _drops(chain: Chain) -> bool:

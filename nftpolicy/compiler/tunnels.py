@@ -64,14 +64,20 @@ def tunnel_matches(name: str, policy: Policy) -> list[Match]:
 
 
 def tunnel_chain(policy: Policy) -> Chain | None:
-    """Return the chain that marks the packets of tunnels; None without tunnels."""
-    unmarked = matches.has_mark(matches.no_mark(policy))
+    """Return the chain that marks the packets of tunnels; None without tunnels.
+
+    Packets with the mark of another uplink may be those of its services.
+    """
     rules = tuple(
-        Rule((match, unmarked, matches.set_mark(uplink.mark)), origin=("uplink", name))
+        Rule((match, *_lack_other_marks(name, policy), matches.set_mark(uplink.mark)), origin=("uplink", name))
         for name, uplink in policy.uplink.items()
         for match in tunnel_matches(name, policy)
     )
     return Chain("tunnels", rules, Hook("filter", "output", object_names.TUNNEL_PRIORITY)) if rules else None
+
+
+def _lack_other_marks(name: str, policy: Policy) -> Iterator[Match]:
+    return (matches.lacks_mark(uplink.mark) for other, uplink in policy.uplink.items() if other != name)
 
 
 def ip_rules(policy: Policy) -> Iterator[IpRule]:

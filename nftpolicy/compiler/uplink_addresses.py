@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from attrs import evolve
 
-from ..netstate.nft import AnonymousSet, Chain, Fib, Match, Payload, Rule, Set, SetRef, Verdict
+from ..netstate.nft import (
+    AnonymousSet,
+    Chain,
+    Concat,
+    Fib,
+    Match,
+    OriginPath,
+    Payload,
+    Rule,
+    Set,
+    SetRef,
+    SetUpdate,
+    Verdict,
+)
 from ..policy.objects import Uplink
 from . import matches, service_sets
 from .matches import IP_HEADERS
@@ -18,18 +31,21 @@ from .object_names import object_name
 _UNSPECIFIED = {4: "0.0.0.0", 6: "::"}  # of hosts without an address: DHCP, duplicate address detection (RFC 4862)
 # Not anycast: the kernel has no anycast address of one device here (nft_fib6_eval_type).
 _OF_DEVICE = AnonymousSet(frozenset({"local", "broadcast", "multicast"}))
+_ASKED_TIMEOUT, _MAX_ASKED = 3600, 64  # seconds, pairs of a family that are remembered
 _OF_MACHINE = AnonymousSet(frozenset({"local", "anycast"}))
 
 
 def address_sets(name: str, uplink: Uplink) -> tuple[Set, ...]:
-    """Return the sets of `addresses`: "wan.addresses4", "wan.addresses6"."""
+    """Return the sets of `addresses` ("wan.addresses4"), and the empty ones of refused addresses ("wan.not-local4")."""
     sets = []
     for family, (_, data_type) in IP_HEADERS.items():
+        flags, pair = frozenset({"dynamic", "timeout"}), (data_type, data_type)
+        origin: OriginPath = ("uplink", name, "addresses")
+        sets.append(Set(asked_set(name, family), pair, frozenset(), flags, origin, _ASKED_TIMEOUT, size=_MAX_ASKED))
         networks = service_sets.merge_networks([prefix for prefix in uplink.addresses if prefix.version == family])
         elements = frozenset(map(service_sets.network_text, networks))
         if elements:
-            flags, origin = frozenset({"interval"}), ("uplink", name, "addresses")
-            sets.append(Set(_set_name(name, family), (data_type,), elements, flags, origin=origin))
+            sets.append(Set(_set_name(name, family), (data_type,), elements, frozenset({"interval"}), origin=origin))
     return tuple(sets)
 
 
@@ -55,17 +71,16 @@ def destination_rules(name: str, uplink: Uplink) -> tuple[Rule, ...]:
 
     They get no reply, so that the address is not revealed (CVE-2019-14899).
     """
-    origin = ("uplink", name, "addresses")
     is_foreign = Match(Fib("type", ("daddr", "iif")), _OF_DEVICE, "!=")
-    if uplink.addresses:
-        return (Rule((is_foreign, Verdict("jump", object_name(name, "destination"))), origin=origin),)
-    return (matches.count_and_drop(object_name(name, "not-local"), is_foreign, origin=origin),)
+    to_chain = Verdict("jump", object_name(name, "destination"))
+    return (Rule((is_foreign, to_chain), origin=("uplink", name, "addresses")),)
 
 
-def destination_chains(name: str, uplink: Uplink) -> tuple[Chain, ...]:
-    """Return the chain "wan.destination", which lets packets to `addresses` of this machine pass; () without any."""
-    if not uplink.addresses:
-        return ()
+def destination_chain(name: str, uplink: Uplink) -> Chain:
+    """Return the chain "wan.destination": let packets to `addresses` of this machine pass, and drop others.
+
+    It remembers who asked for which address of another device, for the administrator.
+    """
     origin = ("uplink", name, "addresses")
     is_ours = Match(Fib("type", ("daddr",)), _OF_MACHINE)
     returns = (
@@ -73,8 +88,19 @@ def destination_chains(name: str, uplink: Uplink) -> tuple[Chain, ...]:
         for family in IP_HEADERS
         for match in _in_addresses(name, uplink, "daddr", family)
     )
+    # A rule of its own: a set that is full ends it (nft_dynset_eval).
+    updates = (
+        Rule((is_ours, SetUpdate("update", asked_set(name, family), Concat((address, asker)))), origin=origin)
+        for family, (header, _) in IP_HEADERS.items()
+        for address, asker in [(Payload(header, "daddr"), Payload(header, "saddr"))]
+    )
     drop = matches.count_and_drop(object_name(name, "not-local"), origin=origin)
-    return (Chain(object_name(name, "destination"), (*returns, drop), origin=origin),)
+    return Chain(object_name(name, "destination"), (*returns, *updates, drop), origin=origin)
+
+
+def asked_set(name: str, family: int) -> str:
+    """Return the set of (address, asker) that were dropped lately: "wan.not-local4"."""
+    return object_name(name, f"not-local{family}")
 
 
 def _in_addresses(name: str, uplink: Uplink, field: str, family: int, op: str = "==") -> list[Match]:

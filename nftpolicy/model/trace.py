@@ -19,6 +19,7 @@ from ..netstate.state import NetState
 from .branching import Branches, Choices, explore_branches
 from .fib.address_type import AddressTypes
 from .fib.output_route import OutputRoute, OutputRouting
+from .fib.route_device import route_device
 from .fib.router import Router
 from .fib.rpdb import LOOPBACK
 from .fib.source_address import are_loopback_only6, is_link_local6, is_multicast4, is_node_multicast6
@@ -99,13 +100,13 @@ class Model:
         return self._has_conntrack[family]
 
     def evaluate_fib(self, result: str, keys: tuple[str, ...], view: PacketView) -> str | None:
-        """Return the value of a fib expression, None if not known.
-
-        IPv6 also does a route lookup; if it fails, its error is the value (nft_fib6_eval_type).
-        """
+        """Return the value of a fib expression, None if not known."""
+        if result in ("oif", "oifname"):
+            return route_device(self.router, keys, view)
         address_type = self.address_types.evaluate(result, keys, view)
         if address_type is None or view.family == 4:
             return address_type
+        # IPv6 also does a route lookup; if it fails, its error is the value (nft_fib6_eval_type).
         address, other = view.source, view.destination
         if "daddr" in keys:
             address, other = other, address

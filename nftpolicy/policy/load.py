@@ -102,7 +102,6 @@ def _converter(accounts: AccountLookup) -> Converter:
         Mark: parse_mark,
         objects.Listen: scalars.parse_listen,
         objects.Port: scalars.parse_port,
-        objects.Answer: scalars.parse_answer,
         objects.Server: scalars.parse_server,
         objects.Address: scalars.parse_address,
         objects.Network: scalars.parse_network,
@@ -114,11 +113,35 @@ def _converter(accounts: AccountLookup) -> Converter:
             _register_union(converter, kind, _ignoring_type(function))
     converter.register_structure_hook_func(_is_list, lambda item, kind: _decode_list(converter, item, kind))
     converter.register_structure_hook_func(_is_table, lambda item, kind: _decode_table(converter, item, kind))
+    narrowed = _class_hook(converter, _NarrowedAnswer, accounts)
+    converter.register_structure_hook(objects.Answer, lambda item, kind: _decode_answer(item, narrowed))
     tables = (objects.Policy, objects.Uplink, objects.Resolver)
     entries = (objects.Service, objects.Forward, objects.Publish, objects.Lan)
     for kind in (*tables, *entries):
         converter.register_structure_hook(kind, _class_hook(converter, kind, accounts))
     return converter
+
+
+@attrs.frozen
+class _NarrowedAnswer:
+    """Answer written as a table."""
+
+    name: str
+    source: tuple[objects.Network, ...]
+
+
+def _decode_answer(item: object, narrowed: Callable[[object, Any], Any]) -> objects.Answer:
+    """Return an answer: its name, or a table of name and source."""
+    if not isinstance(item, dict):
+        return scalars.parse_answer(item)
+    table = narrowed(item, _NarrowedAnswer)
+    try:
+        answer = scalars.parse_answer(table.name)
+    except ValueError as error:
+        raise _ErrorAt(("name",), str(error)) from None
+    if not table.source:
+        raise _ErrorAt(("source",), 'names no network; write the name alone to answer all: answer = ["ssh"]')
+    return attrs.evolve(answer, source=table.source)
 
 
 def _register_union(converter: Converter, kind: Any, hook: Callable[[object, Any], Any]) -> None:

@@ -61,10 +61,17 @@ class Port:
 
 @frozen
 class Answer:
-    """Inbound service with permitted replies: `name` as in the policy, `port` None for ping."""
+    """Inbound service with permitted replies: `name` as in the policy, `port` None for ping.
+
+    `source`: the networks that get replies; empty: any.
+    """
 
     name: str
     port: Port | None
+    source: tuple[Network, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.name} from {', '.join(map(str, self.source))}" if self.source else self.name
 
 
 @frozen
@@ -104,7 +111,8 @@ def lease_file(uplink: str, resolver: Resolver) -> str:
 class Uplink:
     """Uplink: devices of a foreign network, with the mark and routing table of its traffic.
 
-    `addresses`: addresses of this machine on other devices that the uplink's network knows, too.
+    `addresses`: addresses of this machine on other devices that the uplink's network knows, too. `stp`: the
+    bridges among its devices send their own frames of the spanning tree protocol.
     """
 
     devices: tuple[str, ...]
@@ -116,6 +124,7 @@ class Uplink:
     addresses: tuple[Network, ...] = ()
     learn: tuple[str, ...] = ()
     resolver: Resolver | None = None
+    stp: bool = True
 
 
 @frozen

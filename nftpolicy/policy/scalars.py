@@ -159,6 +159,13 @@ def is_routed(network: Network) -> bool:
     return not any(network.overlaps(reserved) for reserved in _NOT_ROUTED if reserved.version == network.version)
 
 
+def has_hosts(network: Network) -> bool:
+    """Return True if some address of a network is one with which another host sends packets."""
+    nets = (net for net in _NOT_ROUTED if not net.is_link_local and net.version == network.version)
+    first, last = int(network.network_address), int(network.broadcast_address)
+    return not any(int(net.network_address) <= first and last <= int(net.broadcast_address) for net in nets)
+
+
 def parse_server(item: object) -> Server:
     """Return the address of a DNS server; a link-local IPv6 one needs %DEVICE."""
     plain, _, zone = parse_text(item).partition("%")

@@ -10,7 +10,7 @@ from itertools import combinations
 from . import vocabulary
 from .errors import did_you_mean
 from .objects import SERVICES_CGROUP, Account, Forward, Lan, Network, Policy, Publish, Resolver, Service, service_cgroup
-from .scalars import is_routed, matching_pattern
+from .scalars import has_hosts, is_routed, matching_pattern
 from .toml_positions import KeyPath
 from .validate_forwards import PolicyFault, find_forward_faults
 from .validate_tunnels import find_shared_tunnels, find_tunnel_faults
@@ -111,6 +111,8 @@ def _lists(policy: Policy) -> Iterator[tuple[KeyPath, tuple[object, ...]]]:
         yield (*path, "exempt"), uplink.exempt
         yield (*path, "learn"), uplink.learn
         yield (*path, "answer"), tuple(answer.port for answer in uplink.answer)  # "http" is "tcp/80"
+        for index, answer in enumerate(uplink.answer):
+            yield (*path, "answer", index, "source"), answer.source
         yield (*path, "gateways"), uplink.gateways
         yield (*path, "addresses"), uplink.addresses
         if uplink.resolver:
@@ -189,6 +191,15 @@ def _gateways(policy: Policy) -> Iterator[PolicyFault]:
         for index, gateway in enumerate(uplink.gateways):
             if gateway.is_loopback or gateway.is_multicast or gateway.is_unspecified:
                 yield ("uplink", name, "gateways", index), f"{gateway} cannot be a gateway"
+
+
+def _answers(policy: Policy) -> Iterator[PolicyFault]:
+    for name, uplink in policy.uplink.items():
+        for index, answer in enumerate(uplink.answer):
+            for number, network in enumerate(answer.source):
+                if not has_hosts(network):
+                    path: KeyPath = ("uplink", name, "answer", index, "source", number)
+                    yield path, f"no request arrives from {network} (loopback, groups, unspecified); remove it"
 
 
 def _addresses(policy: Policy) -> Iterator[PolicyFault]:
@@ -360,6 +371,7 @@ _CHECKS: tuple[Callable[[Policy], Iterator[PolicyFault]], ...] = (
     _resolvers,
     _gateways,
     _addresses,
+    _answers,
     _known_uplinks,
     _selectors,
     _marking,

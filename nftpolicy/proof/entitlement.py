@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
-from ..model.packet import TCP, UDP
+from ..model.packet import KERNEL, SOCKET, TCP, UDP, Packet
 from ..model.symbolic.box import intersect_boxes, points
 from ..model.symbolic.field_values import CT_STATES
 from .spec import Region, UplinkSpec
@@ -57,8 +57,8 @@ def reply_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     for reply in uplink.replies:
         for region in reply.headers.get(family, ()):
             yield Region({**region.fields, **fields}, marks)
-    if uplink.may_reset:
-        yield Region({"protocol": points(TCP), "fragment": points(0), "tcp.rst": points(1), **fields}, marks)
+    for region in uplink.resets.get(family, ()):
+        yield Region({**region.fields, **fields}, marks)
 
 
 def forwarded_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
@@ -85,6 +85,15 @@ def tunnel_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
         if service.kernel and service.unmarked:
             for region in service.regions.get(family, ()):
                 yield region.narrowed(iif=points(0))
+
+
+def is_of_tunnel(packet: Packet, uplink: UplinkSpec) -> bool:
+    """Return True if this machine sends the packet, and it is one of the kernel's tunnels."""
+    values = {"protocol": packet.protocol, "daddr": packet.destination, "iif": 0}
+    return packet.origin in (SOCKET, KERNEL) and any(
+        all(any(low <= values[name] <= high for low, high in ranges) for name, ranges in region.fields.items())
+        for region in tunnel_regions(uplink, packet.family)
+    )
 
 
 def _kernel_udp() -> Region:

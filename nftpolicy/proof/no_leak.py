@@ -115,8 +115,9 @@ def _frame_violations(context: ProofContext, spec: Spec, uplink: UplinkSpec, reg
     if not spec.frames:
         return violations  # an assumption instead
     for family in IP_FAMILIES:
-        exempt = [*_ip_frames(exempt_headers(uplink, family), family), *_other_frames(uplink)]
+        exempt_packets = _ip_frames(exempt_headers(uplink, family), family)
         for device in spec.frame_devices(uplink):
+            exempt = [*exempt_packets, *_other_frames(uplink, device)]
             violation = _frame_violation(context, uplink, family, device, region, exempt)
             if violation is not None:
                 violations.append(violation)
@@ -179,9 +180,10 @@ def _ip_frames(headers: Sequence[Region], family: int) -> list[Region]:
     ]
 
 
-def _other_frames(uplink: UplinkSpec) -> list[Region]:
-    """Return the frames of an uplink's exemptions that are no IP packets."""
-    return [region for exemption in uplink.exemptions for region in exemption.frames]
+def _other_frames(uplink: UplinkSpec, device: str) -> list[Region]:
+    """Return the frames of an uplink's exemptions that are no IP packets, and those of a bridge itself by its ports."""
+    exempt = [region for exemption in uplink.exemptions for region in exemption.frames]
+    return [*exempt, *uplink.bpdus] if device in uplink.ports else exempt
 
 
 def _from_this_machine(context: ProofContext) -> dict[str, Ranges]:
@@ -235,7 +237,7 @@ def _other_ethertypes(context: ProofContext, spec: Spec, uplink: UplinkSpec, reg
     devices = spec.frame_devices(uplink)
     violations = integrity_violations(context, 0, uplink, "egress")
     for device in devices:
-        violation = _frame_violation(context, uplink, 0, device, region, _other_frames(uplink))
+        violation = _frame_violation(context, uplink, 0, device, region, _other_frames(uplink, device))
         if violation is not None:
             violations.append(violation)
     subject = f"frames of other ethertypes: frames without the mark that leave by {', '.join(uplink.devices)}"

@@ -247,9 +247,32 @@ def _reply(uplink: str, answer: Answer) -> ReplySpec:
     origin = ("uplink", uplink, "answer")
     if answer.port is None:  # RFC 792, RFC 4443 4.2: echo replies
         four = Region({"protocol": points(ICMP), "fragment": points(0), "icmp.type": points(0)})
-        return ReplySpec(answer.name, origin, {4: (four,), 6: _icmpv6((129,))})
+        return ReplySpec(answer.name, origin, _to_sources({4: (four,), 6: _icmpv6((129,))}, answer.source))
     headers = _ports((answer.port,), "sport")
-    return ReplySpec(answer.name, origin, {4: headers, 6: headers})
+    return ReplySpec(answer.name, origin, _to_sources({4: headers, 6: headers}, answer.source))
+
+
+def _to_sources(
+    headers: Mapping[int, tuple[Region, ...]], networks: Sequence[objects.Network]
+) -> Mapping[int, tuple[Region, ...]]:
+    """Return the headers of replies to these networks, by family; of all replies without networks."""
+    if not networks:
+        return headers
+    return {
+        family: tuple(region.narrowed(daddr=addresses) for region in regions)
+        for family, regions in headers.items()
+        if (addresses := _bounds(networks, family))
+    }
+
+
+def _resets(uplink: Uplink) -> Mapping[int, tuple[Region, ...]]:
+    """Return the RSTs of closed ports: to each host that some TCP answer is for, by family."""
+    sources = [answer.source for answer in uplink.answer if answer.port is not None and answer.port.protocol == "tcp"]
+    if not sources:
+        return {}
+    reset = Region({"protocol": points(TCP), "fragment": points(0), "tcp.rst": points(1)})
+    networks = [network for listed in sources for network in listed] if all(sources) else []
+    return _to_sources({4: (reset,), 6: (reset,)}, networks)
 
 
 def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> UplinkSpec:
@@ -274,12 +297,13 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
         ),
         tuple(_service(key, service) for key, service in policy.service.items() if service.uplink == name),
         tuple(_reply(name, answer) for answer in uplink.answer),
-        any(answer.port is not None and answer.port.protocol == "tcp" for answer in uplink.answer),
+        _resets(uplink),
         resolver_spec,
         ("uplink", name),
         forwards=tuple(_forward(key, policy) for key, each in policy.forward.items() if each.uplink == name),
         publishes=tuple(_publish(key, each) for key, each in policy.publish.items() if each.uplink == name),
         addresses={family: _bounds(uplink.addresses, family) for family in IP_FAMILIES},
+        bpdus=tuple(region.narrowed(socket=points(0)) for region in EXEMPTIONS["stp"][1]) if uplink.stp else (),
     )
 
 

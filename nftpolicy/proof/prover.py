@@ -76,11 +76,13 @@ def prove_guard(state: NetState, spec: Spec) -> Proof:
 
 def exemptions(spec: Spec) -> tuple[str, ...]:
     """Return the exemptions, which may leave without a mark, as "uplink: exemption"."""
-    return tuple(
+    bridges = (f"{uplink.name}: BPDUs of its bridges" for uplink in spec.uplinks if uplink.ports and uplink.bpdus)
+    words = (
         f"{uplink.name}: {exemption.name}{f' ({exemption.detail})' if exemption.detail else ''}"
         for uplink in spec.uplinks
         for exemption in uplink.exemptions
     )
+    return (*words, *bridges)
 
 
 def assumptions(state: NetState, spec: Spec) -> tuple[str, ...]:

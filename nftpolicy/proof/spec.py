@@ -189,9 +189,11 @@ class ResolverSpec:
 class UplinkSpec:
     """Specification of one uplink. `ports` are the ports of bridges and bonds among its devices.
 
-    `addresses`: by family, addresses of other devices with which the uplink may be used, too.
+    `resets`: RSTs of closed ports, by family. `addresses`: by family, addresses of other devices with
+    which the uplink may be used, too.
     `marked_flows` and `marked_sockets` are the numbers of conntrack entries and sockets that carry
-    the mark in the kernel; None if they were not read.
+    the mark in the kernel; None if they were not read. `bpdus`: frames of the spanning tree protocol that
+    the kernel itself may send by `ports`.
     """
 
     name: str
@@ -203,7 +205,7 @@ class UplinkSpec:
     exemptions: tuple[ExemptionSpec, ...] = ()
     services: tuple[ServiceSpec, ...] = ()
     replies: tuple[ReplySpec, ...] = ()
-    may_reset: bool = False
+    resets: Mapping[int, tuple[Region, ...]] = Factory(dict)
     resolver: ResolverSpec | None = None
     origin: OriginPath = ()
     marked_flows: int | None = None
@@ -211,6 +213,7 @@ class UplinkSpec:
     forwards: tuple[ForwardSpec, ...] = ()
     publishes: tuple[PublishSpec, ...] = ()
     addresses: Mapping[int, Ranges] = Factory(dict)
+    bpdus: tuple[Region, ...] = ()
 
     def lan_networks(self, family: int) -> list[tuple[int, int]]:
         """Return the ranges of the uplink's own network to which packets may leave without a mark."""

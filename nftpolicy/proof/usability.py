@@ -7,16 +7,18 @@ from collections.abc import Mapping, Sequence
 
 from attrs import evolve, frozen
 
-from ..model.packet import evolve_packet
+from ..model.packet import FORWARD, Packet, evolve_packet
 from ..model.trace import Trace
 from ..netstate.formats import ip_text
 from ..netstate.nft import CounterRef, Rule
 from ..netstate.routing import IpRule
 from .assumptions import restrict_to_present
 from .context import ProofContext
+from .entitlement import is_of_tunnel
 from .forward_cases import forward_notes
 from .lan_cases import lan_notes
 from .query_routes import has_no_route
+from .reply_cases import reverse_path_filter
 from .spec import Spec, UplinkSpec
 from .usability_case import UsabilityCase, lacks_source
 from .usability_cases import usability_cases
@@ -31,12 +33,14 @@ _Title = tuple[str, str, str, tuple[str, ...]]  # property, uplink, policy entry
 class _CaseResult:
     """Result of one case for `property`. `failure` is None if the case is met.
 
-    `is_met` is None if the result depends on a construct that the model does not support.
+    `is_met` is None if the result depends on a construct that the model does not support. `note` says
+    that a foreign rule drops the packet.
     """
 
     property: str
     is_met: bool | None
     failure: Counterexample | None = None
+    note: str | None = None
 
 
 def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], tuple[str, ...]]:
@@ -47,7 +51,7 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
     present, skipped = restrict_to_present(context.state, spec)
     results: dict[_Title, dict[int, list[_CaseResult]]] = {}
     uplinks = {uplink.name: uplink for uplink in spec.uplinks}
-    for case in usability_cases(context, present):
+    for case in usability_cases(context, present, spec.inside or ()):
         family = case.packet.family
         if family not in spec.families:
             continue
@@ -59,8 +63,16 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
             skipped[f"{case.device} has no address now to send from, for: {case.entry} (IPv{family})"] = None
             continue
         result = _try(context, case, uplinks.get(case.uplink))
+        if result.note is not None:
+            skipped[result.note] = None
         failure = result.failure
-        if failure is not None and context.state.devices and _has_no_route_now(failure.trace, uplinks.get(case.uplink)):
+        is_refused = failure is not None and _is_refused_arrival(context, failure.packet)
+        if (
+            failure is not None
+            and not is_refused
+            and context.state.devices
+            and _has_no_route_now(failure.trace, uplinks.get(case.uplink))
+        ):
             skipped[f"no route exists now for: {case.entry} (IPv{family})"] = None
             continue
         for name in (result.property, "P4"):
@@ -74,6 +86,12 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
     return findings, tuple(skipped)
 
 
+def _is_refused_arrival(context: ProofContext, packet: Packet) -> bool:
+    """Return True if a packet is for an address of this machine: without a route, its source is refused (rp_filter)."""
+    is_arrival = packet.origin == FORWARD and packet.iif is not None
+    return is_arrival and context.model.address_types.address_type(packet.family, packet.destination, None) == "local"
+
+
 def _has_no_route_now(trace: Trace, uplink: UplinkSpec | None) -> bool:
     """Return True if a packet is unroutable since its own table has no route for it now.
 
@@ -85,13 +103,14 @@ def _has_no_route_now(trace: Trace, uplink: UplinkSpec | None) -> bool:
 def starving_rule(trace: Trace, uplink: UplinkSpec | None) -> IpRule | None:
     """Return the ip rule that decided for a packet before the uplink's table was looked up, or None.
 
-    The packet has the uplink's mark or a user of its services without a mark; no other packet has to be
-    looked up in that table.
+    The packet has the uplink's mark or a user of its services without a mark, or is one of the kernel's
+    tunnels; no other packet has to be looked up in that table.
     """
     packet = trace.packet
     if uplink is None:
         return None
-    if packet.mark & uplink.mask != uplink.value and packet.uid not in uplink.unmarked_uids:
+    is_entitled = packet.mark & uplink.mask == uplink.value or packet.uid in uplink.unmarked_uids
+    if not is_entitled and not is_of_tunnel(packet, uplink):
         return None
     rules = [step.subject for step in trace.steps if isinstance(step.subject, IpRule)]
     if any(rule.action == "lookup" and rule.table == uplink.table for rule in rules):
@@ -113,7 +132,7 @@ def _try(context: ProofContext, case: UsabilityCase, uplink: UplinkSpec | None) 
     """Trace the packet of a case; first without a log, which suffices if the case is met."""
     packet, name = case.packet, case.property
     is_met = _is_met(context, case, context.model.trace(packet, record=False))
-    if is_met:
+    if is_met or (is_met is None and case.may_be_undecided):
         return _CaseResult(name, True)
     trace = context.model.trace(packet)
     if (
@@ -122,7 +141,10 @@ def _try(context: ProofContext, case: UsabilityCase, uplink: UplinkSpec | None) 
         and case.has_marks(trace)
         and _dropped_by_firewall(trace, case.uplink)
     ):
-        return _CaseResult(name, True)
+        path_filter = reverse_path_filter(trace)
+        way_back = f"packets that arrive by {packet.iif} have another way back, and are dropped"
+        note = f"{way_back}: {path_filter}" if path_filter else None
+        return _CaseResult(name, True, note=note)
     possible = trace.possible_traces
     is_safe = possible is not None and not any(map(case.is_violated, possible))
     if is_safe and name in _ONLY_FORBIDDING and not (case.may_equal_unmarked and trace.unanimous):
@@ -132,6 +154,8 @@ def _try(context: ProofContext, case: UsabilityCase, uplink: UplinkSpec | None) 
     rule = starving_rule(trace, uplink)
     if rule is not None:
         reason += f", since ip rule {rule.priority} decides: {ip_text.display_text(rule)}"
+    if trace.outcome == "unroutable" and _is_refused_arrival(context, packet):
+        reason += f", since {packet.iif} refuses its source (rp_filter in ip-sysctl.rst)"
     failure = Counterexample(packet, trace, case.device or "", reason)
     # A packet that is lost violates no property but P3.
     violated = "P3" if is_safe else name

@@ -13,7 +13,7 @@ from ..model.symbolic.box import Ranges, intersect_ranges, points
 from ..model.trace import Trace
 from ..netstate.nft import OriginPath
 from ..netstate.state import NetState
-from .assumptions import TABLE_LOCAL
+from .assumptions import TABLE_LOCAL, device_matches
 from .concretize import concretize, host_ranges
 from .context import ProofContext
 from .source_addresses import own_sources
@@ -43,16 +43,22 @@ class UsabilityCase:
     endpoint: tuple[int, int] | None = None
     flow_mark: tuple[int, int] | None = None
     may_equal_unmarked: bool = False  # the outcome of the same packet without its mark suffices, too
-    must_not_leave_by: str | None = None  # any outcome but "leaves" by this device suffices
+    must_not_leave_by: str | None = None  # any outcome but "leaves" by this device or one of `inside` suffices
+    inside: tuple[str, ...] = ()  # devices and patterns that count as `device`: routes choose among them
     may_be_firewalled: bool = False  # dropped by a foreign rule, after it has the mark, suffices
+    may_be_undecided: bool = False  # one branch that meets the case suffices
 
     def is_met(self, trace: Trace) -> bool:
         """Return True if the trace has the required result."""
         if self.must_not_leave_by is not None:
-            return not (trace.outcome in ("leaves", "unknown") and trace.device in (self.must_not_leave_by, None))
-        if trace.outcome != self.outcome or (self.device is not None and trace.device != self.device):
+            may_leave = trace.outcome in ("leaves", "unknown")
+            return not (may_leave and (trace.device is None or self._is_by(self.must_not_leave_by, trace.device)))
+        if trace.outcome != self.outcome or (self.device is not None and not self._is_by(self.device, trace.device)):
             return False
         return self.has_marks(trace) and (self.endpoint is None or (trace.destination, trace.dport) == self.endpoint)
+
+    def _is_by(self, device: str, output: str | None) -> bool:
+        return output is not None and any(device_matches(pattern, output) for pattern in (device, *self.inside))
 
     def is_violated(self, trace: Trace) -> bool:
         """Return True if the trace ends in what the property forbids; a packet that is dropped violates only P3."""

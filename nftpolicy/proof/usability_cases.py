@@ -23,8 +23,10 @@ from .assumptions import device_matches, sample_device
 from .concretize import REMOTE_ADDRESS, choose
 from .context import ProofContext
 from .entitlement import DNS_PORT
+from .exemption_cases import exemption_cases
 from .forward_cases import forward_cases
 from .lan_cases import lan_cases
+from .reply_cases import service_replies
 from .spec import IP_FAMILIES, ServiceSpec, Spec, UplinkSpec
 from .tunnel_cases import tunnel_cases
 from .usability_case import (
@@ -34,16 +36,13 @@ from .usability_case import (
     free_source_port,
     inside_address,
     known_address,
-    link_local_address,
     needs_device,
     region_parts,
     sample_packet,
 )
 
-_ARPHRD_ETHER = 1  # include/uapi/linux/if_arp.h
 _TCP_ACK = 0x10
 _RST = {("tcp", "flags"): 0x04}
-_ALL_NODES = parse_address("ff02::1")  # RFC 4291 2.7.1
 
 _DHCPV4_EXEMPTIONS = ("dhcpv4", "dhcpv4-unicast")
 _PACKET_OTHERHOST = 3  # include/uapi/linux/if_packet.h
@@ -58,19 +57,23 @@ def _unnamed_id(spec: Spec) -> int:
     return next(number for number in count(65533) if number not in used_ids)
 
 
-def usability_cases(context: ProofContext, spec: Spec) -> Iterator[UsabilityCase]:
-    """Yield all cases of a specification."""
+def usability_cases(context: ProofContext, spec: Spec, inside: tuple[str, ...] = ()) -> Iterator[UsabilityCase]:
+    """Yield all cases of a specification.
+
+    `inside`: the devices and patterns of the policy, of which `spec` may have only those that are there now.
+    """
     for uplink in spec.uplinks:
         yield from _services(context, uplink, spec)
-        yield from _exemptions(context, uplink, spec)
+        yield from exemption_cases(context, uplink, spec)
         yield from lan_cases(context, uplink)
         yield from _replies(context, uplink, spec)
-        yield from _arrivals(context, uplink, spec)
+        yield from service_replies(context, uplink)
+        yield from _arrivals(context, uplink, spec, inside)
         yield from _frames(uplink)
         if uplink.resolver is not None:
             yield from _dns(uplink, spec)
         yield from forward_cases(context, uplink, spec)
-    yield from _inside(spec)
+    yield from _inside(spec, inside)
 
 
 def _services(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
@@ -130,63 +133,20 @@ def _service_in_short(context: ProofContext, uplink: UplinkSpec, service: Servic
             yield UsabilityCase("P3", uplink.name, title, service.origin, by_owner, "leaves", uplink.devices[0], mark)
 
 
-def _exemptions(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
-    hooked = context.egress_devices()
-    for exemption in (each for each in uplink.exemptions if not each.is_lan):
-        title = f"exemption {exemption.name}"
-        for device in (*uplink.devices, *uplink.ports):
-            has_link_header = context.model.link_types.get(device, _ARPHRD_ETHER) == _ARPHRD_ETHER
-            frames = exemption.frames if has_link_header else ()
-            for part in (part for region in frames for part in region_parts(0, region, with_ends=True)):
-                frame = sample_packet(context, 0, part, FRAME, device)
-                yield UsabilityCase("P3", uplink.name, title, exemption.origin, frame, "leaves", device)
-            for family, regions in exemption.headers.items():
-                for region in (part for full_region in regions for part in region_parts(family, full_region)):
-                    frame = sample_packet(context, family, region, FRAME, device)
-                    if family == 6:
-                        source = frame.source if frame.source == 0 else link_local_address(context.state, device)
-                        destination = frame.destination if "daddr" in region.fields else _ALL_NODES
-                        frame = evolve_packet(frame, source=source, destination=destination)
-                    if device in hooked and region.fields.get("socket") != points(0):
-                        yield UsabilityCase("P3", uplink.name, title, exemption.origin, frame, "leaves", device)
-                    if device not in uplink.devices:
-                        continue
-                    by_kernel = evolve_packet(frame, origin=KERNEL)
-                    yield UsabilityCase("P3", uplink.name, title, exemption.origin, by_kernel, "leaves", device)
-                    if exemption.is_report:
-                        marked = evolve_packet(by_kernel, mark=uplink.value)
-                        by_accident = f"{title}, marked by accident"
-                        yield UsabilityCase("P3", uplink.name, by_accident, exemption.origin, marked, "leaves", device)
-    yield from _marked_reports(context, uplink, spec)
-
-
-def _marked_reports(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
-    """Yield membership reports inside: they may carry marks by accident and must not be lost."""
-    from .policy_spec import REPORT_EXEMPTIONS, exemption
-
-    if not spec.inside:
-        return
-    for name in REPORT_EXEMPTIONS:
-        for family, regions in exemption(name, uplink.name).headers.items():
-            device = sample_device(spec.inside[0])
-            for region in (part for full_region in regions for part in region_parts(family, full_region)):
-                report = evolve_packet(sample_packet(context, family, region, KERNEL, device), mark=uplink.value)
-                if family == 6 and report.source is None:
-                    report = evolve_packet(report, source=link_local_address(context.state, device))
-                yield UsabilityCase("P3", uplink.name, f"{name} inside", ("inside",), report, "leaves", device)
-
-
 def _replies(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
     device, mark = uplink.devices[0], (uplink.value, uplink.mask)
     flow = CtInfo("established", "reply", uplink.value)
     for reply in uplink.replies:
-        for family, regions in reply.headers.items():
+        parts = ((family, part) for family, full in reply.headers.items() for part in region_parts(family, full[0]))
+        for family, region in parts:
             packet = evolve_packet(
-                sample_packet(context, family, regions[0], SOCKET), flow=flow, uid=0, gid=0, dport=40000,
+                sample_packet(context, family, region, SOCKET), flow=flow, uid=0, gid=0, dport=40000,
                 source=device_address(context.state, family, device),
             )  # fmt: skip
             if packet.protocol == TCP:
                 packet = evolve_packet(packet, fields={("tcp", "flags"): _TCP_ACK})
+            if family == 6 and needs_device(packet.destination):
+                packet = evolve_packet(packet, bound=device)
             by_kernel = evolve_packet(packet, origin=KERNEL, mark=uplink.value)
             # Accepted sockets have the mark of their SYN (tcp_fwmark_accept). Other sockets, and
             # sockets that are older than the policy, need any route before the flow's mark
@@ -200,16 +160,18 @@ def _replies(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[
                 yield UsabilityCase(
                     "P3", uplink.name, f"answer {reply.name}", reply.origin, answer, "leaves", device, mark
                 )
-    for family in IP_FAMILIES if uplink.may_reset else ():
-        reset = Packet(
-            family, REMOTE_ADDRESS[family], None, TCP, 81, 40000, KERNEL, uplink.value, flow=flow, fields=_RST
-        )
+    for family, regions in uplink.resets.items():
+        sample = sample_packet(context, family, regions[0], KERNEL)
+        bound = device if family == 6 and needs_device(sample.destination) else None
+        reset = evolve_packet(sample, sport=81, dport=40000, mark=uplink.value, flow=flow, fields=_RST, bound=bound)
         yield UsabilityCase(
             "P3", uplink.name, "answer: closed ports", ("uplink", uplink.name, "answer"), reset, "leaves", device
         )
 
 
-def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
+def _arrivals(
+    context: ProofContext, uplink: UplinkSpec, spec: Spec, patterns: tuple[str, ...]
+) -> Iterator[UsabilityCase]:
     """Yield packets that arrive by the uplink, which are marked and only for this machine.
 
     Packets with the mark that arrive by another device do not keep it.
@@ -270,7 +232,7 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
             )
             yield UsabilityCase(
                 "P2", uplink.name, "replies to the uplink do not leave inside", origin, reply, "dropped",
-                must_not_leave_by=sample_device(pattern),
+                must_not_leave_by=sample_device(pattern), inside=patterns,
             )  # fmt: skip
             inside = map(sample_device, spec.inside or ())
             for iif in [name for name in inside if not any(device_matches(each, name) for each in forward_devices)][:1]:
@@ -280,7 +242,7 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
                 )  # fmt: skip
                 yield UsabilityCase(
                     "P1", uplink.name, "hosts inside cannot use the mark", origin, marked, "leaves",
-                    sample_device(pattern), (0, uplink.mask), may_equal_unmarked=True,
+                    sample_device(pattern), (0, uplink.mask), may_equal_unmarked=True, inside=patterns,
                 )  # fmt: skip
 
 
@@ -358,7 +320,7 @@ def _sent_by_services(spec: Spec, packet: Packet) -> Iterator[tuple[UplinkSpec, 
                 yield uplink, service, evolve_packet(packet, **{owner.key: owner.number})
 
 
-def _inside(spec: Spec) -> Iterator[UsabilityCase]:
+def _inside(spec: Spec, patterns: tuple[str, ...]) -> Iterator[UsabilityCase]:
     unnamed, dport, sport = _unnamed_id(spec), free_port(spec), free_source_port(spec)
     sender = (UDP, sport) if sport is not None else (TCP, 40000)
     for family in IP_FAMILIES:
@@ -366,22 +328,25 @@ def _inside(spec: Spec) -> Iterator[UsabilityCase]:
         for pattern in spec.inside or ():
             device = sample_device(pattern)
             bound = device if family == 4 else None
+            chosen = () if bound else patterns  # without a bound device, routes choose
             packet = Packet(family, remote, None, *sender, uid=unnamed, gid=unnamed, bound=bound)
             if family == 4 or pattern == (spec.inside or ())[0]:
                 query = evolve_packet(packet, dport=DNS_PORT)
-                yield UsabilityCase("P3", "", f"inside {pattern}", ("inside",), packet, "leaves", device)
-                yield UsabilityCase("P3", "", f"DNS inside {pattern}", ("inside",), query, "leaves", device)
+                for title, each in ((f"inside {pattern}", packet), (f"DNS inside {pattern}", query)):
+                    yield UsabilityCase("P3", "", title, ("inside",), each, "leaves", device, inside=chosen)
                 for uplink, service, by_service in _sent_by_services(spec, packet):
                     endpoint = (remote, by_service.dport)
                     title = f"service {service.name} inside"
                     if service.unmarked:
                         yield UsabilityCase(
-                            "P2", uplink.name, title, service.origin, by_service, "dropped", must_not_leave_by=device
-                        )
+                            "P2", uplink.name, title, service.origin, by_service, "dropped", must_not_leave_by=device,
+                            inside=chosen,
+                        )  # fmt: skip
                         continue
                     yield UsabilityCase(
-                        "P3", uplink.name, title, service.origin, by_service, "leaves", device, None, endpoint
-                    )
+                        "P3", uplink.name, title, service.origin, by_service, "leaves", device, None, endpoint,
+                        inside=chosen,
+                    )  # fmt: skip
         loopback = {4: 0x7F000001, 6: 1}[family]
         packet = Packet(family, loopback, loopback, UDP, dport=dport, uid=unnamed, gid=unnamed)
         yield UsabilityCase("P3", "", "loopback", (), packet, "delivered")

@@ -69,5 +69,11 @@ def service_allows(service: Service, socket: InetSocket, group: int | None) -> b
 def is_answered(uplink: Uplink, socket: InetSocket) -> bool:
     """Return True if the socket's packets may be replies that the policy allows (`answer`)."""
     protocol = PROTOCOLS[socket.protocol]
-    ports = (answer.port for answer in uplink.answer if answer.port)
-    return any(port.protocol == protocol and port.low <= socket.sport <= port.high for port in ports)
+    peer = ip_address(socket.remote) if socket.remote else None
+    return any(
+        port.protocol == protocol
+        and port.low <= socket.sport <= port.high
+        and (not answer.source or peer is None or any(peer in network for network in answer.source))
+        for answer in uplink.answer
+        if (port := answer.port) is not None
+    )

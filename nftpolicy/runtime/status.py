@@ -8,15 +8,55 @@ from typing import Any
 from attrs import frozen
 
 from ..compiler import object_names
+from ..compiler.matches import IP_HEADERS
+from ..compiler.uplink_addresses import asked_set
 from ..kernel.interface import Kernel
 from ..netstate.operations import IpRuleChange, NftTransaction, RouteChange, RouteReplacement, SysctlChange
-from ..netstate.state import CounterValues
+from ..netstate.state import CounterValues, NetState
 from ..policy.objects import Policy
 from .apply.executor import PlannedChange, link_guard_messages, unwritable_port_message
 from .apply.step_text import plan_lines
 from .foreign_rules import STARVES, ForeignRule, foreign_rules
 from .services.socket_classifier import SocketVerdict
 from .services.socket_verdicts import read_verdicts_or_reason
+
+
+@frozen
+class AskedAddress:
+    """Address of another device for which hosts in an uplink's network asked in the last hour, in vain."""
+
+    uplink: str
+    address: str
+    askers: tuple[str, ...]
+
+    def __str__(self) -> str:
+        hosts = ", ".join(self.askers[:_MAX_ASKERS])
+        more = f" and {len(self.askers) - _MAX_ASKERS} more" if len(self.askers) > _MAX_ASKERS else ""
+        return (
+            f"uplink {self.uplink}: {hosts}{more} asked for {self.address}, which is on another device: dropped "
+            f"({object_names.object_name(self.uplink, 'not-local')}); if the uplink's network routes it to this "
+            f"machine, add it to 'addresses' of [uplink.{self.uplink}]"
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the address as a JSON object."""
+        return {"uplink": self.uplink, "address": self.address, "by": list(self.askers)}
+
+
+_MAX_ASKERS = 4  # named in a line
+
+
+def asked_addresses(observed: NetState, policy: Policy) -> tuple[AskedAddress, ...]:
+    """Return the addresses of other devices for which an uplink's network asked, by the sets of the guard."""
+    elements = {nft_set.name: nft_set.elements for table in observed.tables for nft_set in table.sets}
+    askers: dict[tuple[str, str], list[str]] = {}
+    for name in policy.uplink:
+        for family in IP_HEADERS:
+            for element in elements.get(asked_set(name, family), ()):
+                if isinstance(element, tuple):
+                    address, asker = map(str, element)
+                    askers.setdefault((name, address), []).append(asker)
+    return tuple(AskedAddress(*key, tuple(sorted(hosts))) for key, hosts in sorted(askers.items()))
 
 
 @frozen
@@ -31,7 +71,8 @@ class Status:
     `as_expected`, since the guard drops packets of wrong sockets. `foreign_rules`: the ip rules of
     other programs that conflict with the policy. `notes` say which devices have no
     link guard, for instance since they are absent, so that no packet can leave by them.
-    `block_reasons` say why watch loaded the block; none if another command did.
+    `block_reasons` say why watch loaded the block; none if another command did. `asked_addresses`: who
+    asked for addresses that are not the uplink's.
     """
 
     policy: Policy
@@ -45,6 +86,7 @@ class Status:
     foreign_rules: tuple[ForeignRule, ...] = ()
     notes: tuple[str, ...] = ()
     block_reasons: tuple[str, ...] = ()
+    asked_addresses: tuple[AskedAddress, ...] = ()
 
     @property
     def as_expected(self) -> bool:
@@ -72,6 +114,7 @@ class Status:
             "differences": list(self.differences),
             "notes": list(self.notes),
             "strays": list(self.misplaced_routes),
+            "asked_addresses": [each.as_json() for each in self.asked_addresses],
             "foreign_rules": [conflict.as_json() for conflict in self.foreign_rules],
             "uplinks": {
                 name: {"devices": list(uplink.devices), "mark": str(uplink.mark), "table": uplink.table}
@@ -111,4 +154,5 @@ def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Statu
         notes=tuple(link_guard_messages(planned.host)),
         is_blocked=any(name == object_names.BLOCK_TABLE for _, name in kernel.table_names()),
         foreign_rules=foreign_rules(kernel.ip_rules(), policy),
+        asked_addresses=asked_addresses(planned.observed, policy),
     )

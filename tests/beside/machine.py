@@ -134,9 +134,9 @@ class Host:
                 time.sleep(0.3)
 
     def _output(self, check: Check) -> str:
-        if check.lan:
-            command = ["sh", "-c", f"{check.command} 2>&1"]
-            return self.around.lan.run(command, check=False, timeout=_STEP).stdout
+        if check.lan or check.internet:
+            space = self.around.lan if check.lan else self.around.internet
+            return space.run(["sh", "-c", f"{check.command} 2>&1"], check=False, timeout=_STEP).stdout
         return self._machine.shell(check.command, _STEP).stdout
 
     def events(self) -> list[str]:
@@ -170,7 +170,8 @@ class Host:
             routes = space.run(["ip", "-N", f"-{family}", "route", "show", "table", "all"]).stdout.splitlines()
             lines += sorted(f"route {family} {_without_time(line)}" for line in routes)
         ruleset = space.run(["nft", "-s", "list", "ruleset"]).stdout
-        lines += [f"nft {_without_time(line)}" for line in ruleset.splitlines() if line.strip()]
+        # A program that starts again may write its chains in another order.
+        lines += sorted(f"nft {_without_time(line)}" for line in ruleset.splitlines() if line.strip())
         sysctls = self._machine.shell("sysctl -a 2>/dev/null", _STEP).stdout.splitlines()
         lines += [line for line in sysctls if line.startswith("net.") and not _VOLATILE.search(line)]
         return lines

@@ -7,12 +7,14 @@ The machine lends its network namespace from here, so that senders and readers o
 
 import contextlib
 import http.server
+import itertools
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from tests.lab import addresses as at
+from tests.lab import frames
 from tests.lab.daemons import FOLDER, dnsmasq
 from tests.lab.flooder import FRAME, RAW, TCP, UDP, Flood, Kind
 from tests.lab.netns import Namespace, veth, wait_until
@@ -30,6 +32,7 @@ SERVICE_GID, OTHER_GID = 851, 4711
 FOREIGN_MARK = 0x80000
 _HOST_LENGTH = {4: 32, 6: 128}
 _FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
+_LAN_ROLE = "LAN host"
 _REST = 0.02  # seconds between two rounds of a flood
 
 
@@ -129,25 +132,32 @@ def _answers(space: Namespace) -> bool:
 class Leaks:
     """Floods of packets that no policy allows, from the machine and from the host in its LAN, and their arrivals.
 
-    `mark` is the uplink's. `kinds` are those that arrive without a policy. Ends with the namespaces.
+    `mark` is the uplink's. `containers` are senders that the scenario starts: name -> the port to which they send.
+    `names` are those that arrive without a policy. Ends with the namespaces.
     """
 
-    def __init__(self, around: Outside, mark: int, forwards: bool) -> None:
+    def __init__(self, around: Outside, mark: int, forwards: bool, containers: Mapping[str, int]) -> None:
         machine, lan = _machine_kinds(mark), _lan_kinds()
         first = [20_000, 20_500]
         self._floods = [
             Flood(around.machine, machine, _REST, first[0]),
             Flood(around.lan, lan, _REST, first[1]),
         ]
-        self.kinds = [*machine, *(lan if forwards else ())]
         self._names = [str(kind) for kind in (*machine, *lan)]
         wanted = {**self._floods[0].wanted()}
         wanted |= {key: len(machine) + index for key, index in self._floods[1].wanted().items()}
+        for name, port in containers.items():
+            for family, (how, protocol) in itertools.product(at.FAMILIES, ((UDP, frames.UDP), (TCP, frames.TCP))):
+                wanted[family, protocol, port] = len(self._names)
+                self._names.append(f"{name} {how}{family}")
+        self.names = [name for name in self._names if forwards or not name.startswith(_LAN_ROLE)]
         self._tally = Tally(around.internet, "out0", wanted)
+        self._before: dict[int, int] = {}
 
     @contextlib.contextmanager
     def flowing(self) -> Iterator[None]:
-        """Send meanwhile."""
+        """Send meanwhile, and count from here."""
+        self._before = self._tally.counts()  # containers send without a pause
         for flood in self._floods:
             flood.resume(1)
         try:
@@ -159,7 +169,8 @@ class Leaks:
 
     def arrived(self) -> dict[str, int]:
         """Return the number of frames that have arrived at the uplink's far end, by kind, without those of none."""
-        return {self._names[index]: count for index, count in self._tally.counts().items() if count}
+        since = {index: count - self._before.get(index, 0) for index, count in self._tally.counts().items()}
+        return {self._names[index]: count for index, count in since.items() if count}
 
     @property
     def sent(self) -> int:
@@ -185,4 +196,4 @@ def _machine_kinds(mark: int) -> list[Kind]:
 
 
 def _lan_kinds() -> list[Kind]:
-    return [Kind("LAN host", how, family, FAR, 0) for family in at.FAMILIES for how in (UDP, TCP, RAW)]
+    return [Kind(_LAN_ROLE, how, family, FAR, 0) for family in at.FAMILIES for how in (UDP, TCP, RAW)]

@@ -38,7 +38,7 @@ def run_scenario(scenario: Scenario, root: Path) -> Iterator[Row]:
         row = Row(scenario.name, order)
         mark = next(iter(load(scenario.policy.encode())[0].uplink.values())).mark.value
         with outside(scenario.forwards) as around:
-            leaks = Leaks(around, mark, scenario.forwards)
+            leaks = Leaks(around, mark, scenario.forwards, scenario.containers)
             with booted_host(root, around, scenario) as host:
                 try:
                     (_control if order == CONTROL else _guarded)(scenario, row, host, leaks, states)
@@ -60,7 +60,7 @@ def _control(scenario: Scenario, row: Row, host: Host, leaks: Leaks, states: dic
         host.run(scenario.stop)
         host.run("sleep 0.5")
     arrived = leaks.arrived()
-    never = [str(kind) for kind in leaks.kinds if str(kind) not in arrived]
+    never = [name for name in leaks.names if name not in arrived]
     row.judge("job", "works")
     row.judge(
         "leaks", f"{sum(arrived.values())} of {leaks.sent}: each kind arrives", *(f"never: {one}" for one in never)

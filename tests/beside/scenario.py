@@ -10,13 +10,15 @@ from .outside import Outside
 class Check:
     """Part of the job that must work: a shell command, and a regular expression that its output must match.
 
-    It runs in the machine, or in the LAN's host with this machine's programs (`lan`). `guarded` is True if it works
-    only while the policy is in force, False if only without one.
+    It runs in the machine, or with the programs of the machine that runs the tests in the LAN's host (`lan`) or at the
+    uplink's far end (`internet`). `guarded` is True if it works only while the policy is in force, False if only without
+    one.
     """
 
     command: str
     expects: str
     lan: bool = False
+    internet: bool = False
     guarded: bool | None = None
 
 
@@ -38,6 +40,8 @@ class Scenario:
     prepare: str = ""  # shell script in the machine's root directory, from outside, before it boots
     static: bool = True  # the uplink has static addresses, as below; otherwise the program configures it
     forwards: bool = True  # the machine is a router of its LAN
+    # Senders of container.py that `start` starts and that may not use the uplink: name -> the port to which they send.
+    containers: Mapping[str, int] = field(default_factory=dict)
     # Lines of the state (rules, routes, nft, sysctls) that may differ after `release`: regular expression -> reason.
     keeps: Mapping[str, str] = field(default_factory=dict)
     # Events of `watch` that are right here, besides those that each scenario has: event -> reason.

@@ -12,8 +12,11 @@ The machine (machine.py): eth0 is the uplink, 192.0.2.10 and 2001:db8:1::10, unl
     script/beside --only NAME        runs it, and prints what is wrong below each row
 """
 
+from .containers import DOCKER, LIBVIRT, PODMAN
+from .firewalls import FIREWALLD, FRR, UFW
 from .network_managers import DHCPCD, IFUPDOWN, NETWORK_MANAGER, NETWORKD
 from .scenario import Scenario
 from .vpn import OPENVPN, WG_QUICK
 
 SCENARIOS: tuple[Scenario, ...] = (WG_QUICK, OPENVPN, NETWORK_MANAGER, NETWORKD, DHCPCD, IFUPDOWN)
+SCENARIOS += (DOCKER, PODMAN, LIBVIRT, FIREWALLD, UFW, FRR)

@@ -41,7 +41,7 @@ _STATIC_EDITS = {
 }
 
 
-def _wireguard_server(around: Outside) -> Mapping[str, str]:
+def wireguard_server(around: Outside) -> Mapping[str, str]:
     """Start WireGuard at vpn.example; return the configuration of the client, as providers write it."""
     space = around.internet
     keys = {}
@@ -80,7 +80,7 @@ WG_QUICK = Scenario(
             r"^\[service\.names\](.|\n)*": "",
         },
     ),
-    serve=_wireguard_server,
+    serve=wireguard_server,
     files={
         "etc/systemd/system/wg-quick@.service.d/group.conf": "[Service]\nGroup=851\n"
         # libnss-resolve would have systemd-resolved look the server up.

@@ -28,6 +28,7 @@ TYPED = {
     "wake-on-lan": (0x0842,),
 }
 _SOL_PACKET, _PACKET_QDISC_BYPASS = 263, 20
+_LEAST_ETHERTYPE = 0x0600  # below, the field is the length of an IEEE 802.3 frame
 BROADCAST, NODE = b"\xff" * 6, bytes.fromhex(at.NODE_WAN_MAC.replace(":", ""))
 
 
@@ -166,3 +167,25 @@ def test_C18_frames_of_an_exempt_ethertype_leave(made: Guarded, word: str) -> No
 def test_C10_exempt_frames_leave(made: Guarded) -> None:
     for device in dict.fromkeys((at.WAN, made.lab.wan_port)):
         assert set(EXEMPT) - arrivals(made, device, EXEMPT) == set(), device
+
+
+def test_C18_bridge_sends_its_own_bpdus(made: Guarded) -> None:
+    if made.lab.wan_port == at.WAN:
+        pytest.skip("the uplink is no bridge")
+    text = made.file.read_text()
+
+    def is_sent(seconds: float) -> bool:
+        made.lab.wan.drain()
+        return made.lab.wan.wait_for(lambda frame: frame.ethertype < _LEAST_ETHERTYPE, seconds) is not None
+
+    made.lab.node.ip(f"link set {at.WAN} type bridge stp_state 1 hello_time 100 forward_delay 200")
+    try:
+        assert is_sent(10), "the control: sent by default"
+        assert text.count("table   = 1\n") == 1
+        made.file.write_text(text.replace("table   = 1\n", "table = 1\nstp = false\n"))
+        made.apply()
+        assert not is_sent(1.5)
+    finally:
+        made.file.write_text(text)
+        made.apply()
+        made.lab.node.ip(f"link set {at.WAN} type bridge stp_state 0")

@@ -1,4 +1,4 @@
-"""Services of protocols without ports: tunnels of the kernel to their other ends, and pings.
+"""Services of protocols without ports: tunnels of the kernel to their other ends, and pings; answers to some networks.
 
 The kernel of the tests may lack these tunnels, so raw sockets send their packets, without a mark as the kernel does.
 """
@@ -13,27 +13,30 @@ from dataclasses import dataclass
 import pytest
 
 from tests.guarded_lab import (
+    GLUON,
     OTHER_GID,
     Guarded,
-    gluon,
     guarded_lab,
     no_wan_routes_in_main,
+    replaced,
     wan_routes_in_main,
     watching,
 )
 from tests.lab import addresses as at
-from tests.lab import frames
+from tests.lab import frames, inbound_clients
 from tests.lab.netns import Namespace
 from tests.lab.topology import Lab
 
 DOMAIN = {4: socket.AF_INET, 6: socket.AF_INET6}
 IPIP, SIX_IN_FOUR, GRE, OTHER = 4, 41, 47, 253
-MONITOR, PINGER = 901, 902
+MONITOR, PINGER, ANSWERED = 901, 902, 8022
 ECHO_REQUEST, TIMESTAMP = {4: 8, 6: 128}, {4: 13, 6: 139}  # 139: node information query (RFC 4620)
 
 
 def policy(lab: Lab) -> str:
-    return f"""{gluon(lab)}
+    nets = f'"{at.HOME_NET[4]}", "{at.HOME_NET[6]}"'
+    answers = f'["ping", {{ name = "tcp/{ANSWERED}", source = [{nets}] }}]'
+    return f"""{replaced(GLUON, {"lease": f'"{lab.wan_lease}"', "answer": answers})}
 [service.tunnels]
 uplink = "wan"
 kernel = true
@@ -147,21 +150,33 @@ UNMARKED = {"<group-unmarked>", "<stranger>"}
 REST = {"<elsewhere>", "<elsewhere-marked>", "<other>", "<other-marked>"}
 
 
+def answered(lab: Lab, family: int) -> set[str]:
+    """Return the hosts that a server of this machine answers: one in the uplink's own network, and one behind it."""
+    to = lab.wan_address(family)
+    spaces = {"home": lab.home, "server": lab.server}
+    return {name for name, space in spaces.items() if space.call(inbound_clients.tcp, to, ANSWERED) == b"hello"}
+
+
+Found = tuple[dict[str, set[str]], dict[str, set[str]], set[str]]
+
+
 @dataclass
 class Runs:
-    """Results of `sent` and `pinged` by family: with routes of the uplink in its own table, in main, and unguarded."""
+    """Results of `sent`, `pinged` and `answered` by family: with routes of the uplink in its own table, in main, and unguarded."""
 
-    by_table: list[tuple[dict[str, set[str]], dict[str, set[str]]]]
-    by_main: list[tuple[dict[str, set[str]], dict[str, set[str]]]]
-    control: list[tuple[dict[str, set[str]], dict[str, set[str]]]]
+    by_table: list[Found]
+    by_main: list[Found]
+    control: list[Found]
 
 
 @pytest.fixture(scope="module")
 def runs(made: Guarded) -> Runs:
-    def run() -> list[tuple[dict[str, set[str]], dict[str, set[str]]]]:
-        return [(sent(made.lab, family), pinged(made.lab, family)) for family in at.FAMILIES]
+    lab = made.lab
 
-    with watching(made.lab) as watch:
+    def run() -> list[Found]:
+        return [(sent(lab, family), pinged(lab, family), answered(lab, family)) for family in at.FAMILIES]
+
+    with watching(lab) as watch, inbound_clients.listening(lab.node, ANSWERED):
         by_table = run()
         wan_routes_in_main(made.lab)
         by_main = run()
@@ -184,6 +199,12 @@ def test_pings_of_services_leave_by_the_uplink(runs: Runs, index: int) -> None:
     assert runs.by_table[index][1] == {"wan": PINGS, "mesh": UNMARKED}
     assert runs.by_main[index][1] == {"wan": PINGS, "mesh": set()}
     assert runs.control[index][1] == {"wan": PINGS | REFUSED | UNMARKED, "mesh": set()}, "the control"
+
+
+@pytest.mark.parametrize("index", [0, 1], ids=["ipv4", "ipv6"])
+def test_answer_is_for_its_networks_alone(runs: Runs, index: int) -> None:
+    assert runs.by_table[index][2] == runs.by_main[index][2] == {"home"}
+    assert runs.control[index][2] == {"home", "server"}, "the control"
 
 
 def test_tunnel_that_the_peer_began_is_answered(made: Guarded) -> None:

@@ -1,6 +1,7 @@
 """What leaves by the WAN has an address of the WAN as its source, after all NAT, or one that the policy names."""
 
 import errno
+import json
 import socket
 from collections.abc import Iterator
 
@@ -121,6 +122,8 @@ def test_addresses_of_the_policy_are_reached_and_used(known: Guarded, made: Guar
     via = made.lab.wan_address(family)
     made.lab.neighbour.ip(f"-{family} route replace {at.NODE_CLIENT[family]} via {via} dev eth0")
     assert not made.lab.neighbour.call(inbound_clients.ping, at.NODE_CLIENT[family]), "the control"
+    refused = {"uplink": "wan", "address": at.NODE_CLIENT[family], "by": [at.NEIGHBOUR[family]]}
+    assert refused in json.loads(made.nftpolicy("status", "--json").stdout)["asked_addresses"]
 
 
 @families

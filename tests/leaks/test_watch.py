@@ -73,6 +73,15 @@ def test_shadow_guard_refuses_change_by_other_process(
     assert "Operation not permitted" in refused.stderr
 
 
+def test_guard_counts_drops_beside_shadow_guard(made: Guarded, watched: Watched) -> None:
+    """Packets that both would drop are in the counters that `status` shows."""
+    before = made.counters()["inet/wan.dropped"]
+    with flooding(made.lab):
+        wait_until(lambda: made.counters()["inet/wan.dropped"] > before + 100, 20, "the counter")
+    if owns_tables(made):
+        assert made.counters("nftpolicy-second")["inet/wan.dropped"] == 0
+
+
 def test_shadow_guard_ends_with_watch(made: Guarded) -> None:
     """So `release` opens the uplink even if the watch was killed."""
     made.apply()

@@ -39,11 +39,20 @@ def gluon() -> Policy:
     return load(GLUON.read_bytes())[0]
 
 
+TUNNELS = """
+[service.tunnels]
+uplink = "wan"
+kernel = true
+ports = ["gre", "6in4", "ipip"]
+to = ["198.51.100.7", "203.0.113.0/24", "2001:db8::7", "2001:db8:7::/64"]
+"""
+
+
 def users() -> Policy:
-    """Two users without marks, whose rules have one priority."""
+    """Two users without marks, whose rules have one priority, and tunnels."""
     service = '[service.{0}]\nuplink = "wan"\nuser = {1}\nmarks = "uid-rule"\n'
     more = "".join(service.format(f"user{number}", number) for number in (1301, 1302))
-    return load(f"{GLUON.read_text()}\n{more}".encode())[0]
+    return load(f"{GLUON.read_text()}\n{more}{TUNNELS}".encode())[0]
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +106,8 @@ SAME = {
     "nft transaction:": "nft",
     "lookup main": "lookup 254",
     "/0xffffffff": "",
+    "/32 iif": " iif",
+    "/128 iif": " iif",
     " scope link": "",
     "metric 1024 src 127.0.0.1": "scope 253 src 127.0.0.1 metric 1024",
     "metric 1024 src ::1": "src ::1 metric 1024",

@@ -39,6 +39,12 @@ def excuse(policy, packet, walk):
         for one in policy.service.values()
     ):
         return entitlement(policy, packet, walk)  # who needs no mark may do what he may with it
+    if any(
+        is_tunnel(one, packet, walk.destination)
+        for one in policy.service.values()
+        if policy.uplink[one.uplink] is uplink
+    ):
+        return "a tunnel of the kernel"
     for name, lan in policy.lan.items():
         if policy.uplink[lan.uplink] is uplink and is_to_lan(lan, packet, walk):
             return f"lan {name}"
@@ -191,6 +197,8 @@ def entitlement(policy, packet, walk):
     mine = [one for one in policy.service.values() if one.uplink == name and one.kernel]
     if any(is_from_lent_port(one, packet) for one in mine):
         return "a service of the kernel, by its port"
+    if any(is_tunnel(one, packet, walk.destination) for one in mine):
+        return "a tunnel of the kernel"
     if uplink.resolver and packet.has_socket and packet.uid == uplink.resolver.user.number and is_dns:
         return "the resolver"
     if any(word in ("mld", "igmp") and is_exempt(word, packet, walk) for word in uplink.exempt):
@@ -200,9 +208,13 @@ def entitlement(policy, packet, walk):
     if packet.flow.direction == "reply" and uplink.mark.matches(packet.flow.mark):
         if any(one.uplink == name and is_published(one, packet) for one in policy.publish.values()):
             return "a published port"
-        return "an answer" if is_answer(uplink, packet) else None
+        return "an answer" if is_answer(uplink, packet, walk) else None
     if not packet.has_socket and packet.protocol == UDP:
-        return "a service of the kernel" if any(not one.sport for one in mine) else closed_connection_reason(packet)
+        return (
+            "a service of the kernel"
+            if any(not one.sport and not one.ports for one in mine)
+            else closed_connection_reason(packet)
+        )
     return closed_connection_reason(packet)
 
 
@@ -226,9 +238,27 @@ def may_reach(service, packet, walk):
     near = not service.to or any(holds(net, packet.family, walk.destination) for net in service.to)
     numbers = {"tcp": TCP, "udp": UDP}
     fits = not service.ports or any(
-        numbers[port.protocol] == packet.protocol and port.low <= walk.dport <= port.high for port in service.ports
+        is_ping(packet)
+        if port.protocol == "ping"
+        else numbers[port.protocol] == packet.protocol and port.low <= walk.dport <= port.high
+        for port in service.ports
     )
     return near and fits
+
+
+def is_ping(packet):
+    field, request = (("icmp", "type"), 8) if packet.family == 4 else (("icmpv6", "type"), 128)
+    return packet.protocol == (1 if packet.family == 4 else 58) and packet.fields.get(field, request) == request
+
+
+def is_tunnel(service, packet, destination):
+    """Return True for a packet of this machine that only the kernel's tunnels send, to one of their other ends."""
+    return (
+        service.kernel
+        and packet.origin in (SOCKET, KERNEL)
+        and any(states.TUNNELS.get(port.protocol) == packet.protocol for port in service.ports)
+        and any(holds(net, packet.family, destination) for net in service.to)
+    )
 
 
 def is_published(publish, packet):
@@ -239,9 +269,14 @@ def is_published(publish, packet):
     ) and publish.port.low <= packet.sport <= publish.port.high
 
 
-def is_answer(uplink, packet):
-    numbers = {"tcp": TCP, "udp": UDP}
+def is_answer(uplink, packet, walk):
+    numbers, of_tcp = {"tcp": TCP, "udp": UDP}, []
     for answer in uplink.answer:
+        reached = not answer.source or any(holds(net, packet.family, walk.destination) for net in answer.source)
+        if answer.port is not None and answer.port.protocol == "tcp":
+            of_tcp.append(reached)
+        if not reached:
+            continue
         if answer.port is None:
             # Where a packet does not say its type, it is that of its flow: an answer, or an error about it.
             natural = None if packet.flow.state == "related" else 0 if packet.family == 4 else 129
@@ -250,8 +285,7 @@ def is_answer(uplink, packet):
                 return True
         elif numbers[answer.port.protocol] == packet.protocol and answer.port.low <= packet.sport <= answer.port.high:
             return True
-    any_tcp = any(answer.port is not None and answer.port.protocol == "tcp" for answer in uplink.answer)
-    return any_tcp and packet.protocol == TCP and bool(packet.fields.get(("tcp", "flags"), states.SYN) & states.RST)
+    return any(of_tcp) and packet.protocol == TCP and bool(packet.fields.get(("tcp", "flags"), states.SYN) & states.RST)
 
 
 def forged_departures(policy, state, packets):
@@ -287,6 +321,10 @@ def wrong_device_departures(policy, state, packets):
                 found.append((packet, walk))
         if packet.origin == SOCKET and packet.uid in users and walk.outcome == "leaves" and walk.device not in uplinks:
             found.append((packet, walk))
+        marked = any(uplink.mark.matches(packet.mark) for uplink in policy.uplink.values())
+        tunnel = not marked and any(is_tunnel(one, packet, packet.destination) for one in policy.service.values())
+        if tunnel and walk.outcome == "leaves" and walk.device not in uplinks:
+            found.append((packet, walk))
     return found
 
 
@@ -302,7 +340,7 @@ def is_reply_to_uplink(policy, packet, walk):
     """Return True if a reply leaves by the uplink of its flow with that uplink's mark."""
     return any(
         walk.device in one.devices and one.mark.matches(walk.mark) and one.mark.matches(packet.flow.mark)
-        and packet.flow.direction == "reply" and is_answer(one, packet)
+        and packet.flow.direction == "reply" and is_answer(one, packet, walk)
         for one in policy.uplink.values()
     )  # fmt: skip
 

@@ -25,7 +25,7 @@ from nftpolicy.runtime.install import boot_guard, init_systems, installed_files
 from nftpolicy.runtime.install import installer as place
 from tests.guarded_lab import ROOT
 
-POLICIES = sorted((ROOT / "rulesets").glob("*.toml"))
+POLICIES = [*sorted((ROOT / "rulesets").glob("*.toml")), *sorted((ROOT / "tests" / "golden").glob("*/policy.toml"))]
 GLUON = ROOT / "rulesets" / "gluon-fastd.toml"
 NFT = "/usr/sbin/nft"
 
@@ -49,7 +49,7 @@ def root(tmp_path):
 # --- the files ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", POLICIES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", POLICIES, ids=lambda file: f"{file.parent.name}-{file.stem}")
 def test_boot_guard_of_every_policy_is_proved(file):
     found = boot_guard.build_boot_guard(read_policy(file)[0])
     assert [table.key for table in (found.guard, found.link, found.block)] == [

@@ -79,6 +79,13 @@ BAD = [
     ('exempt = ["arp"]', 'learn = ["ra", "ra"]', "uplink.wan.learn[1]", "is listed twice"),
     ('exempt = ["arp"]', "exempt = {}", "uplink.wan.exempt", "got a table"),
     ('exempt = ["arp"]', "exempt = [[]]", "uplink.wan.exempt[0]", "got a list"),
+    ('answer = ["ssh"]', 'answer = [{name = "shs", source = ["192.0.2.0/24"]}]', "uplink.wan.answer[0].name", "(did you mean 'ssh'?)"),
+    ('answer = ["ssh"]', 'answer = [{name = "ssh", source = []}]', "uplink.wan.answer[0].source", "names no network; write the name alone"),
+    ('answer = ["ssh"]', 'answer = [{name = "ssh", from = []}]', "uplink.wan.answer[0].from", "unknown key; known are name, source"),
+    ('answer = ["ssh"]', 'answer = [{name = "ssh", source = ["127.0.0.1"]}]', "uplink.wan.answer[0].source[0]", "no request arrives from 127.0.0.1/32"),
+    ('answer = ["ssh"]', 'answer = [{name = "ssh"}]', "uplink.wan.answer[0]", "'source' is missing"),
+    ('answer = ["ssh"]', 'answer = [{name = "ssh", source = ["192.0.2.1", "192.0.2.1"]}]', "uplink.wan.answer[0].source[1]", "is listed twice"),
+    ('answer = ["ssh"]', 'answer = ["tcp/22", {name = "ssh", source = ["::1"]}]', "uplink.wan.answer[1]", "is listed twice"),
     ('answer = ["ssh"]', "answer = [22]", "uplink.wan.answer[0]", "expected a string"),
     ('["192.0.2.1"]', "[5]", "uplink.wan.gateways[0]", "expected a string"),
     ('listen = ["127.0.0.1:54"]', "listen = 54", "uplink.wan.resolver.listen", "expected a list"),
@@ -276,7 +283,7 @@ def test_bad_value_error_has_line_and_key(good, bad, key, words):
     line = text.splitlines()[error.line - 1]
     last = [part for part in error.path if isinstance(part, str)][-1]
     written = line.partition(" =")[0].strip('"').encode().decode("unicode_escape")
-    assert written == last or (line.startswith("[") and last in line)
+    assert written == last or f"{{{last} =" in line or f" {last} =" in line or (line.startswith("[") and last in line)
 
 
 @pytest.mark.parametrize(

@@ -193,7 +193,8 @@ def test_gateway_of_the_policy_is_not_replaced() -> None:
     assert memory.held == [ours]
 
 
-def test_route_conflict_is_paced_and_reported_seldom() -> None:
+def test_route_that_comes_back_each_time_is_left() -> None:
+    """As zebra of FRR installs its static routes again when they are deleted."""
     memory = RouteMemory(DEFAULT)
     one = started_keeper(memory)
     for _ in range(2000):  # 20 seconds
@@ -201,11 +202,27 @@ def test_route_conflict_is_paced_and_reported_seldom() -> None:
         if DEFAULT not in memory.held:
             memory.held.append(DEFAULT)
         one.process(ROUTED if memory.at < 110 else ChangeSet())
-    moves = sum(each[0] == "take" for each in memory.done)
-    assert moves < 25
+    assert sum(each[0] == "take" for each in memory.done) == 6
     assert len(memory.events("route-moved")) == 1
-    assert 1 <= len(memory.events("conflict")) <= 4
-    assert memory.events("conflict")[0]["over"] == "routes"
+    (left,) = memory.events("routes-left")
+    assert left["what"] == "default via 192.0.2.1 dev br-wan table 254 proto 3"
+    assert DEFAULT in memory.held, "the other program has its route"
+    assert evolve(DEFAULT, table=1, onlink=True) in memory.held, "the uplink has its own"
+    memory.at = one.due()
+    one.process(ChangeSet())
+    assert DEFAULT not in memory.held, "a new try, which succeeds if the other program has stopped"
+    assert len(memory.events("routes-left")) == 1
+
+
+def test_route_that_comes_back_seldom_is_moved_each_time() -> None:
+    memory = RouteMemory(DEFAULT)
+    one = started_keeper(memory)
+    for _ in range(20):
+        memory.at += 10
+        memory.held.append(DEFAULT)
+        one.process(ROUTED)
+        assert DEFAULT not in memory.held
+    assert memory.events("routes-left") == []
 
 
 @pytest.mark.parametrize("policy", [None, POLICY])
@@ -217,6 +234,13 @@ def test_keeper_without_policy_or_access_does_nothing(policy) -> None:
     one.set_policy(policy)
     one.process(ROUTED)
     assert (one.due(), memory.done) == (None, [])
+
+
+def test_route_to_network_of_lan_is_not_misplaced() -> None:
+    policy = load(TOML + b'[lan.nas]\nuplink = "wan"\nto = ["192.168.7.0/25"]\n')[0]
+    route = evolve(CONNECTED, destination="192.168.7.0/24", prefsrc="192.168.7.2")
+    beside = evolve(route, destination="192.168.8.0/24", prefsrc=None)
+    assert misplaced_routes(RouteMemory(route, beside), policy) == ("192.168.8.0/24 dev br-wan table 254 proto 2",)
 
 
 def test_misplaced_routes_are_named() -> None:

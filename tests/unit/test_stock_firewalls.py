@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Verdicts beside the rules of common firewalls, as nft 1.0.6 listed them.
 
-The rules of Docker, libvirt, kube-proxy and Tailscale are commands of our own after theirs, loaded by iptables-nft;
+The rules of kube-proxy and Tailscale are commands of our own after theirs, loaded by iptables-nft;
 tests/fixtures/stock/README.md tells what each file is.
 """
 
@@ -20,13 +20,14 @@ from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED, REFUTED, UNKNOWN, Proof
+from nftpolicy.runtime.published_ports import published_ports
 from tests.finding_invariants import assert_findings_are_sound
 
 ROOT = Path(__file__).parents[2]
 DUMPS = {path.stem: path for path in sorted((ROOT / "tests" / "fixtures" / "stock").glob("*.json"))}
 POLICY = load((ROOT / "rulesets" / "vpn-killswitch.toml").read_bytes())[0]
 STATE = compile_policy(POLICY)
-WRITES_MARKS = {"kube-proxy", "tailscale"}  # by a target whose value a listing of nft does not have
+WRITES_MARKS = {"kube-proxy", "netavark", "tailscale"}  # by a target whose value a listing of nft does not have
 
 
 def tables_of(name: str) -> tuple[nft.Table, ...]:
@@ -95,6 +96,13 @@ def test_stock_rules_have_no_unknown_statement_but_mark(name: str) -> None:
     unknown = {statement.raw for statement in statements(name) if isinstance(statement, nft.UnknownStatement)}
     assert unknown <= {canonical_json({"xt": {"type": "target", "name": "MARK"}})}
     assert bool(unknown) == (name in WRITES_MARKS)
+
+
+@pytest.mark.parametrize("name", ["docker", "netavark"])
+def test_published_ports_of_containers_are_read(name: str) -> None:
+    for table in tables_of(name):
+        ports = {str(each.port) for each in published_ports([table])}
+        assert ports == ({"tcp/8080", "tcp/8081", "tcp/8082"} if table.name == "nat" else set())
 
 
 ANONYMOUS_CHAIN = "jump {\n\t\t\tip saddr 192.0.2.0/24 drop\n\t\t\taccept\n\t\t}"

@@ -4,11 +4,14 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.model.packet import KERNEL, Packet, parse_address
+from nftpolicy.model.trace import Model
 from nftpolicy.netstate.nft import ACCEPT, Bitwise, Hook, Mangle, Match, Meta, Rule
-from nftpolicy.netstate.routing import Sysctl
+from nftpolicy.netstate.routing import IpRule, Sysctl
 from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
+from nftpolicy.proof.usability import starving_rule
 
 POLICY = load(b"""
 name = "p"
@@ -107,6 +110,17 @@ def test_tunnel_without_its_rules_is_refuted(chain):
         return evolve(item, rules=rules)
 
     assert verdicts(edited(chain, without))["P3"] == "refuted"
+
+
+def test_rule_that_keeps_a_tunnel_from_its_table_is_named():
+    """Without it, a tunnel that is unroutable for good would look like one whose network is not there yet."""
+    foreign = IpRule(4, 400, "unreachable", destination="198.51.100.0/24", protocol=4)
+    model, wan = Model(evolve(STATE, rules=(foreign, *STATE.rules))), SPEC.uplinks[0]
+    tunnel = Packet(4, parse_address("198.51.100.7"), protocol=47, origin=KERNEL)
+    assert starving_rule(model.trace(tunnel), wan) == foreign
+    for other in (evolve(tunnel, protocol=17), evolve(tunnel, destination=parse_address("198.51.100.8"))):
+        assert starving_rule(model.trace(other), wan) is None
+    assert starving_rule(Model(STATE).trace(tunnel), wan) is None
 
 
 def test_tunnel_without_its_ip_rules_is_refuted():

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from socket import PACKET_OTHERHOST
 
 import pytest
+from attrs import evolve
 
 from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.model.packet import parse_address
@@ -15,6 +16,7 @@ from nftpolicy.proof.assumptions import add_assumed_environment
 from nftpolicy.proof.context import ProofContext
 from nftpolicy.proof.lan_cases import lan_cases, lan_notes
 from nftpolicy.proof.policy_spec import build_spec
+from nftpolicy.proof.prover import prove
 from nftpolicy.proof.spec import Region, Spec, UplinkSpec
 from nftpolicy.proof.usability_case import (
     device_address,
@@ -24,6 +26,7 @@ from nftpolicy.proof.usability_case import (
     region_parts,
 )
 from nftpolicy.proof.usability_cases import usability_cases
+from nftpolicy.proof.verdict import PROVED, REFUTED
 
 UPLINK = """\
 name = "p"
@@ -62,6 +65,18 @@ def test_64_services_are_tried_with_every_packet():
     cases = cases_of(UPLINK + "".join(map(service, range(64))))
     entries = [case.entry for case in cases if case.entry.startswith("service s63")]
     assert {"service s63", "service s63: last packets of a closed connection"} <= set(entries)
+
+
+@pytest.mark.parametrize(("device", "verdict"), [("tun0", PROVED), ("other", REFUTED)])
+def test_any_device_inside_may_have_the_default_route(device: str, verdict: str):
+    """A router whose first device inside is its LAN: the tunnel has the default route."""
+    policy = load((UPLINK.replace('["lan"]', '["lan", "tun*"]') + service(0)).encode())[0]
+    state, spec = compile_policy(policy), build_spec(policy)
+    default = tuple(Route(family, 254, "default", device=device) for family in (4, 6))
+    proof = prove(evolve(state, routes=(*state.routes, *default)), spec)
+    assert {proof.property_verdict(name) for name in ("P3", "P4")} == {verdict}
+    refuted = {finding.subject for finding in proof.findings if finding.verdict == REFUTED}
+    assert refuted == ({"inside lan", "DNS inside lan", "service s0 inside"} if verdict == REFUTED else set())
 
 
 # --- parts of regions -----------------------------------------------------------------------
@@ -183,3 +198,11 @@ def test_lan_without_connected_route_is_noted():
     assert list(lan_notes(context, spec)) == [
         "no IPv4 packet was tried for lan nas: none of its networks is connected now"
     ]
+
+
+def test_exempt_packet_that_needs_a_route_is_no_kernel_case():
+    cases = cases_of(UPLINK + 'exempt = ["mdns", "ndp"]\n')
+    kernel = [case.packet for case in cases if case.entry.startswith("exemption") and case.packet.origin == "kernel"]
+    unicast = [packet for packet in kernel if packet.family == 6 and packet.destination >> 120 not in (0xFF, 0xFE)]
+    assert unicast  # neighbour solicitations, which the kernel sends without a route
+    assert {packet.protocol for packet in unicast} == {58}

@@ -198,7 +198,7 @@ def _next_commands(
     if first and not judged_state.has_own_table:
         yield _apply_advice(judged_state, commands)
     if finding.examples:
-        if first:
+        if first and any(example.device or example.trace.device for example in finding.examples):
             yield f"{commands.script} && sh leak.sh"
         explain = commands.explain(finding.examples[0].packet)
         if explain is not None:

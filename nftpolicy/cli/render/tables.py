@@ -57,7 +57,7 @@ def _uplink_table(policy: Policy) -> Table:
             str(uplink.table),
             " ".join(services),
             " ".join((*uplink.exempt, *(f"lan.{key}" for key, lan in policy.lan.items() if lan.uplink == name))),
-            " ".join(answer.name for answer in uplink.answer),
+            " ".join(map(str, uplink.answer)),
         )
     return table
 

@@ -85,6 +85,8 @@ ip_commands() {
 	while read -r kind line; do
 		case $line in
 		*" ipproto ipproto-"*) line="${line%%ipproto-*}${line#*ipproto-}" ;;
+		esac
+		case $line in
 		*" lookup "*) ;;
 		[0-9]*" 7") line="${line% 7} unreachable" ;;
 		esac

@@ -158,7 +158,7 @@ class OutputRouting:
     def _lookup_sent(self, packet: Packet, source: int | None, choices: Choices, log: TraceLog) -> OutputRoute | None:
         """Look up the packet once as its sender sent it."""
         oif = packet.bound
-        if packet.origin == KERNEL and packet.family == 6 and oif and _is_link_scoped(packet):
+        if packet.origin == KERNEL and packet.family == 6 and oif and is_link_scoped(packet):
             log.append(TraceStep("route", f"sent by the kernel, on the link of {oif}"))
             return OutputRoute(oif, source)
         routed = self._router.lookup(
@@ -253,7 +253,7 @@ def _tos(packet: Packet) -> int:
     return packet.fields.get(("ip" if packet.family == 4 else "ip6", "dscp"), 0) << 2
 
 
-def _is_link_scoped(packet: Packet) -> bool:
+def is_link_scoped(packet: Packet) -> bool:
     """Return True if the kernel sends the packet without a route lookup: groups, neighbour discovery.
 
     ndisc_send_skb makes the route itself (icmp6_dst_alloc).

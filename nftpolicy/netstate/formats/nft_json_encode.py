@@ -270,7 +270,8 @@ def _hook(item: nft.Hook | None) -> dict[str, Any]:
 
 
 def _options(item: nft.Set | nft.Map) -> dict[str, Any]:
-    return {**_flags(item.flags), **_present(timeout=item.timeout)}
+    size = item.size if isinstance(item, nft.Set) else None
+    return {**_flags(item.flags), **_present(timeout=item.timeout, size=size)}
 
 
 def _type(types: tuple[str, ...]) -> Any:

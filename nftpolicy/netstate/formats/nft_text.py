@@ -141,7 +141,8 @@ def _set_options(item: nft.Set | nft.Map) -> str:
     if item.statements or item.conditional_elements:
         raise unsupported_error(f"elements of {item.name} with statements")
     flags = f" flags {', '.join(sorted(map(identifier, item.flags)))};" if item.flags else ""
-    return flags + ("" if item.timeout is None else f" timeout {int(item.timeout)}s;")
+    size = f" size {int(item.size)};" if isinstance(item, nft.Set) and item.size is not None else ""
+    return flags + ("" if item.timeout is None else f" timeout {int(item.timeout)}s;") + size
 
 
 def _map(item: nft.Map) -> list[str]:

@@ -57,7 +57,8 @@ class Chain:
 class Set:
     """Named set. `type` lists nft's data types, more than one for a concatenation.
 
-    `timeout` (seconds) is the default timeout of its elements. `statements` are those that new
+    `timeout` (seconds) is the default timeout of its elements. `size` is the most elements that a new set
+    can have; comparisons ignore it. `statements` are those that new
     elements get. `conditional_elements` have statements that can end a rule: a lookup that finds one
     evaluates them (nft_lookup_eval).
     """
@@ -70,6 +71,7 @@ class Set:
     timeout: int | None = None
     statements: tuple[Statement, ...] = ()
     conditional_elements: frozenset[Element] = frozenset()
+    size: int | None = field(default=None, eq=False)
 
 
 @frozen

@@ -11,6 +11,8 @@ import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
+from attrs import evolve
+
 from ...kernel.netlink.monitor import ChangeSet
 from ...kernel.netlink.route_mover import MAX_ROUTES, KernelRoute, RouteListing
 from ...netstate.formats.ip_text import display_text
@@ -31,6 +33,8 @@ _PAUSE, _PAUSE_IN_CONFLICT = 0.02, 1.0  # least seconds between two reads of the
 _COST_FACTOR = 4.0
 _CONFLICT_END = 10.0  # seconds without a move until a conflict is over
 _MAX_MOVES = 64  # in one turn
+# A route that comes back so often, each time within so many seconds, is left for a while.
+_MAX_RETURNS, _RETURN_SECONDS, _LEFT_SECONDS = 5, 5.0, 60.0
 _MAX_NAMED = 6  # routes named in a log line
 _RETRY = 1.0  # seconds until the next try after a failure
 _RETRY_LOCK = 0.1  # seconds until the next try for a lock that another process holds
@@ -49,6 +53,7 @@ class RouteKeeper:
         self._limiter = RateLimiter(_PAUSE, _COST_FACTOR)
         self._conflicts = ConflictDetector()
         self._first_seen: dict[Route, float] = {}  # connected routes in main
+        self._deletions: dict[Route, tuple[int, float]] = {}  # of routes in main: number in a row, time of the last
         self._later: float | None = None  # when a connected route has settled, or a retry is due
         self._logged_failures: set[tuple[str, str]] = set()
         self._conflict_until = 0.0
@@ -115,6 +120,8 @@ class RouteKeeper:
         networks = route_placement.private_networks(addresses, self._unmarked, self._reachable)
         self._route_networks(access, networks, now)
         moves = route_placement.plan_moves(self._targets, kernel_routes, addresses)
+        pauses = {route: end for route in moves.misplaced if (end := self._pause_end(route.route)) > now}
+        moves = evolve(moves, misplaced=tuple(route for route in moves.misplaced if route not in pauses))
         self._first_seen = {
             misplaced_route.route: self._first_seen.get(misplaced_route.route, now)
             for misplaced_route in moves.misplaced
@@ -137,7 +144,7 @@ class RouteKeeper:
         if len(moves.misplaced) > _MAX_MOVES or len(moves.stale_copies) > _MAX_MOVES:
             self._limiter.request()
         settled = [first_seen + SETTLE_SECONDS for first_seen in self._first_seen.values()]
-        self._later = earliest_deadline((self._later, *settled))
+        self._later = earliest_deadline((self._later, *settled, *pauses.values()))
         self._log_moves(moved, withdrawn, now)
 
     def _withdraw_routers(self, access: RouteAccess) -> None:
@@ -231,7 +238,26 @@ class RouteKeeper:
         if misplaced_route.is_connected and now < self._first_seen[misplaced_route.route] + SETTLE_SECONDS:
             return added
         self._first_seen.pop(misplaced_route.route, None)
+        self._count_deletion(misplaced_route, now)
         return not self._check_errno(access.delete(kernel_route), misplaced_route.route, now)
+
+    def _pause_end(self, route: Route) -> float:
+        """Return the time until which a route stays where it is, since another program adds it again and again."""
+        number, last = self._deletions.get(route, (0, 0.0))
+        return last + _LEFT_SECONDS if number > _MAX_RETURNS else 0.0
+
+    def _count_deletion(self, misplaced_route: MisplacedRoute, now: float) -> None:
+        route = misplaced_route.route
+        number, last = self._deletions.get(route, (0, 0.0))
+        number = number + 1 if now < last + _RETURN_SECONDS else 1
+        recent = {key: value for key, value in self._deletions.items() if now < value[1] + _LEFT_SECONDS}
+        self._deletions = {**recent, route: (number, now)}
+        if number > _MAX_RETURNS:
+            table = misplaced_route.target.table
+            why = f"another program adds it again each time: have it use table {table}, or take the route away from it"
+            if (event := (display_text(route), why)) not in self._logged_failures:
+                self._logged_failures.add(event)
+                self._log("routes-left", {"what": event[0], "why": why})
 
     def _log_moves(self, moved: Sequence[MisplacedRoute], withdrawn: Sequence[Route], now: float) -> None:
         if not moved and not withdrawn:
@@ -283,10 +309,11 @@ def _shortened(texts: list[str]) -> list[str]:
 def misplaced_routes(access: RouteAccess, policy: Policy) -> tuple[str, ...]:
     """Return the routes over uplinks outside their uplink's table, as ip-route(8) prints them.
 
-    Raises OSError.
+    Not those to a network whose hosts packets may reach without the mark. Raises OSError.
     """
-    targets = route_placement.uplink_tables(policy)
+    targets, reachable = route_placement.uplink_tables(policy), route_placement.reachable_networks(policy)
     routes = [kernel_route.route for kernel_route in access.list_routes(targets).routes]
+    routes = [route for route in routes if not route_placement.is_reachable(route, reachable)]
     moves = route_placement.plan_moves(targets, routes, access.addresses(targets))
     return tuple(
         display_text(route) for route in (*(misplaced_route.route for misplaced_route in moves.misplaced), *moves.mixed)

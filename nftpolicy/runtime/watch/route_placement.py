@@ -175,7 +175,7 @@ def private_networks(
             known = routes.get(network)
             if network.prefixlen == network.max_prefixlen or not _is_private(network) or (known and known.device):
                 continue
-            if any(network.version == other.version and network.overlaps(other) for other in reachable.get(device, ())):
+            if _overlaps_any(network, reachable.get(device, ())):
                 source = str(interface.ip) if network.version == 4 else None
                 routes[network] = NetworkRoute("unicast", device, source)
             elif device in unmarked or known is None:
@@ -194,6 +194,16 @@ def reachable_networks(policy: Policy) -> dict[str, tuple[Network, ...]]:
         own = [network for lan in policy.lan.values() if lan.uplink == name for network in lan.to]
         networks |= dict.fromkeys(uplink.devices, (*answers, *own))
     return networks
+
+
+def is_reachable(route: Route, reachable: Mapping[str, Collection[Network]]) -> bool:
+    """Return True if a route leads to neighbours to whom packets may leave without the mark."""
+    network, device = destination_network(route), str(route.device)
+    return _is_on_link(route) and _is_private(network) and _overlaps_any(network, reachable.get(device, ()))
+
+
+def _overlaps_any(network: Network, networks: Collection[Network]) -> bool:
+    return any(network.version == other.version and network.overlaps(other) for other in networks)
 
 
 def _is_private(network: Network) -> bool:

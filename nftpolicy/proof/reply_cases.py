@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""P3: the replies to a service arrive. A rule that drops them, such as a reverse path filter, stops the service.
+
+What a firewall may leave open, such as the elements of a set that changes, refutes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..model.packet import FORWARD, SOCKET, TCP, UDP, CtInfo, evolve_packet
+from ..model.symbolic.box import points, subtract_ranges
+from ..model.trace import Trace
+from ..netstate.nft import Fib, Match, Rule
+from .concretize import choose
+from .context import ProofContext
+from .entitlement import DNS_PORT
+from .spec import UplinkSpec
+from .usability_case import UsabilityCase, device_address, needs_device, sample_packet
+
+_MULTICAST4 = 0xE  # the upper 4 bits
+_SYN_ACK = {("tcp", "flags"): 0x12}
+
+
+def service_replies(context: ProofContext, uplink: UplinkSpec) -> Iterator[UsabilityCase]:
+    """Yield a packet of the first kind that each service sends, on its way back to this machine."""
+    device = uplink.devices[0]
+    for service in uplink.services:
+        for family, regions in service.regions.items():
+            own_address = device_address(context.state, family, device)
+            ports = subtract_ranges(regions[0].fields.get("dport", ((1, 0xFFFF),)), points(DNS_PORT))
+            if own_address is None or not ports:  # replies to DNS queries are those of the resolver
+                continue
+            request = sample_packet(context, family, regions[0], SOCKET)
+            is_group = needs_device(request.destination) or (family == 4 and request.destination >> 28 == _MULTICAST4)
+            if is_group or request.protocol not in (TCP, UDP):
+                continue
+            reply = evolve_packet(
+                request,
+                source=request.destination,
+                destination=own_address,
+                sport=choose(ports, request.dport),
+                dport=request.sport,
+                origin=FORWARD,
+                iif=device,
+                flow=CtInfo("established", "reply"),
+                fields=_SYN_ACK if request.protocol == TCP else {},
+            )
+            title = f"service {service.name}: replies arrive"
+            yield UsabilityCase("P3", uplink.name, title, service.origin, reply, "delivered", may_be_undecided=True)
+
+
+def reverse_path_filter(trace: Trace) -> str | None:
+    """Return the rule that dropped the packet by its way back, as text; None if no such rule did."""
+    for step in trace.steps[-2:]:
+        if isinstance(step.subject, Rule) and any(map(_reads_way_back, step.subject.statements)):
+            chains = [each.text for each in trace.steps if each.kind == "chain"]
+            return f"{step.text} ({chains[-1]})" if chains else step.text
+    return None
+
+
+def _reads_way_back(statement: object) -> bool:
+    return isinstance(statement, Match) and isinstance(statement.left, Fib) and statement.left.result != "type"
