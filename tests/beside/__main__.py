@@ -23,7 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="script/beside", description="Run nftpolicy beside real daemons.")
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help="these scenarios; default: all")
     parser.add_argument("--list", action="store_true", help="print the names of the scenarios and exit")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table as a page in Markdown")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write, or update, a page in Markdown")
     cache = os.environ.get("NFTPOLICY_BESIDE_CACHE", "/var/cache/nftpolicy-beside")
     parser.add_argument(
         "--cache", type=Path, default=Path(cache), help="directory for the Debian machine (%(default)s)"
@@ -49,7 +49,8 @@ def main() -> int:
                 print(f"    {fault}", file=sys.stderr, flush=True)
     if options.write:
         versions = debian_root.versions(root, {name for one in chosen for name in one.packages})
-        options.write.write_text(report.page(rows, chosen, versions))
+        earlier = options.write.read_text() if options.write.exists() else ""
+        options.write.write_text(report.page(rows, chosen, versions, earlier))
     return 1 if any(row.faults for row in rows) else 0
 
 

@@ -34,34 +34,51 @@ def head() -> list[str]:
     return [_line(_COLUMNS), _line(["---"] * len(_COLUMNS))]
 
 
-def page(rows: Sequence[Row], scenarios: Iterable[Scenario], versions: Mapping[str, str]) -> str:
-    """Return the page; `versions` are those of the packages."""
-    seen = [
-        f"| {one.name} | {', '.join(f'{package} {versions[package]}' for package in one.packages)} |"
-        f" {'; '.join(_exceptions(one)) or '-'} |"
-        for one in scenarios
-    ]
-    good = sum(not row.faults for row in rows if row.order != CONTROL)
-    guarded = sum(row.order != CONTROL for row in rows)
+def page(rows: Sequence[Row], scenarios: Sequence[Scenario], versions: Mapping[str, str], earlier: str) -> str:
+    """Return the page; `versions` are those of the packages.
+
+    `earlier` is the page of an earlier run: what it says of other scenarios stays.
+    """
+    names = {one.name for one in scenarios}
+    kept = [line for line in earlier.splitlines() if _scenario_of(line) not in (None, *names)]
+    seen = [_line([one.name, _packages(one, versions), "; ".join(_exceptions(one)) or "-"]) for one in scenarios]
     faults = [f"- {row.scenario}, {row.order}: {fault.splitlines()[0]}" for row in rows for fault in row.faults]
-    return "\n".join(
-        [
-            "# Beside other programs",
-            "",
-            "Real daemons in a Debian 12 machine with systemd, in network namespaces; `script/beside --write"
-            " docs/beside.md` ran them and wrote this page.",
-            f"The kernel was Linux {platform.release().partition('-')[0]}. {good} of {guarded} rows with a policy have no bad cell.",
-            "",
-            *head(),
-            *lines(rows),
-            _NOTES,
-            "| Scenario | Packages | Exceptions |",
-            "|---|---|---|",
-            *seen,
-            *(["", "Bad cells:", "", *faults] if faults else []),
-            "",
-        ]
-    )
+    table = [line for line in kept if line.count(" | ") == len(_COLUMNS) - 1] + lines(rows)
+    seen = [line for line in kept if line.count(" | ") == 2] + seen
+    faults = [line for line in kept if line.startswith("- ")] + faults
+    guarded = [line for line in table if f" | {CONTROL} | " not in line]
+    good = sum("! |" not in line for line in guarded)
+    text = [
+        "# Beside other programs",
+        "",
+        "Real daemons in a Debian 12 machine with systemd, in network namespaces. `script/beside --write docs/beside.md`",
+        "ran them and wrote this page.",
+        f"The kernel was Linux {platform.release().partition('-')[0]}."
+        f" {good} of {len(guarded)} rows with a policy have no bad cell.",
+        "",
+        *head(),
+        *table,
+        _NOTES,
+        "| Scenario | Packages | Exceptions |",
+        "| --- | --- | --- |",
+        *seen,
+        *(["", "Bad cells:", "", *faults] if faults else []),
+        "",
+    ]
+    return "\n".join(text)
+
+
+def _scenario_of(line: str) -> str | None:
+    """Return the scenario that a line of a page is about, None if it is about none."""
+    if line.startswith("- "):
+        return line[2:].partition(",")[0]
+    cells = line.split(" | ")
+    is_row = line.startswith("| ") and len(cells) in (len(_COLUMNS), 3) and "---" not in line
+    return cells[0].removeprefix("| ") if is_row and cells[0] not in ("| scenario", "| Scenario") else None
+
+
+def _packages(scenario: Scenario, versions: Mapping[str, str]) -> str:
+    return ", ".join(f"{package} {versions[package]}" for package in scenario.packages)
 
 
 def _exceptions(scenario: Scenario) -> Iterator[str]:

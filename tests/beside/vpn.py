@@ -70,7 +70,7 @@ Endpoint = vpn.example:51820
 
 WG_QUICK = Scenario(
     name="wg-quick",
-    packages=("wireguard-tools", "wireguard-go", "systemd", "systemd-resolved"),
+    packages=("wireguard-tools", "wireguard-go", "systemd", "systemd-resolved", "libnss-resolve"),
     policy=policy(
         "laptop-wireguard.toml",
         {
@@ -83,6 +83,8 @@ WG_QUICK = Scenario(
     serve=wireguard_server,
     files={
         "etc/systemd/system/wg-quick@.service.d/group.conf": "[Service]\nGroup=851\n"
+        # libnss-resolve would have systemd-resolved look the server up.
+        "InaccessiblePaths=/run/systemd/resolve/io.systemd.Resolve\n"
         "Environment=WG_QUICK_USERSPACE_IMPLEMENTATION=wireguard-go\n",
         "etc/systemd/resolved.conf.d/uplink.conf": "[Resolve]\nDNS=192.0.2.1\n",
     },
