@@ -132,8 +132,11 @@ def _try(context: ProofContext, case: UsabilityCase, uplink: UplinkSpec | None) 
     """Trace the packet of a case; first without a log, which suffices if the case is met."""
     packet, name = case.packet, case.property
     is_met = _is_met(context, case, context.model.trace(packet, record=False))
-    if is_met or (is_met is None and case.may_be_undecided):
+    if is_met:
         return _CaseResult(name, True)
+    if is_met is None and case.may_be_undecided:
+        undecided = f"rules that cannot be decided let these packets pass: {case.entry} (IPv{packet.family})"
+        return _CaseResult(name, True, note=undecided)
     trace = context.model.trace(packet)
     if (
         case.may_be_firewalled
