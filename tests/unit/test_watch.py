@@ -530,6 +530,15 @@ def test_changed_sysctl_is_found_by_full_check(enforcing: WatchRun) -> None:
     assert enforcing.right
 
 
+def test_release_gets_the_earlier_value_of_a_new_device(enforcing: WatchRun) -> None:
+    path = STATE.sysctls[0].path
+    (enforcing.memory.directory / "sysctls.json").unlink(missing_ok=True)  # `apply` did not know the device
+    enforcing.kernel.sysctls[path] = "9"
+    enforcing.pass_time(10)
+    assert enforcing.right
+    assert enforcing.memory.saved_sysctls()[path] == "9"
+
+
 def test_watch_waits_for_the_lock_of_another_process(enforcing: WatchRun) -> None:
     with enforcing.memory.lock():
         enforcing.kernel.tables.clear()

@@ -221,9 +221,9 @@ class Watch:
                 return
             if not self._tables.load_repair(repair):
                 return
+            self._barrier.run("sysctls", lambda: self.state_dir.save_sysctls(repair.earlier_sysctls))
             for change in repair.changes:
-                # Refused: the object is there again, or its device is gone. The full check sees
-                # which.
+                # Refused: the object is there again, or its device is gone. The full check sees which.
                 with suppress(StepRefused):
                     self.kernel.apply_step(change)
             repaired = True

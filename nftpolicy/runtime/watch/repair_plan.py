@@ -41,6 +41,11 @@ class Repair:
         """Text of one transaction; "" for none."""
         return "".join(self.nft_texts)
 
+    @property
+    def earlier_sysctls(self) -> dict[str, str]:
+        """Values of the sysctls that are repaired, by path. Those of a new device were never set before."""
+        return {change.new.path: change.old for change in self.changes if isinstance(change, SysctlChange)}
+
     def __bool__(self) -> bool:
         return bool(self.nft_texts or self.changes)
 
