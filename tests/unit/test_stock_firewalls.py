@@ -16,6 +16,7 @@ from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.formats import nft_json_decode
 from nftpolicy.netstate.formats.nft_json_expressions import canonical_json
+from nftpolicy.netstate.formats.xt_decode import decode_xt
 from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
@@ -185,3 +186,18 @@ def test_set_with_typeof_has_the_types_of_its_expression(expression: object, typ
     data = {**body, "map": {"typeof": SADDR}, "elem": [[elements[0], "192.0.2.1"]]}
     (decoded,) = nft_json_decode.decode_ruleset({"nftables": [table, {"map": data}]})
     assert (decoded.unknown, decoded.maps[0].type, decoded.maps[0].data) == ((), types, ("value",))
+
+
+def test_drop_of_routing_headers_stops_no_service() -> None:
+    """ufw has the rule in each chain for IPv6; its type is not modelled, but no usual packet has the header."""
+    recorded = json.loads((ROOT / "tests" / "fixtures" / "xt_iptables.json").read_text())
+    expression = next(each["expressions"][0] for each in recorded if each["expressions"][0]["name"] == "rt")
+    info = bytes.fromhex(expression["info"])
+    rule = nft.Rule((*decode_xt("match", "rt", expression["revision"], info, "ip6", "little"), nft.DROP))
+    chains = [
+        nft.Chain(name, (rule,), nft.Hook("filter", hook, 0)) for name, hook in [("in", "input"), ("out", "output")]
+    ]
+    proof = proof_beside((nft.Table("ip6", "filter", tuple(chains)),))
+    assert {each: proof.property_verdict(each) for each in ("P1", "P2", "P3", "P4", "P5")} == dict.fromkeys(
+        ("P1", "P2", "P3", "P4", "P5"), PROVED
+    )

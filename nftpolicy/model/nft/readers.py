@@ -95,6 +95,9 @@ def reader(expression: nft.Expression, point: HookPoint) -> Reader:
             return _binary(op, reader(left, point), _constant_or(right, point), highest)
         case nft.Option("tcp option", _, field):
             return _tcp_option(NFT_BREAK if field else 0)
+        case nft.Option("exthdr", "rt", field):
+            # Only a raw socket, or one with IPV6_RTHDR, sends a routing header; no packet that is traced has one.
+            return lambda view: NFT_BREAK if field else 0
     return _unsupported
 
 

@@ -19,6 +19,9 @@ __all__ = ["decode_named_xt", "decode_xt", "must_end_rule"]
 
 _FAMILIES = ("ip", "ip6")
 _WRITING_MATCHES = frozenset({("socket", 3)})  # with XT_SOCKET_RESTORESKMARK
+# Tests of a header that hardly any packet has: no inversion makes them hold without it (rt_mt6, srh_mt6).
+_ROUTING_TESTS = frozenset({"rt", "srh"})
+_ROUTING_HEADER = nft.Match(nft.Option("exthdr", "rt"), "exists")
 _TRACKING_MATCHES = frozenset({"connmark", "conntrack", "state"})
 
 
@@ -68,7 +71,8 @@ def _decode(kind: str, name: str, revision: int, info: bytes, family: str, byteo
     if kind == "match":
         layout = MATCHES.get(key)
         if layout is None and revision in TESTS.get(name, ()):
-            return (nft.UnmodelledMatch(f"xt match {name}", name in TRACKING_TESTS),)
+            header = (_ROUTING_HEADER,) if name in _ROUTING_TESTS and family == "ip6" else ()
+            return (*header, nft.UnmodelledMatch(f"xt match {name}", name in TRACKING_TESTS))
     elif kind == "target":
         layout = (TARGETS_OF_IP6.get(key) if family == "ip6" else None) or TARGETS.get(key)
         if layout is None and revision in NEUTRAL_TARGETS.get(name, ()):
