@@ -629,6 +629,25 @@ def test_failed_check_is_repeated_without_reconciling(enforcing: WatchRun, monke
     assert "proof" in enforcing.events()
 
 
+def test_full_check_waits_for_a_program_that_loads_rules_one_by_one(
+    enforcing: WatchRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, left = enforcing.kernel.read_all, [3]
+
+    def read_all() -> NetState:
+        left[0] -= 1
+        if left[0] >= 0:
+            raise RulesetChanging("too fast")
+        return read()
+
+    monkeypatch.setattr(full_check, "_READ_PAUSE", 0)
+    monkeypatch.setattr(enforcing.kernel, "read_all", read_all)
+    result = full_check.run_full_check(
+        enforcing.kernel, enforcing.watch.policy, enforcing.watch.environment.applier, proves=True, known_hash=None
+    )
+    assert (result["verdict"], left) == ("proved", [-1])
+
+
 def test_newly_applied_policy_is_enforced(enforcing: WatchRun) -> None:
     other = TOML.replace(b"800", b"801").replace(b"small", b"other")
     with enforcing.memory.lock():

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from attrs import evolve
 
 from ...compiler import object_names
+from ...kernel.errors import RulesetChanging
 from ...kernel.interface import Kernel
 from ...netstate.state import NetState
 from ...policy.objects import Policy
@@ -24,6 +26,7 @@ _TOO_MANY_ROUTES = -1  # stands for the hash of such a state
 _MAX_FAILURES = 6  # reported findings
 _MAX_FOREIGN_RULES = 20  # reported
 _LEAKING = ("leaves", "delivered")  # outcomes of a trace
+_READ_TRIES, _READ_PAUSE = 20, 0.5  # seconds: some programs load their rules one by one
 
 
 def run_full_check(
@@ -50,7 +53,7 @@ def run_full_check(
             "leak_verdict": UNKNOWN,
             "leaks": [],
         }
-    state = kernel.read_all()
+    state = _read_settled(kernel)
     tables = tuple(table for table in state.tables if table.name not in object_names.AUXILIARY_TABLES)
     state = evolve(state, tables=tables)
     state_hash = hash(_relevant_parts(state))
@@ -74,6 +77,16 @@ def run_full_check(
         "leak_verdict": REFUTED if leaks else UNKNOWN if may_leak else PROVED,
         "leaks": list(map(_finding_text, leaks[:_MAX_FAILURES])),
     }
+
+
+def _read_settled(kernel: Kernel) -> NetState:
+    """Return the kernel's state; wait while another program changes the ruleset all the time."""
+    for _ in range(_READ_TRIES):
+        try:
+            return kernel.read_all()
+        except RulesetChanging:
+            time.sleep(_READ_PAUSE)
+    return kernel.read_all()
 
 
 def _has_leak(finding: Finding) -> bool:
