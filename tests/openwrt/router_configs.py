@@ -205,6 +205,45 @@ config rule
         ('"ssh"', '"https"', '"tcp/8000-8010"'),
         ("no answer entry for protocol gre", "this redirection ends", "renders NO ruleset at all"),
     ),
+    "LAN hosts and a redirected port": Case(
+        {"network": PLAIN, "firewall": ZONE + """
+config zone
+	option name 'lan'
+	list network 'lan'
+
+config forwarding
+	option src 'lan'
+	option dest 'wan'
+
+config redirect
+	option src 'wan'
+	option src_dport '8443'
+	option dest 'lan'
+	option dest_ip '192.168.1.20'
+	option dest_port '443'
+	list proto 'tcp'
+
+config redirect
+	option enabled '0'
+	option src 'wan'
+	option src_dport '25'
+	option dest 'lan'
+
+config redirect
+	option src 'wan'
+	option src_dport '53'
+	option dest_ip '203.0.113.9'
+"""},
+        (
+            "#[forward.lan]", '#from = ["br-lan"]', "#[publish.tcp-8443]", '#port = "tcp/8443"', '#to = "br-lan"',
+        ),
+        (
+            "no longer reach the network behind the uplink; to keep that, uncomment [forward.lan] in the draft",
+            "this redirection ends; to keep that, uncomment [publish.tcp-8443] in the draft",
+            "to keep that, add a table [publish.NAME], for which the configuration says too little",
+        ),
+        unsaid=("tcp-25",),
+    ),
     "a DHCP server on the wan": Case(
         {"network": PLAIN, "dhcp": "config dhcp wan\n option interface wan\n"},
         said=("dhcp:1: dhcp 'wan': a DHCP server answers on an uplink",),

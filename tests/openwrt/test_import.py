@@ -2,6 +2,7 @@
 
 import gc
 import json
+import re
 import signal
 import sys
 import tomllib
@@ -87,6 +88,18 @@ def test_import_case_gives_proved_policy(router, tmp_path, name):
     assert "the policy: proved" in done.stdout
     assert all(line.isprintable() for line in done.stdout.splitlines())
     load(out.read_bytes(), "the policy")
+
+
+def test_uncommented_forwards_of_a_draft_are_proved(router, tmp_path):
+    out = tmp_path / "policy.toml"
+    run("import", "openwrt", router(CASES["LAN hosts and a redirected port"].files), "--out", out)
+    text = re.sub(r"^#(?! )", "", out.read_text(), flags=re.MULTILINE)
+    out.write_text(text)
+    policy = load(text.encode())[0]
+    assert (list(policy.forward), list(policy.publish)) == (["lan"], ["tcp-8443"])
+    done = run("check", out)
+    assert done.returncode == 0, done
+    assert "good: " in done.stdout and ", proved" in done.stdout
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -629,9 +629,7 @@ def test_failed_check_is_repeated_without_reconciling(enforcing: WatchRun, monke
     assert "proof" in enforcing.events()
 
 
-def test_full_check_waits_for_a_program_that_loads_rules_one_by_one(
-    enforcing: WatchRun, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_full_check_waits_while_rules_are_loaded(enforcing: WatchRun, monkeypatch: pytest.MonkeyPatch) -> None:
     read, left = enforcing.kernel.read_all, [3]
 
     def read_all() -> NetState:

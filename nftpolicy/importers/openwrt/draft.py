@@ -13,12 +13,13 @@ from attrs import frozen
 
 from ...policy import scalars
 from .firewall import AllowedInbound, allowed_inbound
+from .forwards import ForwardedTraffic, forwarded_traffic
 from .interfaces import MODEM_PROTOCOLS, NAMED_TABLES, NetworkConfig, add_assumed_leases, read_network
 from .netifd_model import NetifdState, netifd_state
 from .rule_warnings import UciWarning
 from .services import ServiceCandidate, service_candidates, tunnels_without_service
 from .uci_parser import ParsedSection
-from .uplinks import NotImportable, Packages, UplinkCandidate, uplink_candidates, wan_zones
+from .uplinks import NotImportable, Packages, UplinkCandidate, uplink_candidates
 
 _NO_MARK = "its ip rules stay in force, but set no uplink's mark, so the guard drops what they lead to an uplink"
 _NOT_MAPPED = {
@@ -77,7 +78,9 @@ def draft_policy(
     for uplink in uplinks:
         for device in uplink.devices:
             _require_valid_device(device, uplink.interfaces[0].section)
-    inbound = tuple(allowed_inbound(packages.get("firewall", ())))
+    firewall = packages.get("firewall", ())
+    forwarded = tuple(forwarded_traffic(firewall, network_config, uplinks))
+    inbound = tuple(allowed_inbound(firewall, forwarded))
     services = service_candidates(packages, network_config, uplinks, groups or {})
     state = netifd_state(sections, network_config, names)
     inside, unnamed = _inside(network_config, uplinks)
@@ -86,7 +89,7 @@ def draft_policy(
     traps += state.warnings
     traps += _dhcp_on_uplinks(packages, uplinks)
     return Draft(
-        "\n".join(_toml(packages, uplinks, inside, exempt, inbound, services)),
+        "\n".join(_toml(packages, uplinks, inside, exempt, inbound, services, forwarded)),
         uplinks,
         tuple(dict.fromkeys(exemption for exemptions in exempt.values() for exemption in exemptions)),
         network_config,
@@ -96,10 +99,10 @@ def draft_policy(
             *_assumed(network_config),
         ),
         tuple(traps),
-        tuple(_changes(packages, network_config, uplinks)),
+        tuple(_changes(packages, network_config, uplinks, forwarded)),
         tuple(Note(location, step) for service in services for location, step in service.manual_steps),
         (*unnamed, *_unmapped(packages, inbound, services)),
-        tuple(_forwards(packages, network_config, uplinks)),
+        tuple(dict.fromkeys(device for traffic in forwarded for device in traffic.devices)),
     )
 
 
@@ -158,6 +161,7 @@ def _toml(
     exempt: Mapping[str, tuple[str, ...]],
     inbound: Sequence[AllowedInbound],
     services: Sequence[ServiceCandidate],
+    forwarded: Iterable[ForwardedTraffic],
 ) -> Iterator[str]:
     is_gluon = "gluon-wan-dnsmasq" in packages or any(service.selector == ("group", "800") for service in services)
     yield "# Written by 'nftpolicy import openwrt'. The comments name the source of each line."
@@ -193,6 +197,11 @@ def _toml(
         yield f'marks = "{service.marks}"'
         for location, step in service.manual_steps:
             yield f"# TO DO, {_comment(location)}: {_comment(step)}"
+    locations = {table: traffic.section.location() for traffic in forwarded for table in traffic.tables}
+    for table, location in locations.items():
+        yield ""
+        yield f"# Forwarded now by {_comment(location)}; to keep it, remove the first '#' of these lines."
+        yield from (f"#{line}" for line in table)
     yield ""
 
 
@@ -255,26 +264,16 @@ def _comment(text: str) -> str:
 # --- the report -------------------------------------------------------------------------------
 
 
-def _forwards(packages: Packages, network_config: NetworkConfig, uplinks: Sequence[UplinkCandidate]) -> Iterator[str]:
-    firewall = packages.get("firewall", ())
-    zones = {section.get("name"): section for section in firewall if section.type == "zone"}
-    wans = {section.get("name") for section in wan_zones(firewall)}
-    uplink_devices = {device for uplink in uplinks for device in uplink.devices}
-    for section in firewall:
-        if section.type == "forwarding" and section.get("dest") in wans and section.get("src") in zones:
-            for name in zones[section.get("src")].words("network"):
-                interface = network_config.find_interface(name)
-                if interface and interface.device and interface.device not in uplink_devices:
-                    yield interface.device
-
-
-def _changes(packages: Packages, network_config: NetworkConfig, uplinks: Sequence[UplinkCandidate]) -> Iterator[Note]:
+def _changes(
+    packages: Packages,
+    network_config: NetworkConfig,
+    uplinks: Sequence[UplinkCandidate],
+    forwarded: Iterable[ForwardedTraffic],
+) -> Iterator[Note]:
     """Yield the changes in behaviour that the policy brings."""
-    firewall = packages.get("firewall", ())
-    wans = {zone.get("name") for zone in wan_zones(firewall)}
-    for section in firewall:
-        if section.type == "forwarding" and section.get("dest") in wans:
-            yield Note(section.location(), _FORWARDED.format(zone=section.get("src")))
+    for traffic in forwarded:
+        if traffic.section.type == "forwarding":
+            yield Note(traffic.section.location(), _FORWARDED.format(zone=traffic.section.get("src")) + traffic.advice)
     for uplink in uplinks:
         for interface in uplink.interfaces:
             section = interface.section
@@ -296,10 +295,7 @@ def _changes(packages: Packages, network_config: NetworkConfig, uplinks: Sequenc
     )
 
 
-_FORWARDED = (
-    "hosts of zone '{zone}' no longer reach the network behind the uplink: a policy forwards no packets there. If they "
-    "must reach it, do not use a policy on this machine"
-)
+_FORWARDED = "hosts of zone '{zone}' no longer reach the network behind the uplink"
 _PEERDNS = "only the uplink's resolver uses its DNS servers, no longer the machine itself (peerdns 0)"
 _MOVED = (
     "uplink {name}: routes of {families} move from table main to table {table}: packets without the mark have no route "

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from attrs import frozen
 
 from ...policy import scalars, vocabulary
+from .forwards import ForwardedTraffic
 from .uci_parser import ParsedSection
 from .uplinks import wan_zones
 
@@ -29,13 +30,20 @@ class AllowedInbound:
     covered: bool = False  # covered by the policy in another way, or not relevant
 
 
-def allowed_inbound(firewall: Iterable[ParsedSection]) -> Iterator[AllowedInbound]:
+def allowed_inbound(
+    firewall: Iterable[ParsedSection], forwarded: Iterable[ForwardedTraffic] = ()
+) -> Iterator[AllowedInbound]:
     """Yield each section that accepts inbound packets, or that has no counterpart in a policy."""
     sections = tuple(firewall)
     zones = {section.get("name") for section in wan_zones(sections)}
+    advice = {traffic.section.location(): traffic.advice for traffic in forwarded}
     for section in sections:
         if section.type == "rule":
             yield _rule(section, zones)
+        elif section.type == "redirect" and not section.flag("enabled", True):
+            yield AllowedInbound(section, covered=True)
+        elif section.type == "redirect" and section.location() in advice:
+            yield AllowedInbound(section, (), f"this redirection ends{advice[section.location()]}")
         elif section.type in _UNMAPPED_TYPES:
             yield AllowedInbound(section, (), _UNMAPPED_TYPES[section.type])
         elif section.type == "include":
@@ -47,7 +55,7 @@ def allowed_inbound(firewall: Iterable[ParsedSection]) -> Iterator[AllowedInboun
 
 
 _UNMAPPED_TYPES = {
-    "redirect": "a policy forwards no packets between an uplink and other devices, so this redirection ends",
+    "redirect": "it translates addresses of other packets than requests from an uplink; NAT is not part of a policy",
     "nat": "NAT is not part of a policy; the guard runs after it",
     "ipset": "sets of the firewall are not part of a policy",
 }
@@ -72,7 +80,7 @@ def _rule(section: ParsedSection, zones: set[str]) -> AllowedInbound:
             else AllowedInbound(section, (), _OUTBOUND)
         )
     if section.get("dest"):
-        return AllowedInbound(section, (), "it forwards packets from an uplink; a policy forwards none")
+        return AllowedInbound(section, (), "it forwards packets from an uplink; a policy needs [publish.NAME]")
     if section.get("target").upper() != "ACCEPT":
         return AllowedInbound(section, covered=True)  # the firewall still rejects these packets
     protocols = [word.lower() for word in section.words("proto")] or ["tcp", "udp"]
@@ -100,7 +108,7 @@ def _rule(section: ParsedSection, zones: set[str]) -> AllowedInbound:
     return AllowedInbound(section, tuple(dict.fromkeys(answers)), covered=True)
 
 
-_OUTBOUND = "it concerns packets of other hosts that leave by the uplink; a policy forwards none"
+_OUTBOUND = "it concerns packets of other hosts that leave by the uplink; a policy forwards those of [forward.NAME]"
 
 
 def _answer(protocol: str, port_text: str) -> str:
