@@ -225,6 +225,8 @@ def parse_answer(item: object) -> Answer:
     except ValueError:
         suggestion = did_you_mean(parse_text(item), vocabulary.NAMED_ANSWERS)
         choices = f'{", ".join(vocabulary.NAMED_ANSWERS)}, "tcp/PORT" or "udp/PORT"{suggestion}'
+        if " " in parse_text(item):
+            choices += '; for some networks only, { name = "tcp/PORT", source = ["NETWORK"] }'
         raise ValueError(f"{quote_excerpt(item)} is not a valid service to answer; use {choices}") from None
 
 

@@ -124,6 +124,7 @@ BAD = [
     ('exempt = ["arp"]', 'exempt = ["apr"]', "uplink.wan.exempt[0]", "(did you mean 'arp'?)"),
     ('answer = ["ssh"]', 'answer = ["shs"]', "uplink.wan.answer[0]", "(did you mean 'ssh'?)"),
     ('answer = ["ssh"]', 'answer = ["tcp/0"]', "uplink.wan.answer[0]", "is not a valid service to answer"),
+    ('answer = ["ssh"]', 'answer = ["tcp/80 from 10.0.0.0/8"]', "uplink.wan.answer[0]", "for some networks only, { name ="),
     ('marks = "itself"', 'marks = "self"', "service.vpn.marks", "(did you mean 'itself'?)"),
     ('marks = "itself"', 'marks = "preloaded"', "service.vpn.marks", "(did you mean 'preload'?)"),
     ('marks = "itself"', 'marks = "uid-rule"', "service.vpn.marks", "ip rules match users, not groups; use 'user'"),
