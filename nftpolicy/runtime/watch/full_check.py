@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from attrs import evolve
 
@@ -19,6 +20,8 @@ from ..apply.executor import plan_change
 from ..apply.step_order import spec_on_host
 from ..apply.transaction import PolicyApplier
 from ..foreign_rules import STARVES, foreign_rules
+
+Result = TypeVar("Result")
 
 # A neighbour can cause any number of routes. These take 2 s and 70 MB to prove.
 MAX_ROUTES = 20_000
@@ -38,7 +41,7 @@ def run_full_check(
     MAX_ROUTES routes is unknown. A state with the hash `known_hash` is not proved again; its verdict
     is "". Returns a JSON object.
     """
-    planned = plan_change(kernel, policy, changer.state_dir)
+    planned = _once_settled(lambda: plan_change(kernel, policy, changer.state_dir))
     ports = sorted(planned.unwritable_ports)
     if planned.plan.steps or not proves:
         return {"differs": bool(planned.plan.steps), "unwritable_ports": ports}
@@ -53,7 +56,7 @@ def run_full_check(
             "leak_verdict": UNKNOWN,
             "leaks": [],
         }
-    state = _read_settled(kernel)
+    state = _once_settled(kernel.read_all)
     tables = tuple(table for table in state.tables if table.name not in object_names.AUXILIARY_TABLES)
     state = evolve(state, tables=tables)
     state_hash = hash(_relevant_parts(state))
@@ -79,14 +82,14 @@ def run_full_check(
     }
 
 
-def _read_settled(kernel: Kernel) -> NetState:
-    """Return the kernel's state; wait while another program changes the ruleset all the time."""
+def _once_settled(read: Callable[[], Result]) -> Result:
+    """Return the result of `read`; wait while another program changes the ruleset all the time."""
     for _ in range(_READ_TRIES):
         try:
-            return kernel.read_all()
+            return read()
         except RulesetChanging:
             time.sleep(_READ_PAUSE)
-    return kernel.read_all()
+    return read()
 
 
 def _has_leak(finding: Finding) -> bool:
