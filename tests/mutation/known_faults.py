@@ -118,7 +118,7 @@ FAULTS = (
     Fault("proof/prover.py", "prove_guard", "findings += check_unnamed_devices(context, spec)", "pass", tests(TEST_SPEC, "test_packets_by_an_unnamed_device_are_not_proved")),
     Fault("proof/mark_confinement.py", "check_mark_confinement", "violations.append(violation)", "pass", tests(TEST_SPEC, "test_marked_packets_by_an_inside_device_are_refuted")),
     Fault("proof/entitlement.py", "entitled_regions", '"fragment": points(0), ', "", _REGIONS),
-    Fault("proof/entitlement.py", "reply_regions", '"fragment": points(0), ', "", _REGIONS),
+    Fault("proof/policy_spec.py", "_resets", '"fragment": points(0), ', "", _REGIONS),
     Fault("proof/policy_spec.py", "_ports", '"fragment": points(0), ', "", _REGIONS),
     Fault("proof/policy_spec.py", "_udp", '"fragment": points(0), ', "", _REGIONS),
     # P5.
