@@ -13,7 +13,7 @@ from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.compiler.describe import describe_policy
 from nftpolicy.compiler.object_names import QUERY_TABLE
 from nftpolicy.netstate.formats import ip_text, nft_json_encode, nft_text
-from nftpolicy.netstate.nft import Chain, CounterRef, Match, NamedCounter, Set, SetRef, Verdict, VerdictMap
+from nftpolicy.netstate.nft import Chain, CounterRef, Match, NamedCounter, Set, SetRef, SetUpdate, Verdict, VerdictMap
 from nftpolicy.policy import validate, vocabulary
 from nftpolicy.policy.objects import Account, Policy, Port, Service
 from tests import policy_strategies
@@ -28,7 +28,7 @@ def referenced_objects(table):
         for rule in chain.rules:
             for one in rule.statements:
                 match one:
-                    case Match(_, SetRef(name)):
+                    case Match(_, SetRef(name)) | SetUpdate(_, name):
                         yield Set, name
                     case CounterRef(name):
                         yield NamedCounter, name
