@@ -285,7 +285,11 @@ class _SocketClassifier:
         is_inbound = inet_socket.protocol == TCP and inet_socket.sport in self._listening_ports
         if is_redirected_dns or is_inbound:
             return RIGHT, ""
-        if not service.unmarked:
+        needs_no_mark = any(
+            other.unmarked and other.uplink == service.uplink and other.user and other.user.number == inet_socket.uid
+            for other in self._policy.service.values()
+        )
+        if not needs_no_mark:
             return UNMARKED, object_names.object_name(service.uplink, "dropped")
         if inet_socket.bound and inet_socket.bound not in uplink.devices:
             other = self._uplink_of_device(inet_socket.bound)  # its guard drops packets without its mark
