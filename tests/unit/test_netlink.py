@@ -251,6 +251,10 @@ def test_monitor_lists_links_again_after_overflow(
         def read(self) -> WatchChanges:
             return WatchChanges(False, False)
 
+    class Withdrawals:
+        def read(self) -> set[tuple[str, str]]:
+            return set()
+
     class Datagrams:
         def __init__(self, *answers: OSError) -> None:
             self.answers = list(answers)
@@ -271,6 +275,7 @@ def test_monitor_lists_links_again_after_overflow(
     sock._files, sock._links, sock._touched, sock._outdated = Watch(), {7: ("old", 0, 0)}, False, False  # type: ignore[assignment]
     sock._nft, sock._rtnetlink = Datagrams(), Datagrams(OSError(errno.ENOBUFS, "overflow"))  # type: ignore[assignment]
     sock._news = Datagrams()  # type: ignore[assignment]
+    sock._withdrawals = Withdrawals()  # type: ignore[assignment]
     first = sock.read()
     assert (first.overflowed, first.links, sock._links) == (True, True, {7: ("old", 0, 0)})
     second = sock.read()

@@ -180,7 +180,8 @@ def test_uplink_options_are_merged_by_name():
     assert [one.mark for one in one_mark] == [Mark(16, 0xFFFFFFFF)] * 2
     claim = runtime.spec_of_uplinks(found, ["arp"], {"b": ["port1"]})
     assert [(one.devices, one.ports) for one in claim.uplinks] == [(("a", "b", "d"), ("port1",)), (("c",), ())]
-    assert [hole.ethertypes for one in claim.uplinks for hole in one.exemptions] == [(0x0806,), (0x0806,)]
+    frames = [region.fields for one in claim.uplinks for hole in one.exemptions for region in hole.frames]
+    assert [fields["ether.type"] for fields in frames] == [((0x0806, 0x0806),)] * 2
     assert not claim.has_policy
 
 
