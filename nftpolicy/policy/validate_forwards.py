@@ -45,7 +45,9 @@ def _devices(path: KeyPath, forward: Forward, policy: Policy) -> Iterator[Policy
 def _networks(path: KeyPath, forward: Forward, policy: Policy) -> Iterator[PolicyFault]:
     for key in ("source", "to"):
         for index, network in enumerate(getattr(forward, key)):
-            if network.is_loopback or network.is_multicast or network.is_link_local or network.is_unspecified:
+            first = network.network_address  # fe80::/9, say, is link-local for its greater part
+            is_reserved = network.is_loopback or network.is_unspecified
+            if is_reserved or first.is_multicast or first.is_link_local:
                 yield (*path, key, index), f"packets of {network} are never forwarded; remove it"
     if not forward.families:
         yield (*path, "to"), "has no address of the families in 'source'"

@@ -22,8 +22,13 @@ _MULTICAST4 = 0xE  # the upper 4 bits
 _SYN_ACK = {("tcp", "flags"): 0x12}
 
 
-def service_replies(context: ProofContext, uplink: UplinkSpec) -> Iterator[UsabilityCase]:
-    """Yield a packet of the first kind that each service sends, on its way back to this machine."""
+def service_replies(
+    context: ProofContext, uplink: UplinkSpec, resolver_ports: frozenset[int]
+) -> Iterator[UsabilityCase]:
+    """Yield a packet of the first kind that each service sends, on its way back to this machine.
+
+    `resolver_ports`: those of the uplinks' resolvers, which get no packet from outside.
+    """
     device = uplink.devices[0]
     for service in uplink.services:
         for family, regions in service.regions.items():
@@ -32,15 +37,17 @@ def service_replies(context: ProofContext, uplink: UplinkSpec) -> Iterator[Usabi
             if own_address is None or not ports:  # replies to DNS queries are those of the resolver
                 continue
             request = sample_packet(context, family, regions[0], SOCKET)
+            own_ports = regions[0].fields.get("sport", points(request.sport))
+            own_ports = subtract_ranges(own_ports, points(*resolver_ports))
             is_group = needs_device(request.destination) or (family == 4 and request.destination >> 28 == _MULTICAST4)
-            if is_group or request.protocol not in (TCP, UDP):
+            if is_group or not own_ports or request.protocol not in (TCP, UDP):
                 continue
             reply = evolve_packet(
                 request,
                 source=request.destination,
                 destination=own_address,
                 sport=choose(ports, request.dport),
-                dport=request.sport,
+                dport=choose(own_ports, request.sport),
                 origin=FORWARD,
                 iif=device,
                 flow=CtInfo("established", "reply"),

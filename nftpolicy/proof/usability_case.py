@@ -129,10 +129,13 @@ def lacks_source(context: ProofContext, spec: Spec, case: UsabilityCase) -> bool
 
 def free_port(spec: Spec) -> int:
     """Return a port that no resolver listens on."""
-    resolver_ports = {
-        port for uplink in spec.uplinks if uplink.resolver is not None for _, _, port in uplink.resolver.listen
-    }
-    return next(port for port in count(9) if port not in resolver_ports)
+    return next(port for port in count(9) if port not in resolver_ports(spec))
+
+
+def resolver_ports(spec: Spec) -> frozenset[int]:
+    """Return the ports that the uplinks' resolvers listen on."""
+    resolvers = (uplink.resolver for uplink in spec.uplinks if uplink.resolver is not None)
+    return frozenset(port for resolver in resolvers for _, _, port in resolver.listen)
 
 
 def free_source_port(spec: Spec) -> int | None:

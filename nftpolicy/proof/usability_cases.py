@@ -41,6 +41,7 @@ from .usability_case import (
     known_address,
     needs_device,
     region_parts,
+    resolver_ports,
     sample_packet,
 )
 
@@ -67,7 +68,7 @@ def usability_cases(context: ProofContext, spec: Spec, inside: tuple[str, ...] =
         yield from exemption_cases(context, uplink, spec)
         yield from lan_cases(context, uplink)
         yield from answer_cases(context, uplink, spec)
-        yield from service_replies(context, uplink)
+        yield from service_replies(context, uplink, resolver_ports(spec))
         yield from _arrivals(context, uplink, spec, inside)
         yield from _frames(uplink)
         if uplink.resolver is not None:
@@ -170,7 +171,7 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec, names: tupl
                 yield UsabilityCase(
                     "P2", uplink.name, "addresses inside are not reachable", origin, to_inside, "dropped"
                 )
-            for group in _GROUPS[family]:
+            for group in _GROUPS[family] if ports else ():
                 to_group = evolve_packet(arriving, destination=parse_address(group))
                 yield UsabilityCase(
                     "P3", uplink.name, title, origin, to_group, "delivered", mark=mark, may_be_firewalled=True
@@ -184,7 +185,7 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec, names: tupl
                 yield UsabilityCase("P3", uplink.name, title, origin, offer, "dropped", mark=mark)
                 title = "arriving packets are marked"
             known = known_address(context.state, uplink, family)
-            if known is not None:
+            if known is not None and ports:
                 yield from _known_addresses(uplink, evolve_packet(arriving, destination=known))
             forwarded = evolve_packet(arriving, destination=REMOTE_ADDRESS[family] + 1)
             yield UsabilityCase("P2", uplink.name, "no packet is forwarded", origin, forwarded, "dropped")

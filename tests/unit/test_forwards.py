@@ -52,6 +52,7 @@ PUBLISH_BASE = '[publish.web]\nuplink = "wan"\n'
         (f'{FORWARD_BASE}from = ["br-*", "br-1"]', "'br-1' matches 'br-\\*', which is listed too"),
         (f'{FORWARD_BASE}from = ["guests"]\nsource = ["127.0.0.0/8"]', "are never forwarded"),
         (f'{FORWARD_BASE}from = ["guests"]\nto = ["ff02::/16"]', "are never forwarded"),
+        (f'{FORWARD_BASE}from = ["guests"]\nto = ["fe80::/9"]', "are never forwarded"),
         (
             f'{FORWARD_BASE}from = ["guests"]\nsource = ["2001:db8::/64"]\nto = ["192.0.2.0/24"]',
             "no address of the fam",

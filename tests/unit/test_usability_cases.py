@@ -206,3 +206,17 @@ def test_exempt_packet_that_needs_a_route_is_no_kernel_case():
     unicast = [packet for packet in kernel if packet.family == 6 and packet.destination >> 120 not in (0xFF, 0xFE)]
     assert unicast  # neighbour solicitations, which the kernel sends without a route
     assert {packet.protocol for packet in unicast} == {58}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        '[publish.all]\nuplink = "wan"\nport = "udp/1-65535"\nto = "lan"\n',
+        '[uplink.wan.resolver]\nlisten = ["192.0.2.2:53"]\nservers = ["198.51.100.53"]\nuser = 1\n'
+        '[service.kernel]\nuplink = "wan"\nkernel = true\nsport = ["udp/53-443"]\n',
+    ],
+    ids=["each port is published", "a kernel service shares the resolver's port"],
+)
+def test_ports_of_others_are_no_case(more: str) -> None:
+    policy = load((UPLINK + more).encode())[0]
+    assert prove(compile_policy(policy), build_spec(policy)).verdict == PROVED
