@@ -217,6 +217,6 @@ def test_exempt_packet_that_needs_a_route_is_no_kernel_case():
     ],
     ids=["each port is published", "a kernel service shares the resolver's port"],
 )
-def test_ports_of_others_are_no_case(more: str) -> None:
+def test_port_of_another_entry_is_no_case(more: str) -> None:
     policy = load((UPLINK + more).encode())[0]
     assert prove(compile_policy(policy), build_spec(policy)).verdict == PROVED
