@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import product
 
-from ..netstate.nft import ACCEPT, Concat, CounterRef, Element, Expression, Match, Meta, Payload, Rule, Set, SetRef
+from ..netstate.nft import ACCEPT, CounterRef, Element, Expression, Match, Meta, Payload, Rule, Set
 from ..netstate.routing import TABLE_MAIN, IpRule
 from ..policy.objects import Lan, Network, Policy
 from ..policy.validate import account_selectors
@@ -63,9 +63,7 @@ def rules(policy: Policy, uplink: str, is_link: bool = False) -> Iterator[Rule]:
     """Yield the rules that accept these packets. A device's own hook (`is_link`) has no input device."""
     for name, lan in uplink_lans(policy, uplink).items():
         for family, _ in _networks_by_family(lan):
-            parts = tuple(expression for expression, _ in _columns(lan, family))
-            key = parts[0] if len(parts) == 1 else Concat(parts)
-            test = Match(key, SetRef(object_name(uplink, "lan", f"{name}{family}")))
+            test = service_sets.match_in_set(_columns(lan, family), object_name(uplink, "lan", f"{name}{family}"))
             passes = (CounterRef(object_name(uplink, "lan", name)), ACCEPT)
             for kind in _WITH_PORTS if lan.ports else _WITHOUT_PORTS:
                 yield Rule((*(() if is_link else (_FROM_THIS_MACHINE,)), test, *kind, *passes), origin=("lan", name))

@@ -26,6 +26,12 @@ _ECHO_REQUEST = {
 PORT_COLUMNS = ((L4PROTO, "inet_proto"), (DEST_PORT, "inet_service"))
 
 
+def match_in_set(columns: Sequence[tuple[Expression, str]], set_name: str) -> Match:
+    """Return the match for packets whose values of these columns (expression, data type) are an element of the set."""
+    parts = tuple(expression for expression, _ in columns)
+    return Match(parts[0] if len(parts) == 1 else Concat(parts), SetRef(set_name))
+
+
 @frozen(eq=False)
 class SetSchema:
     """Columns of a set: the fields that are looked up together. Each schema in use is one set.
@@ -45,8 +51,7 @@ class SetSchema:
 
     def lookups(self, uplink: str) -> list[tuple[Match, ...]]:
         """Return the matches for packets in the set; any of them suffices."""
-        parts = tuple(expression for expression, _ in self.columns())
-        is_listed = Match(parts[0] if len(parts) == 1 else Concat(parts), SetRef(self.set_name(uplink)))
+        is_listed = match_in_set(self.columns(), self.set_name(uplink))
         if self.kind != "ping":
             return [(is_listed,)]
         return [(_ECHO_REQUEST[family], is_listed) for family in _ECHO_REQUEST if self.family in (None, family)]

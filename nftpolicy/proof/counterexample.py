@@ -7,7 +7,7 @@ from the ip rules and routes. A candidate counts only if its trace leaves the ma
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from attrs import evolve
 
@@ -24,7 +24,7 @@ from .concretize import choose, concretize, with_usual_source
 from .context import ProofContext
 from .entitlement import tunnel_regions, unmarked_user_regions
 from .lemmas import Violation
-from .spec import ARRIVAL, Region, UplinkSpec
+from .spec import ARRIVAL, UplinkSpec
 from .verdict import Counterexample
 
 _MAX_EXAMPLES = 4
@@ -48,7 +48,7 @@ def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
     packet = trace.packet
     if packet.origin == FRAME:
         link_header = {"ether.type": packet.frame_type, "llc": packet.fields.get(("llc", "header"), _ABSENT)}
-        if any(_holds(region, link_header) for exemption in uplink.exemptions for region in exemption.frames):
+        if any(region.holds(link_header) for exemption in uplink.exemptions for region in exemption.frames):
             return True
         if packet.frame_type != ETHERTYPES[packet.family] or packet.ethertype not in (None, packet.frame_type):
             return False
@@ -85,14 +85,7 @@ def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
             if any(device_matches(pattern, packet.iif) for pattern in forward.devices)
             for region in forward.leaving.get(packet.family, ())
         ]
-    return any(_holds(region, fields) for region in regions)
-
-
-def _holds(region: Region, fields: Mapping[str, int]) -> bool:
-    """Return True if a packet with these values is in the region; it has no value of any other field."""
-    return all(
-        any(low <= fields.get(name, _ABSENT) <= high for low, high in ranges) for name, ranges in region.fields.items()
-    )
+    return any(region.holds(fields) for region in regions)
 
 
 def search_leaks(

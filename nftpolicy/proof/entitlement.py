@@ -91,8 +91,7 @@ def is_of_tunnel(packet: Packet, uplink: UplinkSpec) -> bool:
     """Return True if this machine sends the packet, and it is one of the kernel's tunnels."""
     values = {"protocol": packet.protocol, "daddr": packet.destination, "iif": 0}
     return packet.origin in (SOCKET, KERNEL) and any(
-        all(any(low <= values[name] <= high for low, high in ranges) for name, ranges in region.fields.items())
-        for region in tunnel_regions(uplink, packet.family)
+        region.holds(values) for region in tunnel_regions(uplink, packet.family)
     )
 
 

@@ -61,6 +61,13 @@ class Region:
             self.not_iifname,
         )
 
+    def holds(self, values: Mapping[str, int]) -> bool:
+        """Return True if the header fields of a packet with these values are in the region; it has no other field."""
+        return all(
+            name in values and any(low <= values[name] <= high for low, high in ranges)
+            for name, ranges in self.fields.items()
+        )
+
     def readable_boxes(self, space: HeaderSpace) -> list[Box]:
         """Return the region as boxes; if it names a field of the transport header, of packets that have one."""
         if not any(map(field_values.is_transport_field, self.fields)):
