@@ -42,7 +42,7 @@ class Scenario:
     forwards: bool = True  # the machine is a router of its LAN
     # Senders of container.py that `start` starts and that may not use the uplink: name -> the port to which they send.
     containers: Mapping[str, int] = field(default_factory=dict)
-    # Lines of the state (rules, routes, nft, sysctls) that may differ after `release`: regular expression -> reason.
+    # Lines of the state (rules, routes, nft, sysctls) that may differ after `release`: regular expression -> what differs, and why.
     keeps: Mapping[str, str] = field(default_factory=dict)
     # Events of `watch` that are right here, besides those that each scenario has: event -> reason.
     events: Mapping[str, str] = field(default_factory=dict)
