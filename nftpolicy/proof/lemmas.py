@@ -200,8 +200,16 @@ def chains_before_reset(context: ProofContext, family: int, uplink: UplinkSpec) 
     """
     writers = writing_chains(context, family, ("prerouting",))
     certain = context.filter_chains(family, "prerouting")
-    resets = [chain for chain in writers if chain in certain and _takes_mark(context, family, chain, uplink)]
-    return [writer for writer in writers if any(not context.is_at_or_after(writer, reset) for reset in resets)]
+    return [
+        writer
+        for writer in writers
+        if any(
+            not context.is_at_or_after(writer, later)
+            and later in certain
+            and _takes_mark(context, family, later, uplink)
+            for later in writers
+        )
+    ]
 
 
 def _takes_mark(context: ProofContext, family: int, base_chain: BaseChain, uplink: UplinkSpec) -> bool:
