@@ -89,8 +89,6 @@ def _exceptions(scenario: Scenario) -> Iterator[str]:
         yield f"watch logs `{event}`: {reason}"
     if scenario.released:
         yield f"after release, `{scenario.released}`"
-    if not scenario.forwards:
-        yield "the machine forwards nothing"
 
 
 def _line(cells: Iterable[str]) -> str:
