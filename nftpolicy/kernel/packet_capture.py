@@ -24,10 +24,12 @@ from .netlink import constants as nl
 from .netlink.attributes import attributes, ip_text
 from .netlink.rtnetlink import dump_objects, open_rtnetlink
 
-_SOL_PACKET, _PACKET_STATISTICS, _PACKET_OUTGOING, _ETH_P_ALL = 263, 6, 4, 3
+_SOL_PACKET, _PACKET_STATISTICS, _ETH_P_ALL = 263, 6, 3
+_PACKET_HOST, _PACKET_OUTGOING = 0, 4
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 # include/uapi/linux/filter.h: SKF_AD_OFF + SKF_AD_PKTTYPE, SKF_AD_OFF + SKF_AD_IFINDEX
 _PACKET_TYPE, _INPUT_DEVICE = 0xFFFFF000 + 4, 0xFFFFF000 + 8
+_SOURCE_MAC = 0xFFE00000 + 6  # SKF_LL_OFF, and the offset in an Ethernet header
 _WHOLE_PACKET = 0xFFFF  # bytes
 _CAPTURED = 256  # bytes of a packet that are captured, from its network header on
 _RECEIVE_BUFFER = 64 << 20  # bytes that the kernel may keep until they are read
@@ -69,19 +71,24 @@ class CapturedPacket:
 class PacketCapture:
     """Capture of the packets that leave by `device`, or by all devices if it is None.
 
+    `arriving_from`: capture, in place of them, the packets that arrive for this machine from this MAC address.
     A context manager. It begins at once. `device_gone` is True if the device has gone since. Raises
     PermissionError without CAP_NET_RAW, OSError (ENODEV) if there is no such device.
     """
 
-    def __init__(self, device: str | None = None) -> None:
+    def __init__(self, device: str | None = None, arriving_from: bytes | None = None) -> None:
         self._lost, self.device_gone = 0, False
+        self._packet_type = _PACKET_HOST if arriving_from else _PACKET_OUTGOING
         # With a protocol the socket receives from all devices at once, before it has its filter;
         # without one, only after it is bound.
         protocol = 0 if device else socket.htons(_ETH_P_ALL)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, protocol)
         try:
             self._socket.setblocking(False)
-            _attach_filter(self._socket, _PACKET_TYPE, _PACKET_OUTGOING, _CAPTURED)
+            if arriving_from:
+                _attach_filter(self._socket, _SOURCE_MAC, int.from_bytes(arriving_from[:4], "big"), _CAPTURED)
+            else:
+                _attach_filter(self._socket, _PACKET_TYPE, _PACKET_OUTGOING, _CAPTURED)
             try:
                 self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
             except PermissionError:  # in a user namespace; `lost_packets` shows if the permitted size was too small
@@ -115,7 +122,7 @@ class PacketCapture:
                 self.device_gone = True  # the kernel reports it once; the device may come back
                 continue
             device, ethertype, packet_type = address[:3]
-            if packet_type == _PACKET_OUTGOING:
+            if packet_type == self._packet_type:
                 yield CapturedPacket(device, ethertype, data)
 
     @property

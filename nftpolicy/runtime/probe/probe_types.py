@@ -19,15 +19,12 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from attrs import field, frozen
 
+from ...kernel.ip_packet import ICMP, ICMPV6, TCP, UDP
 from ...kernel.packet_sender import (
     ETHERTYPES,
     EXPERIMENTAL_PROTOCOL,
     FORMS_WITH_PORTS,
     FRAME_SOCKETS,
-    ICMP,
-    ICMPV6,
-    TCP,
-    UDP,
     ProbePacket,
 )
 from ...model.packet import FRAME, SOCKET, Packet, parse_address
