@@ -12,6 +12,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterable
+from pathlib import Path
 
 from .bpf import assembler as asm
 from .bpf.assembler import Op, assemble
@@ -23,6 +24,7 @@ from .packet_sender import ETHERTYPES, ProbePacket, SendOutcome
 
 ARRIVING_FORMS = ("udp", "tcp", "syn-ack", "echo")
 ARRIVING_HOP_LIMIT = 2  # 1 after this machine: the next router drops the packet
+_PROC_SYS_NET = Path("/proc/sys/net")
 _XDP_PASS = 2  # include/uapi/linux/bpf.h
 _LOCAL_MAC = b"\x02"  # a locally administered address
 _MAC_SIZE = 6
@@ -58,6 +60,27 @@ def inject_all(packets: Iterable[ProbePacket], source_mac: bytes) -> list[SendOu
         return [_inject(program, packet, source_mac) for packet in packets]
     finally:
         os.close(program)
+
+
+def disabled_forwarding(device: str, family: int) -> str | None:
+    """Return the sysctl that keeps the kernel from forwarding what arrives by a device; None if it forwards.
+
+    For IPv6 the sysctl of the device matters since Linux 6.17 only (ip6_forward, net/ipv6/ip6_output.c).
+    """
+    if family == 6:
+        off = _is_zero("ipv6/conf/all/forwarding") and _is_zero(f"ipv6/conf/{device}/force_forwarding")
+        return "net.ipv6.conf.all.forwarding" if off else None
+    if not _is_zero(f"ipv4/conf/{device}/forwarding"):
+        return None
+    return "net.ipv4.ip_forward" if _is_zero("ipv4/ip_forward") else f"net.ipv4.conf.{device}.forwarding"
+
+
+def _is_zero(sysctl: str) -> bool:
+    """Return True if a sysctl is 0, or does not exist."""
+    try:
+        return (_PROC_SYS_NET / sysctl).read_text().strip() == "0"
+    except OSError:
+        return True
 
 
 def _inject(program: int, probe_packet: ProbePacket, source_mac: bytes) -> SendOutcome:

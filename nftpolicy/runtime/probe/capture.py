@@ -25,19 +25,23 @@ class ProbeCapture:
     """Captures on the devices to test, and one on all devices. A context manager.
 
     `captured_on`: by token, the first packet on each device to test. `captured_anywhere`: by token,
-    device and packet of each capture, in order.
+    device and packet of each capture, in order. `arrived`: tokens of the packets that arrived from the
+    MAC address `arriving_from`.
     """
 
-    def __init__(self, devices: Iterable[str]) -> None:
+    def __init__(self, devices: Iterable[str], arriving_from: bytes) -> None:
         self.devices = tuple(dict.fromkeys(devices))
         self.index = ProbeIndex(())
         self.captured_on: dict[bytes, dict[str, ObservedPacket]] = {}
         self.captured_anywhere: dict[bytes, list[tuple[str, ObservedPacket]]] = {}
+        self.arrived: set[bytes] = set()
+        self._arriving_from = arriving_from
 
     def __enter__(self) -> ProbeCapture:
         with ExitStack() as stack:
             self._captures = {device: stack.enter_context(PacketCapture(device)) for device in self.devices}
             self._capture_all = stack.enter_context(PacketCapture())
+            self._arrivals = stack.enter_context(PacketCapture(arriving_from=self._arriving_from))
             self._stack = stack.pop_all()
         return self
 
@@ -83,7 +87,7 @@ class ProbeCapture:
         return reasons
 
     def _wait(self, seconds: float, descriptors: Sequence[int] = ()) -> None:
-        captures = [*self._captures.values(), self._capture_all]
+        captures = [*self._captures.values(), self._capture_all, self._arrivals]
         select.select([*(capture.fileno() for capture in captures), *descriptors], [], [], seconds)
         for device, capture in self._captures.items():
             for captured in capture.read_packets():
@@ -94,3 +98,6 @@ class ProbeCapture:
             if match := self.index.find(captured.ethertype, captured.data):
                 probe, packet = match
                 self.captured_anywhere.setdefault(probe.token, []).append((captured.device, packet))
+        for captured in self._arrivals.read_packets():
+            if match := self.index.find(captured.ethertype, captured.data):
+                self.arrived.add(match[0].token)

@@ -51,6 +51,8 @@ class ObservedPacket:
         if self.protocol is None:
             return f"a frame of type {self.ethertype:#06x}"
         name = _NAMES.get(self.protocol, f"protocol {self.protocol}")
+        if self.protocol == TCP and len(self.payload) > _TCP_FLAGS and self.payload[_TCP_FLAGS] & ACK:
+            name = "TCP SYN/ACK"
         source, destination = self.source, self.destination
         if self.ports:
             sport, dport = self.ports
