@@ -298,7 +298,7 @@ def _forwarded_json(arrival: ForwardedResult, file: Path | None) -> dict[str, An
             }
             for control in arrival.controls
         ],
-        "probes": [_result_json(result, file) for result in arrival.results],
+        "probes": [{**_result_json(result, file), "source": result.probe.packet.source} for result in arrival.results],
     }
 
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.guarded_lab import POLICY, guarded_lab, wan_routes_in_main
+from tests.guarded_lab import ENVIRONMENT, POLICY, PROGRAM, guarded_lab, wan_routes_in_main
 from tests.lab import addresses as at
 from tests.leaks.test_forward import FORWARD, OTHER, PORT, PUBLISH, Forwarding, with_other
 from tests.leaks.test_probe import HELD, INCONCLUSIVE, LEAKS
 
+TUNNEL = "tun7"
 RESTRICTED = FORWARD + f'ports = ["udp/{at.ECHO_PORT}"]\n'
 DROPPED = "table inet stop {{ chain stopping {{ type filter hook forward priority 0; iifname {} drop; }}; }}"
 
@@ -26,6 +27,7 @@ def forwarding() -> Iterator[Forwarding]:
     with contextlib.ExitStack() as stack:
         guarded = stack.enter_context(guarded_lab())
         with_other(guarded.lab, stack)
+        guarded.lab.node.ip(f"tuntap add {TUNNEL} mode tun", f"link set {TUNNEL} up")  # a device without MAC addresses
         wan_routes_in_main(guarded.lab)
         found = Forwarding(guarded)
         found.policy(RESTRICTED, PUBLISH)
@@ -72,7 +74,7 @@ def test_held_policy_lets_only_control_packets_leave(forwarding: Forwarding) -> 
     seen = {(control["forward"], control["family"]) for control in client["controls"] if control["seen"]}
     assert seen == {("client", 4), ("client", 6)}
     assert f"TCP SYN/ACK from port {PORT}, source in the device's network" in {one["title"] for one in client["probes"]}
-    for device in (at.CLIENT, OTHER, at.WAN):
+    for device in (at.CLIENT, OTHER, TUNNEL, at.WAN):
         assert {one["result"] for one in of_device(report, device)["probes"]} == {"stopped"}, device
     assert not any(frame.saddr and frame.saddr.startswith("203.0.113.") for frame in forwarding.lab.wan.frames())
 
@@ -101,6 +103,15 @@ def test_switched_off_forwarding_is_a_note(forwarding: Forwarding) -> None:
     assert details == {"forwarding is off"}
 
 
+def test_refused_arrival_is_a_note(forwarding: Forwarding) -> None:
+    without_bpf = ["setpriv", "--bounding-set=-bpf,-sys_admin", PROGRAM, "probe", "--json", POLICY]
+    done = forwarding.lab.node.run(without_bpf, env=ENVIRONMENT, check=False)
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["uncertain"]) == (HELD, []), done.stderr
+    assert ["EPERM" in note for note in report["notes"]] == [True]
+    assert {one["result"] for arrival in report["forwarded"] for one in arrival["probes"]} == {"not tested"}
+
+
 def test_accepted_forwarded_packets_are_leaks(forwarding: Forwarding) -> None:
     node, client = forwarding.lab.node, f'iifname "{at.CLIENT}" tcp sport {PORT} accept'
     node.nft(f'insert rule inet nftpolicy wan.guard iifname "{OTHER}" accept\n')
@@ -117,4 +128,4 @@ def test_accepted_forwarded_packets_are_leaks(forwarding: Forwarding) -> None:
 def test_packets_of_all_devices_leak_without_guard(forwarding: Forwarding) -> None:
     forwarding.lab.node.nft("flush ruleset\n")
     status, report = probe(forwarding)
-    assert (status, set(leaking(report))) == (LEAKS, {at.CLIENT, OTHER, at.MESH, at.WAN})
+    assert (status, set(leaking(report))) == (LEAKS, {at.CLIENT, OTHER, TUNNEL, at.MESH, at.WAN})

@@ -112,7 +112,7 @@ def run_on_frame(descriptor: int, frame: bytes, device: int) -> None:
     context = ctypes.create_string_buffer(_XDP_MD.pack(0, len(frame), 0, device, 0, 0), _XDP_MD.size)
     places = ctypes.addressof(data), ctypes.addressof(context)
     request = (descriptor, 0, len(frame), 0, places[0], 0, 1, 0, _XDP_MD.size, 0, places[1], 0)
-    bpf(_BPF_PROG_TEST_RUN, _TEST_RUN.pack(*request, _BPF_F_TEST_XDP_LIVE_FRAMES, 0, 0))
+    bpf(_BPF_PROG_TEST_RUN, _TEST_RUN.pack(*request, _BPF_F_TEST_XDP_LIVE_FRAMES, 0, 1))
 
 
 def describe(descriptor: int) -> LoadedProgram:

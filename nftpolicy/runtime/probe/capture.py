@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 
 from ...kernel.packet_capture import PacketCapture
+from .arrivals import ForwardControl
 from .observed_packet import ObservedPacket
 from .probe_index import ProbeIndex
 from .report import ControlPacket
@@ -52,8 +53,11 @@ class ProbeCapture:
         """Wait for a descriptor or for packets, and process the packets."""
         self._wait(_LONGEST_WAIT, [descriptor])
 
-    def collect_controls(self, controls: Sequence[ControlPacket]) -> None:
-        """Wait for the best control packets, after a timeout for any; then for late packets."""
+    def collect_controls(self, controls: Sequence[ControlPacket], forwarded: Sequence[ForwardControl]) -> None:
+        """Wait for the best control packets, after a timeout for any; then for late packets.
+
+        `forwarded`: control packets of forwards, of which one of each forward and family is enough.
+        """
         best: dict[tuple[str, int], bytes] = {}
         all_tokens: dict[tuple[str, int], list[bytes]] = {}
         for control in controls:
@@ -72,9 +76,17 @@ class ProbeCapture:
             if elapsed > _BEST_CONTROL_TIMEOUT and any_of_each:
                 break
             self._wait(_POLL)
+        self._wait_for_forwards(forwarded, start + _CONTROL_TIMEOUT)
         end = time.monotonic() + _LATE
         while (now := time.monotonic()) < end:
             self._wait(end - now)
+
+    def _wait_for_forwards(self, controls: Sequence[ForwardControl], end: float) -> None:
+        while time.monotonic() < end:
+            captured = {control.key for control in controls if control.probe.token in self.captured_on}
+            if all(control.key in captured for control in controls):
+                return
+            self._wait(_POLL)
 
     def incomplete(self) -> dict[str, str]:
         """Return the reason for each device whose capture is incomplete."""

@@ -105,7 +105,7 @@ def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[Given
             outcomes = dict(zip((probe.token for probe in probes), send_outcomes, strict=True))
             injected = inject_all([probe.packet for probe in arriving], mac)
             send_all([control.probe.packet for control in controls], capture.collect_until)
-            capture.collect_controls(controls)
+            capture.collect_controls(controls, [control for test in tests for control in test.controls])
             incomplete = capture.incomplete()
         silent = frozenset().union(*(failed_neighbours(family) for family in factory.families))
         named = _named_devices(policy, devices)
