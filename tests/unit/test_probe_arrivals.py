@@ -1,7 +1,7 @@
 """Probes of forwarded packets: which are of a forward, and which must not leave."""
 
 from ipaddress import ip_address, ip_interface, ip_network
-from itertools import count
+from random import Random
 
 import pytest
 
@@ -53,8 +53,7 @@ def policy(*parts: str) -> Policy:
 
 
 def arrivals(wanted: Policy | None, arrival: ArrivalDevice = DOCKER0) -> ArrivalTest:
-    numbers = count(1)
-    pool = AddressPool(lambda size: (next(numbers) * 2**32 + 7).to_bytes(16, "big")[:size])
+    pool = AddressPool(Random(1).randbytes)
     return arrival_test(wanted, arrival, [DOCKER0], ProbeFactory(pool, b"run-word"))
 
 

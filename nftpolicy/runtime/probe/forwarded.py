@@ -78,16 +78,10 @@ class ForwardedJudge:
     def _probe_result(self, probe: Probe, arrival: ArrivalDevice) -> ProbeResult:
         if (error := self.outcomes[probe.token].error) is not None:
             return ProbeResult(probe, UNTESTED, error)
-        left = self.capture.captured_anywhere.get(probe.token, [])
         by_uplink = self.capture.captured_on.get(probe.token, {})
-        if by_uplink and not arrival.uplink:
-            packet = next(iter(by_uplink.values()))
-            if (name := self._forward_of(probe, packet)) is not None:
-                return ProbeResult(probe, UNTESTED, f"another rule makes it a packet of forward {name}", (), packet)
-        if by_uplink or left:
-            devices = tuple(by_uplink) or tuple(dict.fromkeys(device for device, _ in left[:1]))
-            packet = next(iter(by_uplink.values()), None) or left[0][1]
-            return self._departure(probe, arrival, devices, packet)
+        anywhere = self.capture.captured_anywhere.get(probe.token, [])
+        for device, packet in (*by_uplink.items(), *anywhere[:1]):
+            return self._departure(probe, arrival, tuple(by_uplink) or (device,), packet)
         if probe.token not in self.capture.arrived:
             return ProbeResult(probe, UNTESTED, _UNARRIVED)
         if self._is_waiting(probe):
@@ -98,8 +92,12 @@ class ForwardedJudge:
     def _departure(
         self, probe: Probe, arrival: ArrivalDevice, devices: tuple[str, ...], packet: ObservedPacket
     ) -> ProbeResult:
-        is_uplink = devices[0] in self.capture.devices
-        if is_uplink:
+        uplinks = {self.uplinks.get(device) for device in devices}
+        if not arrival.uplink and (name := self._forward_of(probe, packet)) is not None:
+            assert self.policy is not None
+            if uplinks == {self.policy.forward[name].uplink}:
+                return ProbeResult(probe, UNTESTED, f"another rule makes it a packet of forward {name}", (), packet)
+        if uplinks != {None}:
             return ProbeResult(probe, LEAKED, captured_on=devices, packet=packet)
         if arrival.uplink:
             detail = f"a packet from uplink {arrival.uplink} is forwarded"
@@ -140,7 +138,7 @@ class ForwardedJudge:
         return evolve(control, reason=os.strerror(route) if isinstance(route, int) else "")
 
     def _stray(self, control: ForwardControl) -> ProbeResult | None:
-        """Return the leak of a control packet by another uplink than that of its forward; None without one."""
+        """Return the leak of a control packet: by another uplink, or without source NAT; None without one."""
         assert self.policy is not None
         forward = self.policy.forward[control.forward]
         captured = self.capture.captured_on.get(control.probe.token, {})
