@@ -30,8 +30,8 @@ _USAGE = "nftpolicy probe FILE, or its uplinks: nftpolicy probe --uplink wan=eth
 _NOT_TESTED = (
     "AF_PACKET sockets with PACKET_QDISC_BYPASS, and AF_XDP: no packet capture here sees them",
     "packets of the kernel itself: use 'nftpolicy verify --live'",
-    "the port of a host or container that [publish] names: a test would reach it",
 )
+_PUBLISHED = "requests to the ports of [publish]: they would reach the server"
 # Verdict of a probe -> its label and colour in the table.
 _VERDICTS = {
     "leaked": ("LEAKED", "red"),
@@ -92,6 +92,10 @@ def _headline(report: ProbeReport, policy: Policy | None) -> str:
     return f"held: {name}no forbidden packet left by {devices} ({size})"
 
 
+def _not_tested(policy: Policy | None) -> list[str]:
+    return [*_NOT_TESTED, *([_PUBLISHED] if policy and policy.publish else [])]
+
+
 def _explain_command(result: ProbeResult, file: Path | None) -> str | None:
     """Return the command that traces a probe; None if its options cannot describe it."""
     from ..runtime.probe.probe_types import explain_packet
@@ -138,7 +142,7 @@ def _print_report(report: ProbeReport, policy: Policy | None, file: Path | None)
     if any(device.controls for device in report.devices):
         console.print()
         console.print(_control_table(report))
-    lines = [*_leak_lines(report, file), "", "not tested:", *(f"  {item}" for item in _NOT_TESTED)]
+    lines = [*_leak_lines(report, file), "", "not tested:", *(f"  {item}" for item in _not_tested(policy))]
     console.print("\n".join(lines))
 
 
@@ -255,7 +259,7 @@ def _report_json(report: ProbeReport, policy: Policy | None, file: Path | None) 
         "routed": [_result_json(result, file) for result in report.routed],
         "forwarded": [_forwarded_json(arrival, file) for arrival in report.forwarded],
         "notes": report.notes,
-        "not_tried": list(_NOT_TESTED),
+        "not_tried": _not_tested(policy),
     }
 
 

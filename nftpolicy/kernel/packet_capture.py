@@ -10,6 +10,7 @@ AF_XDP.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
+from . import libc
 from .bpf.classic import JUMP_IF_EQUAL, LOAD_WORD, RETURN, ClassicFilter
 from .netlink import constants as nl
 from .netlink.attributes import attributes, ip_text
@@ -39,6 +41,8 @@ _SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8913, 0x8921, 0x89
 _IFREQ = struct.Struct("16s24x")  # struct ifreq: the name, and a union
 _IFREQ_UNION = 16  # offset
 _MAC_SIZE = 6
+_SOCKADDR_LL = struct.Struct("=2x2si2xB")  # sll_protocol, sll_ifindex, sll_pkttype; packet(7)
+_SOCKADDR_LL_SIZE = 20
 _UNRESOLVED = nl.NUD_INCOMPLETE | nl.NUD_FAILED
 
 
@@ -78,6 +82,10 @@ class PacketCapture:
 
     def __init__(self, device: str | None = None, arriving_from: bytes | None = None) -> None:
         self._lost, self.device_gone = 0, False
+        # recvfrom(2) itself: that of Python refuses a device name that is not UTF-8.
+        self._buffer = ctypes.create_string_buffer(_CAPTURED)
+        self._address = ctypes.create_string_buffer(_SOCKADDR_LL_SIZE)
+        self._address_size = ctypes.byref(ctypes.c_uint32(_SOCKADDR_LL_SIZE))
         self._packet_type = _PACKET_HOST if arriving_from else _PACKET_OUTGOING
         # With a protocol the socket receives from all devices at once, before it has its filter;
         # without one, only after it is bound.
@@ -113,7 +121,9 @@ class PacketCapture:
         """Yield the packets captured since the last call. Never blocks. Raises OSError."""
         for _ in range(_MAX_PACKETS):
             try:
-                data, address = self._socket.recvfrom(_CAPTURED)
+                size = libc.call(
+                    "recvfrom", self.fileno(), self._buffer, _CAPTURED, 0, self._address, self._address_size
+                )
             except BlockingIOError:
                 return
             except OSError as error:
@@ -121,9 +131,9 @@ class PacketCapture:
                     raise
                 self.device_gone = True  # the kernel reports it once; the device may come back
                 continue
-            device, ethertype, packet_type = address[:3]
+            ethertype, index, packet_type = _SOCKADDR_LL.unpack_from(self._address)
             if packet_type == self._packet_type:
-                yield CapturedPacket(device, ethertype, data)
+                yield CapturedPacket(_device_name(index), int.from_bytes(ethertype, "big"), self._buffer.raw[:size])
 
     @property
     def lost_packets(self) -> int:
@@ -132,6 +142,14 @@ class PacketCapture:
         counts = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
         self._lost += struct.unpack("=II", counts)[1]
         return self._lost
+
+
+def _device_name(index: int) -> str:
+    """Return the name of a device; "" if it has gone."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""
 
 
 @frozen

@@ -13,7 +13,7 @@ from nftpolicy.netstate.state import Device
 from nftpolicy.policy.load import load
 from nftpolicy.runtime.probe import forwarded
 from nftpolicy.runtime.probe.arrivals import ArrivalDevice, ArrivalTest
-from nftpolicy.runtime.probe.forwarded import ForwardedJudge, arrival_tests
+from nftpolicy.runtime.probe.forwarded import ForwardedJudge, absent_forwards, arrival_tests
 from nftpolicy.runtime.probe.observed_packet import ObservedPacket
 from nftpolicy.runtime.probe.probe_types import Probe
 from nftpolicy.runtime.probe.report import ELSEWHERE, LEAKED, STOPPED, UNTESTED, ForwardedResult, ProbeTarget
@@ -151,4 +151,5 @@ def test_ports_and_devices_that_are_down_are_left_out() -> None:
         ("eth0", "wan"),
         *((name, "") for name in ("docker0", "vrf0", "lan1", "tun0")),
     }
+    assert (absent_forwards(WANTED, tests), absent_forwards(WANTED, tests[:1])) == ((), ("docker",))
     assert DOCKER0.interfaces[0] in next(test.arrival for test in tests if test.arrival.device == "docker0").interfaces

@@ -47,6 +47,15 @@ def arrival_tests(
     return tuple(arrival_test(policy, arrival, inside, factory) for arrival in arrivals)
 
 
+def absent_forwards(policy: Policy | None, tests: Sequence[ArrivalTest]) -> tuple[str, ...]:
+    """Return the forwards by whose devices no packet arrives in any test."""
+    devices = [test.arrival.device for test in tests]
+    forwards = policy.forward.items() if policy else ()
+    return tuple(
+        name for name, forward in forwards if not any(matching_pattern(device, forward.devices) for device in devices)
+    )
+
+
 @frozen
 class ForwardedJudge:
     """Verdicts on the tests of a run. `named`: devices that the policy names; `silent`: neighbours that do not answer.

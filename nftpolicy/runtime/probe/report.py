@@ -153,13 +153,14 @@ class ForwardedResult:
 class ProbeReport:
     """Results of the whole run. `routed`: results of probes without a device, sent by the routes.
 
-    `forwarded`: results of packets of other machines.
+    `forwarded`: results of packets of other machines. `absent_forwards`: those of which no packet can arrive.
     """
 
     devices: tuple[DeviceResult, ...]
     routed: tuple[ProbeResult, ...]
     seconds: float = 0.0
     forwarded: tuple[ForwardedResult, ...] = ()
+    absent_forwards: tuple[str, ...] = ()
 
     @property
     def results(self) -> list[ProbeResult]:
@@ -181,7 +182,8 @@ class ProbeReport:
     @property
     def notes(self) -> list[str]:
         """Reasons why packets of other machines cannot leave, or were not tested, as sentences."""
-        return list(dict.fromkeys(note for device in self.forwarded for note in device.notes))
+        absent = (f"forward {name} is not tested: no device of 'from' is up" for name in self.absent_forwards)
+        return list(dict.fromkeys((*absent, *(note for device in self.forwarded for note in device.notes))))
 
     @property
     def verdict(self) -> str:

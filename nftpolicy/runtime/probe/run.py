@@ -23,7 +23,7 @@ from ...netstate.state import Device as Link
 from ...policy.objects import Policy, Service
 from ..verify import GivenUplink
 from .capture import ProbeCapture
-from .forwarded import ForwardedJudge, arrival_tests
+from .forwarded import ForwardedJudge, absent_forwards, arrival_tests
 from .probe_index import ProbeIndex
 from .probe_types import (
     DISCARD,
@@ -137,7 +137,9 @@ def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[Given
         )
         for target in devices
     )
-    return ProbeReport(summaries, routed_results, round(time.monotonic() - start, 2), forwarded)
+    return ProbeReport(
+        summaries, routed_results, round(time.monotonic() - start, 2), forwarded, absent_forwards(policy, tests)
+    )
 
 
 def _probe_device(target: ProbeTarget) -> ProbeDevice:
