@@ -119,6 +119,7 @@ class PacketCapture:
 
     def read_packets(self) -> Iterator[CapturedPacket]:
         """Yield the packets captured since the last call. Never blocks. Raises OSError."""
+        names: dict[int, str] = {}
         for _ in range(_MAX_PACKETS):
             try:
                 size = libc.call(
@@ -133,7 +134,9 @@ class PacketCapture:
                 continue
             ethertype, index, packet_type = _SOCKADDR_LL.unpack_from(self._address)
             if packet_type == self._packet_type:
-                yield CapturedPacket(_device_name(index), int.from_bytes(ethertype, "big"), self._buffer.raw[:size])
+                if index not in names:
+                    names[index] = _device_name(index)
+                yield CapturedPacket(names[index], int.from_bytes(ethertype, "big"), self._buffer.raw[:size])
 
     @property
     def lost_packets(self) -> int:

@@ -79,7 +79,8 @@ class ForwardedJudge:
         device_result = ForwardedResult(test.arrival.device, (*results, *strays), controls)
         errors = {error for probe in test.all_probes if (error := self.outcomes[probe.token].error)}
         if errors:
-            reason = f"{', '.join(sorted(errors))}; this needs Linux 5.18 and CAP_BPF"
+            hint = "" if "ENODEV" in errors else "; this needs Linux 5.18 and CAP_BPF"
+            reason = f"{', '.join(sorted(errors))}{hint}"
             note = f"forwarded packets are not tested: the kernel does not let packets arrive ({reason})"
             return evolve(device_result, notes=(note,))
         return evolve(device_result, faults=tuple(_faults(device_result)), notes=tuple(_notes(device_result)))
