@@ -152,7 +152,7 @@ def answers():
 def services(draw, uplinks):
     """Generate a service of one of the uplinks."""
     uplink = draw(st.sampled_from(uplinks))
-    how = draw(st.sampled_from(("group", "group", "user", "kernel")))
+    how = draw(st.sampled_from(("group", "group", "user", "root", "kernel")))
     if how == "kernel":
         if draw(st.booleans()):
             ends = st.lists(networks().filter(scalars.is_routed), min_size=1, max_size=3, unique=True)
@@ -168,6 +168,8 @@ def services(draw, uplinks):
     to = tuple(net for net in to if not (net.is_loopback or net.is_unspecified))
     destinations = ports() | st.just(Port("ping", 0, 0))
     narrowed = tuple(draw(st.lists(destinations, max_size=4, unique=True)))
+    if how == "root":
+        return Service(uplink, user=Account("0", 0), marks="cgroup", to=to, ports=narrowed)
     return Service(uplink, **{how: draw(accounts())}, to=to, ports=narrowed, **draw(markings(how)))
 
 

@@ -9,6 +9,7 @@ from attrs import Factory, field, frozen
 
 from .mark import Mark
 
+ROOT = 0  # the number of user and group root
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -153,6 +154,11 @@ class Service:
     def unmarked(self) -> bool:
         """Return True if its sockets carry no mark: an ip rule for its user selects the uplink."""
         return self.marks == "uid-rule"
+
+    @property
+    def of_root(self) -> bool:
+        """Return True if its sockets are those of root with the uplink's mark, which its cgroup sets."""
+        return self.user is not None and self.user.number == ROOT
 
     @property
     def by_destination(self) -> bool:

@@ -32,8 +32,10 @@ def entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     unrestricted = [
         service for service in uplink.services if any(not region.fields for region in service.regions.get(family, ()))
     ]
+    anywhere = [owner for service in unrestricted for owner in service.owners]
+    yield from (Region(owner.match_fields) for owner in anywhere if owner.marked)
     for key in ("gid", "uid"):
-        numbers = [owner.number for service in unrestricted for owner in service.owners if owner.key == key]
+        numbers = [owner.number for owner in anywhere if owner.key == key and not owner.marked]
         if numbers:
             yield Region({"socket": points(1), key: points(*numbers)})
     # Last packets of closed connections that this machine began.

@@ -179,7 +179,8 @@ def exemption(name: str, uplink: str = "") -> ExemptionSpec:
 
 def _owners(service: objects.Service | objects.Lan) -> tuple[OwnerSpec, ...]:
     accounts = (("gid", service.group), ("uid", service.user))
-    return tuple(OwnerSpec(key, account.number) for key, account in accounts if account is not None)
+    is_marked = isinstance(service, objects.Service) and service.of_root
+    return tuple(OwnerSpec(key, account.number, is_marked) for key, account in accounts if account is not None)
 
 
 # The name server of a network learns from its queries which hosts a machine speaks to.

@@ -94,6 +94,11 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
     yield "the kernel applies nftables, ip rules and routes as the model does"
     yield from environment_assumptions(state, spec)
     yield "processes that may set SO_MARK (CAP_NET_ADMIN or CAP_NET_RAW) set it as the policy requires"
+    for uplink in spec.uplinks:
+        of_root = [service.name for service in uplink.services if any(owner.marked for owner in service.owners)]
+        if of_root:
+            names = ", ".join(of_root)
+            yield f"no other program of root sets the mark of uplink {uplink.name}: its packets would count as {names}"
     if any(service.kernel and service.unmarked for uplink in spec.uplinks for service in uplink.services):
         yield "raw sockets (CAP_NET_RAW) send no packets of the kernel's tunnels to their other ends"
     if not spec.frames:

@@ -200,6 +200,8 @@ BAD = [
     ('lease = "/run/lte.dns"', 'sources = "ra"', "uplink.lte.resolver.sources", "expected a list in [ ]"),
     ('uplink = "wan"', 'uplink = "wen"', "service.vpn.uplink", "unknown uplink 'wen' (did you mean 'wan'?); known are wan, lte"),
     ("group = 800", "group = 0", "service.vpn.group", "group 0 matches every process of root"),
+    ("group = 800", "user = 0", "service.vpn.user", 'or write user = "root" and marks = "cgroup"'),
+    ('group = 800\nmarks = "itself"', 'marks = "cgroup"\ncgroup = "a/b"', "service.vpn", 'for a unit that runs as root, add user = "root"'),
     ("group = 800", "group = 800\nuser = 801", "service.vpn", "exactly one of 'group', 'user' and 'kernel"),
     ("group = 800\n", "", "service.vpn", "exactly one of"),
     ("kernel = true", "kernel = true\nports = ['udp/1']", "service.wg.ports[0]", "look like those of other programs"),
