@@ -157,8 +157,9 @@ def services(draw, uplinks):
         if draw(st.booleans()):
             ends = st.lists(networks().filter(scalars.is_routed), min_size=1, max_size=3, unique=True)
             chosen = st.lists(st.sampled_from(tuple(vocabulary.TUNNEL_PROTOCOLS)), min_size=1, unique=True)
-            tunnels = tuple(Port(protocol, 0, 0) for protocol in draw(chosen))
-            return Service(uplink, kernel=True, to=tuple(draw(ends)), ports=tunnels)
+            tunnels = [Port(protocol, 0, 0) for protocol in draw(chosen)]
+            listed = st.lists(ports().filter(lambda port: port.protocol == "tcp"), max_size=2, unique=True)
+            return Service(uplink, kernel=True, to=tuple(draw(ends)), ports=(*tunnels, *draw(listed)))
         bound = draw(st.lists(ports().filter(lambda port: port.protocol == "udp"), max_size=3, unique=True))
         return Service(uplink, kernel=True, sport=tuple(bound))
     to = draw(st.lists(networks(), max_size=4, unique=True))

@@ -136,7 +136,7 @@ class Service:
     default of the service) and `confine` belong to "cgroup". `to` and `ports` restrict the
     destinations; empty: anywhere. `sport`: UDP ports that the kernel's own socket is bound to;
     packets from these ports pass, whichever process sent the encapsulated packet. With `kernel`,
-    `ports` are the protocols of the kernel's tunnels to `to`.
+    `ports` are the protocols of the kernel's tunnels, and the TCP ports of its servers, at `to`.
     """
 
     uplink: str

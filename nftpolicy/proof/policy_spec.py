@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, address_range, parse_address
 from ..model.symbolic.box import Ranges, complement, intersect_ranges, merge_ranges, points
+from ..netstate.nft.symbols import CT_DIRECTIONS
 from ..policy import objects
 from ..policy.objects import Answer, Policy, Port, Uplink
 from .entitlement import DNS_PORT
@@ -217,9 +218,19 @@ def _service(name: str, service: objects.Service) -> ServiceSpec:
         if service.to and not addresses:
             continue
         destinations = {"daddr": addresses} if addresses else {}
-        regions[family] = tuple(Region({**port_region.fields, **destinations}) for port_region in ports or (Region(),))
+        regions[family] = tuple(
+            _kernel_packets(Region({**port_region.fields, **destinations}), service.kernel)
+            for port_region in ports or (Region(),)
+        )
     unmarked = service.unmarked or service.by_destination
     return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, unmarked)
+
+
+def _kernel_packets(region: Region, is_kernel: bool) -> Region:
+    """Return a region of a service; of TCP of the kernel, the packets that no process owns, of flows from here."""
+    if not is_kernel or region.fields.get("protocol") != points(TCP):
+        return region
+    return region.narrowed(socket=points(0), ct_direction=points(CT_DIRECTIONS["original"]))
 
 
 def _echo_requests(service: objects.Service, family: int) -> tuple[Region, ...]:

@@ -131,6 +131,11 @@ class ServiceSpec:
     regions: Mapping[int, tuple[Region, ...]]  # by family
     unmarked: bool = False  # its packets may be sent without the mark, and only by the uplink
 
+    @property
+    def has_no_owner(self) -> bool:
+        """Return True if some of its packets are those that no process owns."""
+        return any(each.fields.get("socket") == points(0) for regions in self.regions.values() for each in regions)
+
 
 @frozen
 class ExemptionSpec:

@@ -87,7 +87,7 @@ def service_problem(
         return (
             None
             if any(_is_answered_tunnel(service, flow) for flow in flows)
-            else "no reply has reached its tunnels yet"
+            else "no reply from its other ends has arrived yet"
         )
     if not sockets:
         return "it has no IP socket yet that can receive"
@@ -114,10 +114,15 @@ def _is_established(inet_socket: InetSocket, own: frozenset[str]) -> bool:
 
 
 def _is_answered_tunnel(service: Service, flow: ConntrackEntry) -> bool:
-    """Return True if the flow is one of the kernel's tunnels, whichever end began it, and both have sent."""
-    is_tunnel = flow.protocol in {tunnels.PROTOCOLS[port.protocol] for port in service.ports}
-    ends = [ip_address(direction.destination) for direction in (flow.original, flow.reply)]
-    return is_tunnel and flow.has_reply and any(end in network for end in ends for network in service.to)
+    """Return True if both ends have sent in a tunnel of the kernel, whichever began it, or to a server of it."""
+    if not flow.has_reply:
+        return False
+    is_tunnel = flow.protocol in {tunnels.PROTOCOLS.get(port.protocol) for port in service.ports}
+    is_tcp = flow.protocol == TCP and any(
+        port.protocol == "tcp" and port.low <= flow.original.dport <= port.high for port in service.ports
+    )
+    directions = [flow.original, flow.reply] if is_tunnel else [flow.original] if is_tcp else []
+    return any(ip_address(each.destination) in network for each in directions for network in service.to)
 
 
 def _is_flow_of(inet_socket: InetSocket, flow: ConntrackEntry) -> bool:
