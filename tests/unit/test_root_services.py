@@ -14,6 +14,7 @@ from nftpolicy.runtime.services.socket_classifier import (
     FORGED,
     OUTSIDE_CGROUP,
     RIGHT,
+    UNANSWERED_REPLY,
     UNMARKED,
     WRONG_DESTINATION,
     classify_sockets,
@@ -26,6 +27,7 @@ inside = ["bat0"]
 devices = ["eth0"]
 mark = "0x1/0x3"
 table = 7
+answer = ["ssh"]
 [uplink.wan.resolver]
 [uplink.lte]
 devices = ["wwan0"]
@@ -116,6 +118,8 @@ SOCKETS = {
     "older than the program": ({"mark": 0}, (UNMARKED, "snapd")),
     "of another program of root": ({"mark": 0, "cgroup": 7}, None),
     "of another user of the cgroup": ({"uid": 1000}, (FORGED, "")),
+    "accepted by a server that answers": ({"cgroup": 7, "sport": 22}, (RIGHT, "answer")),
+    "accepted by a server that does not": ({"cgroup": 7, "sport": 8080}, (UNANSWERED_REPLY, "")),
 }
 
 
@@ -126,8 +130,9 @@ def test_socket_of_root_belongs_to_the_service_of_its_cgroup(name):
         "family": 4, "protocol": TCP, "state": "established", "local": "192.0.2.2", "sport": 40000,
         "remote": "198.51.100.10", "dport": 443, "mark": 1, "uid": 0, "inode": 7, "cookie": 9, "cgroup": SNAPD,
     }  # fmt: skip
+    listener = InetSocket(**(fields | {"state": "listen", "sport": 8080, "remote": None, "inode": 0}))
     found = classify_sockets(
-        [InetSocket(**(fields | changes))], POLICY, {"eth0": ("192.0.2.2",)}, {7: SocketOwner(1, "d", 0)},
+        [InetSocket(**(fields | changes)), listener], POLICY, {"eth0": ("192.0.2.2",)}, {7: SocketOwner(1, "d", 0)},
         {"snapd": {SNAPD}, "connectivity": {CONNECTIVITY}},
     )  # fmt: skip
     assert (found[0].verdict, found[0].owner) == expected if expected else found == []

@@ -203,7 +203,10 @@ class _SocketClassifier:
         return None
 
     def _is_of_root(self, name: str, service: Service, inet_socket: InetSocket) -> bool:
-        """Return True if a socket of root belongs to the service: by its cgroup, else by its mark."""
+        """Return True if a socket of root belongs to the service: by its cgroup, else by its mark.
+
+        Sockets that a server of root has accepted get the mark of the peer's packet.
+        """
         if inet_socket.uid != ROOT:
             return False
         if inet_socket.cgroup in self._cgroups.get(name, ()):
@@ -213,7 +216,12 @@ class _SocketClassifier:
             for other, each in self._policy.service.items()
             if each.of_root
         )
-        return not of_others and self._policy.uplink[service.uplink].mark.matches(inet_socket.mark or 0)
+        uplink = self._policy.uplink[service.uplink]
+        is_reply = self._is_accepted(inet_socket) or is_answered(uplink, inet_socket)
+        return not of_others and not is_reply and uplink.mark.matches(inet_socket.mark or 0)
+
+    def _is_accepted(self, inet_socket: InetSocket) -> bool:
+        return inet_socket.protocol == TCP and inet_socket.sport in self._listening_ports
 
     def _marked(
         self,
@@ -288,7 +296,7 @@ class _SocketClassifier:
             return evolve(verdict, verdict=UNKNOWN)
         if inet_socket.state == "listen":
             return None  # it sends by accepted sockets, and these get the mark of the peer's packet
-        if inet_socket.protocol == TCP and inet_socket.sport in self._listening_ports:
+        if self._is_accepted(inet_socket):
             return evolve(
                 verdict, verdict=UNANSWERED_REPLY, counter=object_names.object_name(verdict.uplink, "unanswered")
             )
@@ -299,8 +307,7 @@ class _SocketClassifier:
         uplink = self._policy.uplink[service.uplink]
         is_redirected_dns = is_dns(inet_socket) and uplink.resolver is not None
         # A listener counts as inbound too.
-        is_inbound = inet_socket.protocol == TCP and inet_socket.sport in self._listening_ports
-        if is_redirected_dns or is_inbound:
+        if is_redirected_dns or self._is_accepted(inet_socket):
             return RIGHT, ""
         needs_no_mark = any(
             other.unmarked and other.uplink == service.uplink and other.user and other.user.number == inet_socket.uid
