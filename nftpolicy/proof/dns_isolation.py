@@ -160,7 +160,7 @@ def _service_queries(spec: Spec, uplink: UplinkSpec, owners: Sequence[OwnerSpec]
         queries = Region({**_QUERIES.fields, **fields})
         if is_marked:
             yield queries.narrowed(uplink.has_mark, ct_direction=points(CT_DIRECTIONS["original"]))
-        elif root_elsewhere:
+        elif root_elsewhere and key == "gid":  # root may have the group
             uids = fields["uid"]
             yield queries.narrowed(uid=intersect_ranges(uids, _all_but([ROOT])))
             lack_marks = (other.lacks_mark for other in root_elsewhere)

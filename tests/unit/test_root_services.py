@@ -53,6 +53,9 @@ marks = "cgroup"
 [service.tor]
 uplink = "lte"
 group = 901
+[service.mail]
+uplink = "lte"
+user = 902
 """)[0]
 STATE, SPEC = compile_policy(POLICY), build_spec(POLICY)
 
