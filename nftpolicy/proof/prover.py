@@ -99,7 +99,7 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
         if of_root:
             names = ", ".join(of_root)
             yield f"no other program of root sets the mark of uplink {uplink.name}: its packets would count as {names}"
-    if any(service.kernel and service.unmarked for uplink in spec.uplinks for service in uplink.services):
+    if any(service.is_tunnel for uplink in spec.uplinks for service in uplink.services):
         yield "raw sockets (CAP_NET_RAW) send no packets of the kernel's tunnels to their other ends"
     for uplink in spec.uplinks:
         of_tcp = [service.name for service in uplink.services if service.has_no_owner]

@@ -134,7 +134,13 @@ class ServiceSpec:
     @property
     def has_no_owner(self) -> bool:
         """Return True if some of its packets are those that no process owns."""
-        return any(each.fields.get("socket") == points(0) for regions in self.regions.values() for each in regions)
+        return any("socket" in each.fields for regions in self.regions.values() for each in regions)
+
+    @property
+    def is_tunnel(self) -> bool:
+        """Return True if some of its packets are those of the kernel's tunnels, whatever their owner."""
+        regions = [each for listed in self.regions.values() for each in listed]
+        return self.kernel and self.unmarked and any("socket" not in each.fields for each in regions)
 
 
 @frozen
