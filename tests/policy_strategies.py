@@ -152,13 +152,14 @@ def answers():
 def services(draw, uplinks):
     """Generate a service of one of the uplinks."""
     uplink = draw(st.sampled_from(uplinks))
-    how = draw(st.sampled_from(("group", "group", "user", "kernel")))
+    how = draw(st.sampled_from(("group", "group", "user", "root", "kernel")))
     if how == "kernel":
         if draw(st.booleans()):
             ends = st.lists(networks().filter(scalars.is_routed), min_size=1, max_size=3, unique=True)
             chosen = st.lists(st.sampled_from(tuple(vocabulary.TUNNEL_PROTOCOLS)), min_size=1, unique=True)
-            tunnels = tuple(Port(protocol, 0, 0) for protocol in draw(chosen))
-            return Service(uplink, kernel=True, to=tuple(draw(ends)), ports=tunnels)
+            tunnels = [Port(protocol, 0, 0) for protocol in draw(chosen)]
+            listed = st.lists(ports().filter(lambda port: port.protocol == "tcp"), max_size=2, unique=True)
+            return Service(uplink, kernel=True, to=tuple(draw(ends)), ports=(*tunnels, *draw(listed)))
         bound = draw(st.lists(ports().filter(lambda port: port.protocol == "udp"), max_size=3, unique=True))
         return Service(uplink, kernel=True, sport=tuple(bound))
     to = draw(st.lists(networks(), max_size=4, unique=True))
@@ -168,6 +169,8 @@ def services(draw, uplinks):
     to = tuple(net for net in to if not (net.is_loopback or net.is_unspecified))
     destinations = ports() | st.just(Port("ping", 0, 0))
     narrowed = tuple(draw(st.lists(destinations, max_size=4, unique=True)))
+    if how == "root":
+        return Service(uplink, user=Account("0", 0), marks="cgroup", to=to, ports=narrowed)
     return Service(uplink, **{how: draw(accounts())}, to=to, ports=narrowed, **draw(markings(how)))
 
 

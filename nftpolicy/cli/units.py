@@ -38,7 +38,7 @@ def command(
     ] = None,
     unit: Annotated[
         list[str] | None,
-        option(help="SERVICE=UNIT, if the unit of the service is not SERVICE.service."),
+        option(help="SERVICE=UNIT, if it is neither that of its cgroup nor SERVICE.service."),
     ] = None,
     destdir: DestDir = None,
     program: ProgramPath = None,

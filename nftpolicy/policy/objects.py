@@ -9,6 +9,7 @@ from attrs import Factory, field, frozen
 
 from .mark import Mark
 
+ROOT = 0  # the number of user and group root
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -135,7 +136,7 @@ class Service:
     default of the service) and `confine` belong to "cgroup". `to` and `ports` restrict the
     destinations; empty: anywhere. `sport`: UDP ports that the kernel's own socket is bound to;
     packets from these ports pass, whichever process sent the encapsulated packet. With `kernel`,
-    `ports` are the protocols of the kernel's tunnels to `to`.
+    `ports` are the protocols of the kernel's tunnels, and the TCP ports of its servers, at `to`.
     """
 
     uplink: str
@@ -153,6 +154,11 @@ class Service:
     def unmarked(self) -> bool:
         """Return True if its sockets carry no mark: an ip rule for its user selects the uplink."""
         return self.marks == "uid-rule"
+
+    @property
+    def of_root(self) -> bool:
+        """Return True if its sockets are those of root with the uplink's mark, which its cgroup sets."""
+        return self.user is not None and self.user.number == ROOT
 
     @property
     def by_destination(self) -> bool:

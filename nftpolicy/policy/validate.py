@@ -219,10 +219,13 @@ def _selectors(policy: Policy) -> Iterator[PolicyFault]:
         path = ("service", name)
         yield from _selector(path, service)
         for key, account in account_selectors(service):
+            if service.of_root and service.marks == "cgroup":
+                continue  # the mark tells its sockets from the other ones of root
             if account.number == 0:
                 yield (
                     (*path, key),
-                    f"{key} 0 matches every process of root; give the service a {key} of its own",
+                    f"{key} 0 matches every process of root; give the service a {key} of its own, or write "
+                    'user = "root" and marks = "cgroup"',
                 )
             if (key, account.number) in owners:
                 owner = owners[key, account.number]
@@ -237,6 +240,11 @@ def _selector(path: KeyPath, service: Service) -> Iterator[PolicyFault]:
     count = len(account_selectors(service)) + service.kernel
     if count != 1:
         hint = "; for any program and the uplink's own network, use [lan.NAME]" if not count and service.to else ""
+        if not count and service.cgroup:
+            hint = (
+                ": the cgroup has the mark set, but no rule can check it where packets leave; for a unit that runs as "
+                'root, add user = "root"'
+            )
         yield path, f"a service needs exactly one of 'group', 'user' and 'kernel = true'{hint}"
     for index, net in enumerate(service.to):
         if net.is_loopback or net.is_unspecified:

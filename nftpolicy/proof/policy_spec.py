@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, address_range, parse_address
 from ..model.symbolic.box import Ranges, complement, intersect_ranges, merge_ranges, points
+from ..netstate.nft.symbols import CT_DIRECTIONS
 from ..policy import objects
 from ..policy.objects import Answer, Policy, Port, Uplink
 from .entitlement import DNS_PORT
@@ -179,7 +180,8 @@ def exemption(name: str, uplink: str = "") -> ExemptionSpec:
 
 def _owners(service: objects.Service | objects.Lan) -> tuple[OwnerSpec, ...]:
     accounts = (("gid", service.group), ("uid", service.user))
-    return tuple(OwnerSpec(key, account.number) for key, account in accounts if account is not None)
+    is_marked = isinstance(service, objects.Service) and service.of_root
+    return tuple(OwnerSpec(key, account.number, is_marked) for key, account in accounts if account is not None)
 
 
 # The name server of a network learns from its queries which hosts a machine speaks to.
@@ -216,9 +218,19 @@ def _service(name: str, service: objects.Service) -> ServiceSpec:
         if service.to and not addresses:
             continue
         destinations = {"daddr": addresses} if addresses else {}
-        regions[family] = tuple(Region({**port_region.fields, **destinations}) for port_region in ports or (Region(),))
+        regions[family] = tuple(
+            _kernel_packets(Region({**port_region.fields, **destinations}), service.kernel)
+            for port_region in ports or (Region(),)
+        )
     unmarked = service.unmarked or service.by_destination
     return ServiceSpec(name, ("service", name), _owners(service), service.kernel, regions, unmarked)
+
+
+def _kernel_packets(region: Region, is_kernel: bool) -> Region:
+    """Return a region of a service; of TCP of the kernel, the packets that no process owns, of flows from here."""
+    if not is_kernel or region.fields.get("protocol") != points(TCP):
+        return region
+    return region.narrowed(socket=points(0), ct_direction=points(CT_DIRECTIONS["original"]))
 
 
 def _echo_requests(service: objects.Service, family: int) -> tuple[Region, ...]:

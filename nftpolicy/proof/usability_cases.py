@@ -249,7 +249,7 @@ def _dns(uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
                 title = f"DNS for service {service.name}"
                 for owner in service.owners:
                     # A query to another server without the mark needs any route before it is redirected.
-                    for mark in (0, uplink.value) if spec.inside else (uplink.value,):
+                    for mark in (0, uplink.value) if spec.inside and not owner.marked else (uplink.value,):
                         service_query = evolve_packet(
                             query, mark=mark, **{"uid": unnamed, "gid": unnamed, owner.key: owner.number}
                         )
@@ -265,7 +265,9 @@ def _dns(uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
                                 endpoint=endpoints[0],
                             )
                     for address, port in resolver.endpoints(family):
-                        direct = evolve_packet(query, destination=address, dport=port, **{owner.key: owner.number})
+                        mark = uplink.value if owner.marked else 0
+                        sender = {"mark": mark, owner.key: owner.number}
+                        direct = evolve_packet(query, destination=address, dport=port, **sender)
                         yield UsabilityCase("P5", uplink.name, title, resolver.origin, direct, "delivered")
             for address, port in resolver.endpoints(family):
                 last_packet = Packet(
@@ -294,7 +296,10 @@ def _inside(spec: Spec, patterns: tuple[str, ...]) -> Iterator[UsabilityCase]:
             packet = Packet(family, remote, None, *sender, uid=unnamed, gid=unnamed, bound=bound)
             if family == 4 or pattern == (spec.inside or ())[0]:
                 query = evolve_packet(packet, dport=DNS_PORT)
-                for title, each in ((f"inside {pattern}", packet), (f"DNS inside {pattern}", query)):
+                plain = [(f"inside {pattern}", packet), (f"DNS inside {pattern}", query)]
+                if any(owner.marked for uplink in spec.uplinks for each in uplink.services for owner in each.owners):
+                    plain.append((f"DNS of root without a mark inside {pattern}", evolve_packet(query, uid=0, gid=0)))
+                for title, each in plain:
                     yield UsabilityCase("P3", "", title, ("inside",), each, "leaves", device, inside=chosen)
                 for uplink, service, by_service in _sent_by_services(spec, packet):
                     case = UsabilityCase(

@@ -243,6 +243,8 @@ class _Classifier:
         assert self._after is not None
         group = self._groups.get(socket.inode)
         for service in self._after.service.values():
+            if service.of_root and not self._after.uplink[service.uplink].mark.matches(socket.mark or 0):
+                continue  # of another program of root
             same_user = service.user is not None and service.user.number == socket.uid
             same_group = service.group is not None and service.group.number == group
             if (same_user or same_group) and self._after.uplink[service.uplink].resolver:
