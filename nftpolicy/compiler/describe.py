@@ -56,6 +56,10 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, state: NetState) -> list[
     lines += [f"  learns {word}: {vocabulary.LEARN_SOURCES[word]}" for word in uplink.learn]
     if uplink.addresses:
         lines.append(f"  is known by {_shorten(uplink.addresses)}, too")
+    if uplink.clat:
+        lines.append(
+            f"  clat {uplink.clat.device}: IPv4 packets with the mark may leave as IPv6 to {uplink.clat.prefix}"
+        )
     for answer in uplink.answer:
         port = f" ({answer.port})" if answer.port else ""
         source = f" from {_shorten(answer.source)}" if answer.source else ""

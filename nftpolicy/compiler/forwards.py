@@ -42,14 +42,12 @@ from .service_sets import is_port_range, merge_ports, network_text
 # Packets to these addresses are for this machine.
 LOCAL_TYPES = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anycast"}))
 _IS_LOCAL = Match(Fib("type", ("daddr",)), LOCAL_TYPES)
-_IS_NOT_LOCAL = Match(Fib("type", ("daddr",)), LOCAL_TYPES, "!=")
-_IS_RELATED = Match(Ct("state"), "related", "in")
+IS_NOT_LOCAL = Match(Fib("type", ("daddr",)), LOCAL_TYPES, "!=")
+IS_RELATED = Match(Ct("state"), "related", "in")
 # Errors about a packet (RFC 792, RFC 4443).
 _ICMP_ERRORS = frozenset({"destination-unreachable", "time-exceeded", "parameter-problem"})
-_ERRORS = (
-    Match(Payload("icmp", "type"), AnonymousSet(_ICMP_ERRORS)),
-    Match(Payload("icmpv6", "type"), AnonymousSet(_ICMP_ERRORS | {"packet-too-big"})),
-)
+ICMPV6_ERROR = Match(Payload("icmpv6", "type"), AnonymousSet(_ICMP_ERRORS | {"packet-too-big"}))
+_ERRORS = (Match(Payload("icmp", "type"), AnonymousSet(_ICMP_ERRORS)), ICMPV6_ERROR)
 
 
 def uplink_forwards(policy: Policy, uplink: str) -> dict[str, Forward]:
@@ -232,9 +230,9 @@ def _inward_chain(name: str, uplink: Uplink, policy: Policy) -> Chain:
     """
     clear = matches.set_mark(Mark(0, uplink.mark.mask))
     in_flow, in_other_flow = matches.has_mark(uplink.mark, FLOW_MARK), matches.lacks_mark(uplink.mark, FLOW_MARK)
-    rules = [Rule((_IS_NOT_LOCAL, IS_REPLY, in_other_flow, clear), origin=("forward",))]
+    rules = [Rule((IS_NOT_LOCAL, IS_REPLY, in_other_flow, clear), origin=("forward",))]
     if uplink_publishes(policy, name):
-        rules.append(Rule((_IS_NOT_LOCAL, _IS_RELATED, in_flow, clear), origin=("publish",)))
+        rules.append(Rule((IS_NOT_LOCAL, IS_RELATED, in_flow, clear), origin=("publish",)))
     return Chain(object_name(name, "inward"), tuple(rules))
 
 
@@ -253,7 +251,7 @@ def answer_rules(name: str, policy: Policy, no_mark: Mark) -> Iterator[Rule]:
         for tests in _tests(prefix, forward, _ALL_KEYS, reply=True):
             yield Rule((IS_REPLY, other_flow, *tests, *passes), origin=("forward", key))
         for tests in _tests(prefix, forward, ("source",), reply=True):
-            yield Rule((IS_REPLY, other_flow, _IS_RELATED, *tests, *passes), origin=("forward", key))
+            yield Rule((IS_REPLY, other_flow, IS_RELATED, *tests, *passes), origin=("forward", key))
 
 
 def request_rules(name: str, policy: Policy, no_mark: Mark) -> Iterator[Rule]:

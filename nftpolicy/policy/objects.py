@@ -107,12 +107,27 @@ def lease_file(uplink: str, resolver: Resolver) -> str:
     return resolver.lease or f"/run/nftpolicy/{uplink}.dns"
 
 
+WELL_KNOWN_PREFIX = IPv6Network("64:ff9b::/96")  # RFC 6052 2.1
+
+
+@frozen
+class Clat:
+    """Customer-side translator of 464XLAT (RFC 6877): the device that it reads IPv4 packets from.
+
+    `prefix`: the NAT64 prefix of the network (RFC 6052), which its IPv6 packets are for.
+    """
+
+    device: str
+    prefix: Network = WELL_KNOWN_PREFIX
+
+
 @frozen
 class Uplink:
     """Uplink: devices of a foreign network, with the mark and routing table of its traffic.
 
     `addresses`: addresses of this machine on other devices that the uplink's network knows, too. `stp`: the
-    bridges among its devices send their own frames of the spanning tree protocol.
+    bridges among its devices send their own frames of the spanning tree protocol. The device of `clat` is
+    one of `devices`.
     """
 
     devices: tuple[str, ...]
@@ -125,6 +140,12 @@ class Uplink:
     learn: tuple[str, ...] = ()
     resolver: Resolver | None = None
     stp: bool = True
+    clat: Clat | None = None
+
+    @property
+    def network_devices(self) -> tuple[str, ...]:
+        """Return the devices that lead to the uplink's network: all but that of the CLAT."""
+        return tuple(device for device in self.devices if self.clat is None or device != self.clat.device)
 
 
 @frozen

@@ -12,6 +12,7 @@ from .errors import did_you_mean
 from .objects import SERVICES_CGROUP, Account, Forward, Lan, Network, Policy, Publish, Resolver, Service, service_cgroup
 from .scalars import has_hosts, is_routed, matching_pattern
 from .toml_positions import KeyPath
+from .validate_clat import find_clat_faults
 from .validate_forwards import PolicyFault, find_forward_faults
 from .validate_tunnels import find_shared_tunnels, find_tunnel_faults
 
@@ -381,4 +382,5 @@ _CHECKS: tuple[Callable[[Policy], Iterator[PolicyFault]], ...] = (
     _resolver_users,
     _lans,
     find_forward_faults,
+    find_clat_faults,
 )

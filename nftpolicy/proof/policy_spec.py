@@ -18,6 +18,7 @@ from .entitlement import DNS_PORT
 from .spec import (
     ARRIVAL,
     IP_FAMILIES,
+    ClatSpec,
     ExemptionSpec,
     ForwardSpec,
     OwnerSpec,
@@ -304,7 +305,16 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
         publishes=tuple(_publish(key, each) for key, each in policy.publish.items() if each.uplink == name),
         addresses={family: _bounds(uplink.addresses, family) for family in IP_FAMILIES},
         bpdus=tuple(region.narrowed(socket=points(0)) for region in EXEMPTIONS["stp"][1]) if uplink.stp else (),
+        clat=_clat(name, uplink),
     )
+
+
+def _clat(name: str, uplink: Uplink) -> ClatSpec | None:
+    """Return the translator, whose packets are for the NAT64 prefix (RFC 6877 6.3)."""
+    if uplink.clat is None:
+        return None
+    network = tuple(device for device in uplink.devices if device != uplink.clat.device)
+    return ClatSpec(uplink.clat.device, _bounds((uplink.clat.prefix,), 6), network, ("uplink", name, "clat"))
 
 
 def _forward(name: str, policy: Policy) -> ForwardSpec:
