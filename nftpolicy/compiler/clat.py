@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..netstate.nft import ACCEPT, CounterRef, Match, Payload, Rule, Verdict
+from ..netstate.nft import ACCEPT, CounterRef, Ct, Match, Payload, Rule, Verdict
 from ..policy.objects import Clat, Uplink
-from . import forwards, matches
-from .matches import INPUT_DEVICE, IS_REPLY, NFPROTO
+from . import matches
+from .matches import ICMPV6_ERROR, INPUT_DEVICE, IS_NOT_LOCAL, IS_RELATED, IS_REPLY, NFPROTO
 from .object_names import object_name
 
 _IS_IPV6 = Match(NFPROTO, "ipv6")
@@ -44,18 +44,29 @@ def arrival_rules(name: str, uplink: Uplink) -> Iterator[Rule]:
     yield Rule((from_clat, _is_to(uplink.clat), *marks), origin=origin)
     other_flow = matches.lacks_mark(uplink.mark, matches.FLOW_MARK)
     for device in uplink.network_devices:
-        arrives = (Match(INPUT_DEVICE, device), forwards.IS_NOT_LOCAL, IS_REPLY, other_flow)
+        arrives = (Match(INPUT_DEVICE, device), IS_NOT_LOCAL, IS_REPLY, other_flow)
         for tests in _answers(uplink.clat):
             yield Rule((*arrives, *tests, *marks), origin=origin)
 
 
 def _answers(clat: Clat) -> tuple[tuple[Match, ...], ...]:
     """Return the tests of answers: from the prefix, or errors about translated packets, which any router sends."""
-    return (Match(Payload("ip6", "saddr"), str(clat.prefix)),), (forwards.IS_RELATED, forwards.ICMPV6_ERROR)
+    return (Match(Payload("ip6", "saddr"), str(clat.prefix)),), (IS_RELATED, ICMPV6_ERROR)
 
 
 def _is_to(clat: Clat) -> Match:
     return Match(Payload("ip6", "daddr"), str(clat.prefix))
+
+
+def inward_rules(name: str, uplink: Uplink) -> Iterator[Rule]:
+    """Yield the rules by which answers to the CLAT keep the mark that answers to forwarded packets lose.
+
+    NAT has translated those, and no program translates the address of the CLAT.
+    """
+    if uplink.clat is not None:
+        is_untranslated = Match(Ct("status"), "snat", "!")
+        for tests in _answers(uplink.clat):
+            yield Rule((IS_NOT_LOCAL, IS_REPLY, is_untranslated, *tests, ACCEPT), origin=("uplink", name, "clat"))
 
 
 def network_guard_rules(name: str, uplink: Uplink) -> Iterator[Rule]:

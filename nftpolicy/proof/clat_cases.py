@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
-from ..model.packet import FORWARD, SOCKET, UDP, CtInfo, Packet, address_range, evolve_packet
+from ..model.packet import FORWARD, ICMPV6, SOCKET, UDP, CtInfo, Packet, address_range, evolve_packet
 from .concretize import REMOTE_ADDRESS
 from .context import ProofContext
 from .spec import ClatSpec, Spec, UplinkSpec
@@ -29,11 +29,14 @@ def clat_cases(context: ProofContext, uplink: UplinkSpec) -> Iterator[UsabilityC
         packet, destination=own_address, source=remote, sport=_PORT, dport=_OWN_PORT, iif=device,
         flow=CtInfo("established", "reply"),
     )  # fmt: skip
-    title = f"clat {clat.device}"
-    for each, way in ((packet, device), (answer, clat.device)):
-        yield UsabilityCase(
-            "P3", uplink.name, title, clat.origin, each, "leaves", way, mark, may_be_firewalled=True
-        )  # fmt: skip
+    errors = (
+        evolve_packet(answer, source=REMOTE_ADDRESS[6], protocol=ICMPV6, sport=0, dport=0,
+                      flow=CtInfo("related", "reply"), fields={("icmpv6", "type"): number})
+        for number in (1, 2, 3, 4)
+    )  # fmt: skip
+    title, ways = f"clat {clat.device}", [(packet, device), *((each, clat.device) for each in (answer, *errors))]
+    for each, way in ways:
+        yield UsabilityCase("P3", uplink.name, title, clat.origin, each, "leaves", way, mark, may_be_firewalled=True)
     for each in (evolve_packet(packet, destination=REMOTE_ADDRESS[6]), evolve_packet(answer, flow=CtInfo())):
         yield UsabilityCase("P2", uplink.name, f"{title}: no other packets", clat.origin, each, "dropped")
 
