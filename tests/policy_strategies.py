@@ -78,6 +78,11 @@ def ports():
     ) | st.builds(lambda protocol, one: Port(protocol, one, one), st.sampled_from(("tcp", "udp")), numbers)
 
 
+def ports_list():
+    """Generate at most two different ports."""
+    return st.lists(ports(), max_size=2, unique=True)
+
+
 def addresses(version=None):
     """Generate addresses of hosts that an IPv6 tool does not print as IPv4."""
     four = st.integers(0x01000000, 0xDFFFFFFF).map(IPv4Address)
@@ -227,8 +232,9 @@ def lans(draw, policy):
     for name in draw(st.lists(names(), max_size=2, unique=True)):
         owner = {key: draw(accounts()) for key in draw(st.sampled_from(((), (), ("group",), ("user",))))}
         to = tuple(draw(st.lists(local_networks(), min_size=1, max_size=3, unique=True)))
-        narrowed = tuple(draw(st.lists(ports(), max_size=2, unique=True)))
-        lan = Lan(draw(st.sampled_from(tuple(policy.uplink))), to, **owner, ports=narrowed)
+        narrowed = tuple(draw(ports_list()))
+        from_ports = () if narrowed else tuple(port for port in draw(ports_list()) if port.protocol == "udp")
+        lan = Lan(draw(st.sampled_from(tuple(policy.uplink))), to, **owner, ports=narrowed, sport=from_ports)
         additions.append(evolve(policy, lan={name: lan}))
     return additions
 
@@ -356,6 +362,7 @@ def to_toml(policy):
     for name, lan in policy.lan.items():
         owner = {key: str(account.number) for key, account in validate.account_selectors(lan)}
         values = {"uplink": _quoted(lan.uplink), "to": _list(lan.to), **owner, "ports": _list(lan.ports)}
+        values["sport"] = _list(lan.sport)
         lines += ["", f"[lan.{name}]", *_pairs(values)]
     return "\n".join(lines) + "\n"
 

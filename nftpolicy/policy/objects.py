@@ -233,6 +233,7 @@ class Lan:
     """Packets to the uplink's own network that need no mark: of the sockets of `group` or `user`, else of any.
 
     `to`: private networks; nothing else is permitted. `ports` restricts the destination ports; empty: any.
+    `sport`: the UDP ports that they are sent from, as answers to broadcast and multicast are; empty: any.
     """
 
     uplink: str
@@ -240,6 +241,7 @@ class Lan:
     group: Account | None = None
     user: Account | None = None
     ports: tuple[Port, ...] = ()
+    sport: tuple[Port, ...] = ()
 
 
 @frozen

@@ -130,6 +130,7 @@ def _lists(policy: Policy) -> Iterator[tuple[KeyPath, tuple[object, ...]]]:
     for name, lan in policy.lan.items():
         yield ("lan", name, "to"), lan.to
         yield ("lan", name, "ports"), lan.ports
+        yield ("lan", name, "sport"), lan.sport
 
 
 def _resolvers(policy: Policy) -> Iterator[PolicyFault]:
@@ -341,6 +342,11 @@ def _lans(policy: Policy) -> Iterator[PolicyFault]:
                 )
         if lan.group and lan.user:
             yield path, "has 'group' and 'user'; remove one of them"
+        if lan.sport and lan.ports:
+            yield (*path, "sport"), "excludes 'ports'; make two tables"
+        for index, port in enumerate(lan.sport):
+            if port.protocol != "udp":
+                yield (*path, "sport", index), f"answers to broadcast and multicast are UDP packets; {port} is not UDP"
 
 
 def is_local(network: Network) -> bool:

@@ -184,9 +184,10 @@ def _owners(service: objects.Service | objects.Lan) -> tuple[OwnerSpec, ...]:
 
 
 # The name server of a network learns from its queries which hosts a machine speaks to.
+_NOT_DNS = complement(points(DNS_PORT), 0xFFFF)
 _ALL_BUT_DNS = (
     Region({"protocol": complement(points(TCP, UDP), 255)}),
-    Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": complement(points(DNS_PORT), 0xFFFF)}),
+    Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": _NOT_DNS}),
 )
 
 
@@ -201,10 +202,12 @@ def _lan(name: str, lan: objects.Lan) -> ExemptionSpec:
         networks = intersect_ranges(_bounds(lan.to, family), _addresses(*_NOT_GLOBAL[family]))
         fields = {**owner, "daddr": networks, ARRIVAL: points(0)}
         if networks:
-            headers[family] = tuple(Region({**region.fields, **fields}) for region in _ports(lan.ports) or _ALL_BUT_DNS)
+            regions = _ports(lan.ports) or tuple(each.narrowed(dport=_NOT_DNS) for each in _ports(lan.sport, "sport"))
+            headers[family] = tuple(Region({**region.fields, **fields}) for region in regions or _ALL_BUT_DNS)
     accounts = [("group", lan.group), ("user", lan.user)]
     sender = next((f"{key} {account.name}" for key, account in accounts if account is not None), "any program")
     ports = f" on {', '.join(map(str, lan.ports))}" if lan.ports else ""
+    ports += f" from {', '.join(map(str, lan.sport))}" if lan.sport else ""
     detail = f"{', '.join(map(str, lan.to))}{ports} for {sender}"
     return ExemptionSpec(f"lan {name}", ("lan", name), headers, is_lan=True, detail=detail)
 
