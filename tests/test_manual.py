@@ -50,6 +50,7 @@ CLASSES = {
     "The file itself": objects.Policy,
     "uplink.NAME": objects.Uplink,
     "uplink.NAME.resolver": objects.Resolver,
+    "uplink.NAME.clat": objects.Clat,
     "service.NAME": objects.Service,
     "forward.NAME": objects.Forward,
     "publish.NAME": objects.Publish,
@@ -358,10 +359,12 @@ MINIMAL = """
 name = "minimal"
 inside = ["guests"]
 [uplink.wan]
-devices = ["br-wan"]
+devices = ["br-wan", "clat"]
 mark = "0x1/0x1"
 table = 1
 [uplink.wan.resolver]
+[uplink.wan.clat]
+device = "clat"
 [service.vpn]
 uplink = "wan"
 group = 800
@@ -380,6 +383,7 @@ to = ["192.168.1.0/24"]
 PLACES = {
     "uplink.NAME": "[uplink.wan]\n",
     "uplink.NAME.resolver": "[uplink.wan.resolver]\n",
+    "uplink.NAME.clat": "[uplink.wan.clat]\n",
     "service.NAME": "[service.vpn]\n",
     "forward.NAME": "[forward.guests]\n",
     "publish.NAME": "[publish.web]\n",
@@ -490,6 +494,7 @@ def test_page_has_every_chain(family: str) -> None:
     documented = items(section(file_page(), f"table {family} {object_names.TABLE}"), "Cm")
     compiled = {name: chain for (of, name), chain in chains().items() if of == family}
     device = compiled.pop("device-br-wan", None)
+    compiled.pop("device-clat", None)
     if device:
         compiled["device-DEVICE"] = device
     assert set(documented) == set(compiled)

@@ -12,6 +12,7 @@ from ..netstate.routing import IpRule, Route
 from ..netstate.state import NetState
 from ..policy.objects import Policy, Uplink
 from . import (
+    clat,
     dns,
     exemptions,
     forwards,
@@ -125,6 +126,7 @@ def _counters(name: str, uplink: Uplink, policy: Policy) -> list[str]:
         *lans.counter_names(policy, name),
         *replies.counter_names(name, uplink),
         *forwards.counter_names(policy, name),
+        *clat.counter_names(name, uplink),
     ]
 
 

@@ -12,6 +12,7 @@ from .errors import did_you_mean
 from .objects import SERVICES_CGROUP, Account, Forward, Lan, Network, Policy, Publish, Resolver, Service, service_cgroup
 from .scalars import has_hosts, is_routed, matching_pattern
 from .toml_positions import KeyPath
+from .validate_clat import find_clat_faults
 from .validate_forwards import PolicyFault, find_forward_faults
 from .validate_tunnels import find_shared_tunnels, find_tunnel_faults
 
@@ -129,6 +130,7 @@ def _lists(policy: Policy) -> Iterator[tuple[KeyPath, tuple[object, ...]]]:
     for name, lan in policy.lan.items():
         yield ("lan", name, "to"), lan.to
         yield ("lan", name, "ports"), lan.ports
+        yield ("lan", name, "sport"), lan.sport
 
 
 def _resolvers(policy: Policy) -> Iterator[PolicyFault]:
@@ -348,6 +350,11 @@ def _lans(policy: Policy) -> Iterator[PolicyFault]:
                 )
         if lan.group and lan.user:
             yield path, "has 'group' and 'user'; remove one of them"
+        if lan.sport and lan.ports:
+            yield (*path, "sport"), "excludes 'ports'; make two tables"
+        for index, port in enumerate(lan.sport):
+            if port.protocol != "udp":
+                yield (*path, "sport", index), f"answers to broadcast and multicast are UDP packets; {port} is not UDP"
 
 
 def is_local(network: Network) -> bool:
@@ -389,4 +396,5 @@ _CHECKS: tuple[Callable[[Policy], Iterator[PolicyFault]], ...] = (
     _resolver_users,
     _lans,
     find_forward_faults,
+    find_clat_faults,
 )

@@ -15,7 +15,7 @@ from ..policy.objects import ROOT
 from .bypass import redirect_violations
 from .context import ProofContext
 from .counterexample import search_outcome
-from .entitlement import DNS_PORT, forwarded_regions, reply_regions
+from .entitlement import DNS_PORT, forwarded_regions, reply_regions, translated_regions
 from .findings import finding
 from .lemmas import Violation, guard_violation
 from .no_leak import exempt_headers
@@ -69,6 +69,7 @@ def _bypasses(
     for other in spec.uplinks:
         regions = (*exempt_headers(other, family), *reply_regions(other, family), *forwarded_regions(other, family))
         allowed += [region.narrowed(oifname=other.devices) for region in regions]
+        allowed += translated_regions(other, family)
     chains = context.filter_chains(family, "postrouting")
     for queries in _service_queries(spec, uplink, owners):
         violation = guard_violation(context, family, chains, queries, allowed)

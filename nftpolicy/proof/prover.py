@@ -120,6 +120,8 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
             yield f"AF_PACKET sockets (CAP_NET_RAW) reach an uplink by {hooked} only, not by a renamed or new device"
         for device in sorted(spec.absent_devices):
             yield f"device {device} is absent, so no packet leaves by it until watch or apply has added its link guard"
+    for clat in (uplink.clat for uplink in spec.uplinks if uplink.clat):
+        yield f"the CLAT behind {clat.device} (CAP_NET_ADMIN) sends translations of packets that it read, no others"
     for port in (port for uplink in spec.uplinks for port in uplink.ports):
         yield f"a frame that a bridge forwards to {port} from another port is not of this machine"
     if any(uplink.resolver is not None and uplink.services for uplink in spec.uplinks):

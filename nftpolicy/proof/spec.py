@@ -211,6 +211,19 @@ class ResolverSpec:
 
 
 @frozen
+class ClatSpec:
+    """Translator of 464XLAT: its device, and the addresses that its IPv6 packets are for.
+
+    Its IPv6 packets leave by `network`, the other devices of the uplink.
+    """
+
+    device: str
+    prefix: Ranges
+    network: tuple[str, ...]
+    origin: OriginPath = ()
+
+
+@frozen
 class UplinkSpec:
     """Specification of one uplink. `ports` are the ports of bridges and bonds among its devices.
 
@@ -239,6 +252,12 @@ class UplinkSpec:
     publishes: tuple[PublishSpec, ...] = ()
     addresses: Mapping[int, Ranges] = Factory(dict)
     bpdus: tuple[Region, ...] = ()
+    clat: ClatSpec | None = None
+
+    @property
+    def clat_devices(self) -> tuple[str, ...]:
+        """Return the device of the CLAT, by which no exemption lets a packet leave; () without one."""
+        return (self.clat.device,) if self.clat else ()
 
     def lan_networks(self, family: int) -> list[tuple[int, int]]:
         """Return the ranges of the uplink's own network to which packets may leave without a mark."""

@@ -23,6 +23,7 @@ from ..model.packet import (
 from ..model.symbolic.box import intersect_boxes, merge_ranges, points, subtract_ranges
 from .answer_cases import answer_cases
 from .assumptions import device_matches, sample_device
+from .clat_cases import by_clat, clat_cases, into_clat
 from .concretize import REMOTE_ADDRESS, choose
 from .context import ProofContext
 from .entitlement import DNS_PORT
@@ -64,7 +65,10 @@ def usability_cases(context: ProofContext, spec: Spec, inside: tuple[str, ...] =
     `inside`: the devices and patterns of the policy, of which `spec` may have only those that are there now.
     """
     for uplink in spec.uplinks:
-        yield from _services(context, uplink, spec)
+        for case in _services(context, uplink, spec):
+            yield by_clat(context, uplink, case)
+            yield from into_clat(context, uplink, case)
+        yield from clat_cases(context, uplink)
         yield from exemption_cases(context, uplink, spec)
         yield from lan_cases(context, uplink)
         yield from answer_cases(context, uplink, spec)
@@ -72,7 +76,7 @@ def usability_cases(context: ProofContext, spec: Spec, inside: tuple[str, ...] =
         yield from _arrivals(context, uplink, spec, inside)
         yield from _frames(uplink)
         if uplink.resolver is not None:
-            yield from _dns(uplink, spec)
+            yield from (by_clat(context, uplink, case) for case in _dns(uplink, spec))
         yield from forward_cases(context, uplink, spec)
     yield from _inside(spec, inside)
 

@@ -64,6 +64,8 @@ BAD = [
     (LAN, NAS.replace("[lan.", "[service."), "service.nas", "for any program and the uplink's own network, use [lan.NAME]"),
     (LAN, NAS + "user = 5\ngroup = 6\n", "lan.nas", "has 'group' and 'user'"),
     (LAN, NAS.replace('"wan"', '"wam"'), "lan.nas.uplink", "unknown uplink 'wam'"),
+    (LAN, NAS + 'ports = ["tcp/445"]\nsport = ["udp/137"]\n', "lan.nas.sport", "excludes 'ports'; make two tables"),
+    (LAN, NAS + 'sport = ["udp/137", "tcp/139"]\n', "lan.nas.sport[1]", "tcp/139 is not UDP"),
     (LAN, NAS + 'ports = ["tcp/445", "tcp/445"]\n', "lan.nas.ports[1]", "is listed twice"),
     # the wrong type, for each kind of key
     ('name = "p"', "name = 5", "name", "expected a string in quotes, got a number ('5')"),
