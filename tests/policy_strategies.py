@@ -113,6 +113,15 @@ def gateways():
     return st.lists(usable, max_size=2, unique_by=lambda one: one.version).map(tuple)
 
 
+def upstream_servers():
+    """Generate a DNS server, mostly with port 53."""
+    hosts = addresses().filter(lambda one: not one.is_multicast)
+    ports = st.just(53) | st.just(53) | st.sampled_from((5353, 65535))
+    return st.builds(
+        lambda one, port: Server(one, "eth0" if one.is_link_local and one.version == 6 else None, port), hosts, ports
+    )
+
+
 @st.composite
 def resolvers(draw, index):
     """Generate a resolver; `index` keeps those of several uplinks apart."""
@@ -122,20 +131,17 @@ def resolvers(draw, index):
     listen = draw(st.sampled_from(((four,), (six,), (four, six), (six, four))))
     if port == 53 and any(one.address.is_loopback for one in listen):  # where the machine's own resolver is asked
         listen = tuple(evolve(one, port=54) for one in listen)
-    upstream = addresses().filter(lambda one: not one.is_multicast)
-    servers = draw(
-        st.lists(
-            upstream.map(lambda one: Server(one, "eth0" if one.is_link_local and one.version == 6 else None)),
-            max_size=3,
-            unique=True,
-        )
-    )
+    upstream = st.lists(upstream_servers(), min_size=1, max_size=3, unique=True).map(tuple)
+    servers = draw(st.just(()) | upstream)
     lease = None if servers else draw(st.none() | st.sampled_from(("/run/nftpolicy/wan.dns", "/run/a b")))
     listed = st.lists(
         st.sampled_from([one for one in vocabulary.DNS_SOURCES if one != "auto"]), max_size=3, unique=True
     )
     sources = () if servers or lease else tuple(draw(listed | st.just(["auto"])))
-    return Resolver(listen, tuple(servers), lease, sources, draw(accounts()))
+    domains = draw(
+        st.dictionaries(st.sampled_from(("corp.example", "lan", "2.0.192.in-addr.arpa")), upstream, max_size=2)
+    )
+    return Resolver(listen, tuple(servers), lease, sources, draw(accounts()), domains)
 
 
 def answers():
@@ -369,7 +375,12 @@ def _resolver(resolver):
         "sources": _list(resolver.sources),
         "user": str(resolver.user.number),
         **lease,
+        **({"domains": _domains(resolver.domains)} if resolver.domains else {}),
     }
+
+
+def _domains(domains):
+    return "{ " + ", ".join(f"{_quoted(domain)} = {_list(servers)}" for domain, servers in domains.items()) + " }"
 
 
 def _service(service):

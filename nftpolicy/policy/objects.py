@@ -74,22 +74,30 @@ class Answer:
         return f"{self.name} from {', '.join(map(str, self.source))}" if self.source else self.name
 
 
+DNS_PORT = 53
+
+
 @frozen
 class Server:
     """Upstream DNS server; `zone` is the device of a link-local address."""
 
     address: Address
     zone: str | None = None
+    port: int = DNS_PORT
 
     def __str__(self) -> str:
-        return f"{self.address}%{self.zone}" if self.zone else str(self.address)
+        plain = f"{self.address}%{self.zone}" if self.zone else str(self.address)
+        if self.port == DNS_PORT:
+            return plain
+        return f"[{plain}]:{self.port}" if self.address.version == 6 else f"{plain}:{self.port}"
 
 
 @frozen
 class Resolver:
     """DNS forwarder of an uplink.
 
-    Its upstream servers are `servers`, or come from `sources`, or from the file `lease`.
+    Its upstream servers are `servers`, or come from `sources`, or from the file `lease`. `domains`: the only
+    servers for names in these domains.
     """
 
     listen: tuple[Listen, ...] = (
@@ -100,6 +108,17 @@ class Resolver:
     lease: str | None = None
     sources: tuple[str, ...] = ()
     user: Account = Account("65534", 65534)
+    domains: dict[str, tuple[Server, ...]] = Factory(dict)
+
+    @property
+    def learns_servers(self) -> bool:
+        """Return True if the servers, except those of `domains`, come from outside the policy."""
+        return not self.servers
+
+    @property
+    def named_servers(self) -> tuple[Server, ...]:
+        """Return all servers of the policy, without duplicates."""
+        return tuple(dict.fromkeys((*self.servers, *(server for each in self.domains.values() for server in each))))
 
 
 def lease_file(uplink: str, resolver: Resolver) -> str:

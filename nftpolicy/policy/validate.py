@@ -118,6 +118,8 @@ def _lists(policy: Policy) -> Iterator[tuple[KeyPath, tuple[object, ...]]]:
         if uplink.resolver:
             yield (*path, "resolver", "servers"), uplink.resolver.servers
             yield (*path, "resolver", "sources"), uplink.resolver.sources
+            for domain, servers in uplink.resolver.domains.items():
+                yield (*path, "resolver", "domains", domain), servers
     for name, service in policy.service.items():
         yield ("service", name, "to"), service.to
         yield ("service", name, "ports"), service.ports
@@ -146,6 +148,9 @@ def _resolvers(policy: Policy) -> Iterator[PolicyFault]:
         if uplink.resolver.servers and uplink.resolver.lease:
             yield (*path, "lease"), "excludes 'servers'; remove one of them"
         yield from _sources((*path, "sources"), uplink.resolver)
+        for domain, servers in uplink.resolver.domains.items():
+            if not servers:
+                yield (*path, "domains", domain), "names no server; remove the domain, or name its servers"
 
 
 def _listen_addresses(

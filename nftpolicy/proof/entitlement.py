@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
-from ..model.packet import KERNEL, SOCKET, TCP, UDP, Packet
+from ..model.packet import KERNEL, SOCKET, UDP, Packet
 from ..model.symbolic.box import intersect_boxes, points
 from ..model.symbolic.field_values import CT_STATES
 from .spec import Region, UplinkSpec
@@ -43,8 +43,8 @@ def entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     )
     yield from forwarded_regions(uplink, family)
     if uplink.resolver is not None:
-        queries = Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": points(DNS_PORT)})
-        yield queries.narrowed(socket=points(1), uid=points(uplink.resolver.uid))
+        for queries in uplink.resolver.upstream.get(family, ()):
+            yield queries.narrowed(socket=points(1), uid=points(uplink.resolver.uid))
     yield from reply_regions(uplink, family)
     for exemption in uplink.exemptions:
         if exemption.is_report:

@@ -8,12 +8,12 @@ hide from every proof. Nothing here knows a chain, a set or a priority.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, address_range, parse_address
 from ..model.symbolic.box import Ranges, complement, intersect_ranges, merge_ranges, points
 from ..policy import objects
-from ..policy.objects import Answer, Policy, Port, Uplink
+from ..policy.objects import Answer, Policy, Port, Resolver, Uplink
 from .entitlement import DNS_PORT
 from .spec import (
     ARRIVAL,
@@ -283,7 +283,12 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
             (endpoint.address.version, parse_address(str(endpoint.address)), endpoint.port)
             for endpoint in resolver.listen
         )
-        resolver_spec = ResolverSpec(listen, resolver.user.number, ("uplink", name, "resolver"))
+        resolver_spec = ResolverSpec(
+            listen,
+            resolver.user.number,
+            ("uplink", name, "resolver"),
+            {family: tuple(_upstream(resolver, family)) for family in IP_FAMILIES},
+        )
     return UplinkSpec(
         name,
         uplink.devices,
@@ -305,6 +310,17 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
         addresses={family: _bounds(uplink.addresses, family) for family in IP_FAMILIES},
         bpdus=tuple(region.narrowed(socket=points(0)) for region in EXEMPTIONS["stp"][1]) if uplink.stp else (),
     )
+
+
+def _upstream(resolver: Resolver, family: int) -> Iterator[Region]:
+    """Yield the queries of a resolver: to port 53 if it learns its servers, and to each server of the policy."""
+    queries = Region({"protocol": points(TCP, UDP), "fragment": points(0)})
+    if not resolver.servers:
+        yield queries.narrowed(dport=points(DNS_PORT))
+    for server in (*resolver.servers, *itertools.chain(*resolver.domains.values())):
+        if server.address.version == family:
+            address = points(parse_address(str(server.address)))
+            yield queries.narrowed(daddr=address, dport=points(server.port))
 
 
 def _forward(name: str, policy: Policy) -> ForwardSpec:

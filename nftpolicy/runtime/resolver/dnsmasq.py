@@ -127,7 +127,8 @@ def dnsmasq_arguments(job: ResolverJob) -> list[str]:
         fill("--port={port}", port=job.resolver.listen[0].port),
         "--bind-interfaces",
         *(fill("--listen-address={address}", address=word(str(listen.address))) for listen in job.resolver.listen),
-        fill("--resolv-file={path}", path=word(str(job.servers_file))),
+        "--no-resolv",
+        fill("--servers-file={path}", path=word(str(job.servers_file))),
         "--no-hosts",
         "--cache-size=0",
         "--proxy-dnssec",
@@ -208,16 +209,17 @@ def _before_exec(marking: MarkedCgroup | SocketCallMarker, parent: int) -> None:
     marking.before_exec()
 
 
-def _refresh(job: ResolverJob, learner: ServerDiscovery, upstream: ServersFile) -> None:
-    """Pass the current servers to dnsmasq."""
+def _refresh(job: ResolverJob, learner: ServerDiscovery, upstream: ServersFile) -> bool:
+    """Write the current servers for dnsmasq; return True if it has to read them again."""
+    known = upstream.servers
     try:
         servers = learner.refresh().servers
-        changed = upstream.update(servers, learner.host.own, time.monotonic())
+        changed = upstream.update(servers, learner.host.own, time.monotonic(), learner.domains)
     except OSError as error:  # such as a full disk
         where = error.filename2 or error.filename or "the servers"
         why = "stopped: cannot update the server list, the old servers may be stale"
         raise ResolverError(f"{where}: {error.strerror}; {why}") from None
-    if changed:
+    if servers != known:
         sources = learner.sources.items()
         awaited = ", ".join(source.marker if source and key == "lease" else key for key, source in sources)
         server_text = (
@@ -225,6 +227,7 @@ def _refresh(job: ResolverJob, learner: ServerDiscovery, upstream: ServersFile) 
         )
         job.warn(f"servers of uplink {job.name}: {server_text}")
         job.service_manager.notify(STATUS=f"servers: {server_text}")
+    return changed
 
 
 def _verify_sockets(job: ResolverJob, marking: MarkedCgroup | SocketCallMarker, pid: int) -> bool:
@@ -276,12 +279,15 @@ def _supervise(
             status = child.poll()
             if status is not None:
                 raise ResolverError(f"dnsmasq ended with status {status}; see its messages above")
-            if _verify_sockets(job, marking, child.pid) and not ready:
-                ready = True
+            is_first = _verify_sockets(job, marking, child.pid) and not ready
+            ready = ready or is_first
+            # A change before dnsmasq listens may have been too late for its first reading.
+            if (_refresh(job, learner, upstream) and ready) or is_first:
+                child.send_signal(signal.SIGHUP)
+            if is_first:
                 addresses = ", ".join(map(str, job.resolver.listen))
                 job.warn(f"resolver of uplink {job.name} answers on {addresses}")
                 job.service_manager.notify(READY=1)
-            _refresh(job, learner, upstream)
     finally:
         for number, handler in old_handlers.items():
             signal.signal(number, handler)
