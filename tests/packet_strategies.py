@@ -197,6 +197,7 @@ def _plain(aim: Aims, policy: Policy) -> Iterator[Packet]:
                     if server.address.version == family:
                         query = evolve(anyone, uid=user, mark=uplink.mark.value, destination=int(server.address))
                         yield evolve(query, dport=server.port)
+                        yield evolve(query, dport=server.port, protocol=TCP)
                         yield evolve(query, dport=server.port ^ 1)
                 for listen in uplink.resolver.listen:
                     if listen.address.version == family:

@@ -113,13 +113,17 @@ def gateways():
     return st.lists(usable, max_size=2, unique_by=lambda one: one.version).map(tuple)
 
 
-def upstream_servers():
-    """Generate a DNS server, mostly with port 53."""
+def upstream_servers(tls):
+    """Generate a list of DNS servers, mostly with the usual port."""
     hosts = addresses().filter(lambda one: not one.is_multicast)
-    ports = st.just(53) | st.just(53) | st.sampled_from((5353, 65535))
-    return st.builds(
-        lambda one, port: Server(one, "eth0" if one.is_link_local and one.version == 6 else None, port), hosts, ports
+    usual, name = (853, "dns.example") if tls else (53, None)
+    ports = st.just(usual) | st.just(usual) | st.sampled_from((5353, 65535))
+    server = st.builds(
+        lambda one, port: Server(one, "eth0" if one.is_link_local and one.version == 6 else None, port, name),
+        hosts,
+        ports,
     )
+    return st.lists(server, min_size=1, max_size=3, unique=True).map(tuple)
 
 
 @st.composite
@@ -131,16 +135,15 @@ def resolvers(draw, index):
     listen = draw(st.sampled_from(((four,), (six,), (four, six), (six, four))))
     if port == 53 and any(one.address.is_loopback for one in listen):  # where the machine's own resolver is asked
         listen = tuple(evolve(one, port=54) for one in listen)
-    upstream = st.lists(upstream_servers(), min_size=1, max_size=3, unique=True).map(tuple)
-    servers = draw(st.just(()) | upstream)
+    servers = draw(st.just(()) | upstream_servers(False) | upstream_servers(True))
     lease = None if servers else draw(st.none() | st.sampled_from(("/run/nftpolicy/wan.dns", "/run/a b")))
     listed = st.lists(
         st.sampled_from([one for one in vocabulary.DNS_SOURCES if one != "auto"]), max_size=3, unique=True
     )
     sources = () if servers or lease else tuple(draw(listed | st.just(["auto"])))
-    domains = draw(
-        st.dictionaries(st.sampled_from(("corp.example", "lan", "2.0.192.in-addr.arpa")), upstream, max_size=2)
-    )
+    upstream = upstream_servers(False) | upstream_servers(True) if servers else upstream_servers(False)
+    names = st.sampled_from(("corp.example", "lan", "2.0.192.in-addr.arpa"))
+    domains = draw(st.dictionaries(names, upstream, max_size=2))
     return Resolver(listen, tuple(servers), lease, sources, draw(accounts()), domains)
 
 

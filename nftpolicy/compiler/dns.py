@@ -72,7 +72,7 @@ def server_sets(policy: Policy) -> tuple[Set, ...]:
             _server_set(name, family),
             ("inet_proto", kind, "inet_service"),
             frozenset(
-                (protocol, str(server.address), server.port) for server in servers for protocol in ("tcp", "udp")
+                (protocol, str(server.address), server.port) for server in servers for protocol in server.protocols
             ),
             origin=("uplink", name, "resolver"),
         )

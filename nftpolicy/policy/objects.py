@@ -75,21 +75,31 @@ class Answer:
 
 
 DNS_PORT = 53
+DNS_TLS_PORT = 853  # RFC 7858 3.1
 
 
 @frozen
 class Server:
-    """Upstream DNS server; `zone` is the device of a link-local address."""
+    """Upstream DNS server; `zone` is the device of a link-local address.
+
+    `tls_name`: the name in its certificate, if it is queried over TLS (RFC 7858).
+    """
 
     address: Address
     zone: str | None = None
     port: int = DNS_PORT
+    tls_name: str | None = None
 
     def __str__(self) -> str:
-        plain = f"{self.address}%{self.zone}" if self.zone else str(self.address)
-        if self.port == DNS_PORT:
-            return plain
-        return f"[{plain}]:{self.port}" if self.address.version == 6 else f"{plain}:{self.port}"
+        text = f"{self.address}%{self.zone}" if self.zone else str(self.address)
+        if self.port != (DNS_TLS_PORT if self.tls_name else DNS_PORT):
+            text = f"[{text}]:{self.port}" if self.address.version == 6 else f"{text}:{self.port}"
+        return f"tls://{text}#{self.tls_name}" if self.tls_name else text
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Return the transport protocols of queries to the server."""
+        return ("tcp",) if self.tls_name else ("tcp", "udp")
 
 
 @frozen
@@ -114,6 +124,11 @@ class Resolver:
     def learns_servers(self) -> bool:
         """Return True if the servers, except those of `domains`, come from outside the policy."""
         return not self.servers
+
+    @property
+    def uses_tls(self) -> bool:
+        """Return True if a server is queried over TLS."""
+        return any(server.tls_name for server in self.named_servers)
 
     @property
     def named_servers(self) -> tuple[Server, ...]:

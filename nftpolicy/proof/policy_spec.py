@@ -320,7 +320,8 @@ def _upstream(resolver: Resolver, family: int) -> Iterator[Region]:
     for server in (*resolver.servers, *itertools.chain(*resolver.domains.values())):
         if server.address.version == family:
             address = points(parse_address(str(server.address)))
-            yield queries.narrowed(daddr=address, dport=points(server.port))
+            protocols = points(TCP) if server.tls_name else points(TCP, UDP)
+            yield queries.narrowed(daddr=address, dport=points(server.port), protocol=protocols)
 
 
 def _forward(name: str, policy: Policy) -> ForwardSpec:

@@ -26,8 +26,10 @@ def is_upstream(socket: InetSocket, resolver: Resolver) -> bool:
     """Return True if the socket is connected to a server that the resolver may query."""
     if resolver.learns_servers and is_dns(socket):
         return True
-    servers = {(str(server.address), server.port) for server in resolver.named_servers}
-    return socket.is_connected and (socket.remote, socket.dport) in servers and socket.protocol in (TCP, UDP)
+    servers = {
+        (each, str(server.address), server.port) for server in resolver.named_servers for each in server.protocols
+    }
+    return (PROTOCOLS.get(socket.protocol), socket.remote, socket.dport) in servers
 
 
 def uplink_of_mark(policy: Policy | None, fwmark: int) -> tuple[str, Uplink] | None:

@@ -190,7 +190,8 @@ def is_of_resolver(resolver, packet, walk, is_dns):
     if packet.protocol not in (TCP, UDP) or packet.fields.get(("ip", "frag-off")):
         return False
     servers = [*resolver.servers, *(server for only in resolver.domains.values() for server in only)]
-    named = {(one.address.version, int(one.address), one.port) for one in servers}
+    usable = [one for one in servers if packet.protocol == TCP or one.tls_name is None]
+    named = {(one.address.version, int(one.address), one.port) for one in usable}
     return (is_dns and not resolver.servers) or (packet.family, walk.destination, walk.dport) in named
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from nftpolicy.kernel.inotify import FilePatternWatch
 from nftpolicy.policy import vocabulary
 from nftpolicy.policy.load import load
+from nftpolicy.policy.objects import Listen
+from nftpolicy.policy.scalars import parse_server
 from nftpolicy.runtime.resolver.discovery import DiscoveryTarget, ServerDiscovery
 from nftpolicy.runtime.resolver.dnsmasq import ResolverError, ResolverJob, _refresh
 from nftpolicy.runtime.resolver.servers_file import LEAVING_SECONDS, ServersFile
@@ -27,6 +29,7 @@ from nftpolicy.runtime.resolver.sources import (
     resolved,
 )
 from nftpolicy.runtime.resolver.sources.filter import MAX_REJECTED, MAX_SERVERS, HostAddresses, usable_servers
+from nftpolicy.runtime.resolver.unbound import unbound_text
 from tests.test_manual import MINIMAL
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/dns"
@@ -401,6 +404,23 @@ def test_servers_of_the_policy_are_written_for_dnsmasq(tmp_path: Path) -> None:
         "server=/lan/",
     ]
     assert warnings == ["'127.0.0.1' left out: address of this host: would create a forwarding loop"]
+
+
+def test_unbound_forwards_each_zone_to_its_own_servers() -> None:
+    tls, tls6, plain = map(
+        parse_server, ("tls://192.0.2.1#a.example", "tls://[2001:db8::1]:8853#b.example", "192.0.2.2")
+    )
+    text = unbound_text((Listen(ip_address("::1"), 54),), "nobody", (tls, tls6), {"corp.test": (plain,), "lan": ()})
+    assert "    interface: ::1@54\n" in text
+    assert '    local-zone: "corp.test." transparent\n    local-zone: "lan." refuse\n' in text
+    assert text.partition("forward-zone:\n")[2].split("forward-zone:\n") == [
+        '    name: "."\n    forward-first: no\n    forward-tls-upstream: yes\n'
+        '    forward-addr: "192.0.2.1@853#a.example"\n    forward-addr: "2001:db8::1@8853#b.example"\n',
+        '    name: "corp.test."\n    forward-first: no\n    forward-addr: "192.0.2.2@53"\n',
+    ]
+    without = unbound_text((), "nobody", (), {})
+    assert '    local-zone: "." refuse\n' in without
+    assert "forward-zone" not in without
 
 
 def test_resolver_on_full_disk_stops_with_an_error(tmp_path: Path) -> None:

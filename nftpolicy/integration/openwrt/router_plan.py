@@ -131,7 +131,7 @@ def _chain_body(chain: Chain) -> CheckedText:
 def _resolver(name: str, uplink: Uplink) -> Iterator[CheckedText]:
     """Yield how the dnsmasq of an uplink is started, and the source of its servers."""
     resolver = uplink.resolver
-    if resolver is None:
+    if resolver is None or resolver.uses_tls:  # unsupported.py refuses TLS
         return
     # runner.sh writes servers in the form of resolv.conf(5), which has neither ports nor domains.
     with_port = (server_value(server) for server in resolver.servers if server.port != DNS_PORT)

@@ -7,7 +7,7 @@ a removed server stays for a while, and may answer new queries until then.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
@@ -54,9 +54,13 @@ def servers_text(servers: Iterable[Server], domains: Mapping[str, tuple[Server, 
 
 @define
 class ServersFile:
-    """Servers file of one dnsmasq, which reads it again on SIGHUP."""
+    """Servers file of one dnsmasq, which reads it again on SIGHUP.
+
+    `write_text` returns the text of servers and domains.
+    """
 
     path: Path
+    write_text: Callable[[tuple[Server, ...], Mapping[str, tuple[Server, ...]]], CheckedText] = servers_text
     servers: tuple[Server, ...] | None = None
     # Removed server -> time when it leaves the file.
     _leaving: dict[Server, float] = field(factory=dict)
@@ -83,7 +87,7 @@ class ServersFile:
             for server, end in self._leaving.items()
             if servers and end > now and server not in servers and server.address not in own
         }
-        text = servers_text((*servers, *self._leaving), domains)
+        text = self.write_text((*servers, *self._leaving), domains)
         if text == self._written:
             return False
         new = self.path.with_suffix(".new")
