@@ -132,6 +132,19 @@ def _nat64_bits():
     return st.integers(0x2000 << 112, (0x4000 << 112) - 1) | st.just(0x64FF9B << 96)
 
 
+def upstream_servers(tls):
+    """Generate a list of DNS servers, mostly with the usual port."""
+    hosts = addresses().filter(lambda one: not one.is_multicast)
+    usual, name = (853, "dns.example") if tls else (53, None)
+    ports = st.just(usual) | st.just(usual) | st.sampled_from((5353, 65535))
+    server = st.builds(
+        lambda one, port: Server(one, "eth0" if one.is_link_local and one.version == 6 else None, port, name),
+        hosts,
+        ports,
+    )
+    return st.lists(server, min_size=1, max_size=3, unique=True).map(tuple)
+
+
 @st.composite
 def resolvers(draw, index):
     """Generate a resolver; `index` keeps those of several uplinks apart."""
@@ -141,20 +154,16 @@ def resolvers(draw, index):
     listen = draw(st.sampled_from(((four,), (six,), (four, six), (six, four))))
     if port == 53 and any(one.address.is_loopback for one in listen):  # where the machine's own resolver is asked
         listen = tuple(evolve(one, port=54) for one in listen)
-    upstream = addresses().filter(lambda one: not one.is_multicast)
-    servers = draw(
-        st.lists(
-            upstream.map(lambda one: Server(one, "eth0" if one.is_link_local and one.version == 6 else None)),
-            max_size=3,
-            unique=True,
-        )
-    )
+    servers = draw(st.just(()) | upstream_servers(False) | upstream_servers(True))
     lease = None if servers else draw(st.none() | st.sampled_from(("/run/nftpolicy/wan.dns", "/run/a b")))
     listed = st.lists(
         st.sampled_from([one for one in vocabulary.DNS_SOURCES if one != "auto"]), max_size=3, unique=True
     )
     sources = () if servers or lease else tuple(draw(listed | st.just(["auto"])))
-    return Resolver(listen, tuple(servers), lease, sources, draw(accounts()))
+    upstream = upstream_servers(False) | upstream_servers(True) if servers else upstream_servers(False)
+    names = st.sampled_from(("corp.example", "lan", "2.0.192.in-addr.arpa"))
+    domains = draw(st.dictionaries(names, upstream, max_size=2))
+    return Resolver(listen, tuple(servers), lease, sources, draw(accounts()), domains)
 
 
 def answers():
@@ -397,7 +406,12 @@ def _resolver(resolver):
         "sources": _list(resolver.sources),
         "user": str(resolver.user.number),
         **lease,
+        **({"domains": _domains(resolver.domains)} if resolver.domains else {}),
     }
+
+
+def _domains(domains):
+    return "{ " + ", ".join(f"{_quoted(domain)} = {_list(servers)}" for domain, servers in domains.items()) + " }"
 
 
 def _service(service):

@@ -112,6 +112,8 @@ def _show_servers(policy: Policy, uplinks: list[str], as_json: bool) -> None:
         return
     for name, facts in servers.items():
         print(f"uplink {name}: {', '.join(facts['servers']) or 'no server, so queries are refused'}")
+        for domain, only in facts["domains"].items():
+            print(f"  names in {domain}: {', '.join(only) or 'no server, so they do not exist'}")
         for source, reading in facts["sources"].items():
             addresses = ", ".join(dict.fromkeys(reading["words"])) or "nothing"
             error_note = f" ({reading['trouble']})" if reading["trouble"] else ""
@@ -143,6 +145,7 @@ def _servers_json(discovery: ServerDiscovery) -> dict[str, Any]:
     choice = discovery.server_list
     return {
         "servers": list(map(str, choice.servers)),
+        "domains": {domain: list(map(str, servers)) for domain, servers in discovery.domains.items()},
         "sources": sources,
         "left_out": dict(choice.rejected),
     }

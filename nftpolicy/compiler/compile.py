@@ -105,6 +105,7 @@ def _ip_table(policy: Policy) -> Table:
         sets += lans.sets(policy, name)
         sets += wildcard_replies.sets(name, uplink)
     sets += dns.listen_sets(policy)
+    sets += dns.server_sets(policy)
     sets += forwards.forward_sets(policy)
     counters = [NamedCounter(object_names.UNNAMED_DEVICE)]
     if refusal_chain is not None:

@@ -72,6 +72,8 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, state: NetState) -> list[
         servers = ", ".join(map(str, uplink.resolver.servers)) or f"from {learned}"
         listening = ", ".join(map(str, uplink.resolver.listen))
         lines.append(f"  resolver {listening}, as user {uplink.resolver.user.name}, servers {servers}")
+        for domain, only in uplink.resolver.domains.items():
+            lines.append(f"    names in {domain}: servers {', '.join(map(str, only))}")
     lines.append("  all other packets are counted and dropped")
     return lines
 

@@ -70,8 +70,8 @@ def _entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     )
     yield from forwarded_regions(uplink, family)
     if uplink.resolver is not None:
-        queries = Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": points(DNS_PORT)})
-        yield queries.narrowed(socket=points(1), uid=points(uplink.resolver.uid))
+        for queries in uplink.resolver.upstream.get(family, ()):
+            yield queries.narrowed(socket=points(1), uid=points(uplink.resolver.uid))
     yield from reply_regions(uplink, family)
     for exemption in uplink.exemptions:
         if exemption.is_report:

@@ -8,13 +8,13 @@ hide from every proof. Nothing here knows a chain, a set or a priority.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, address_range, parse_address
 from ..model.symbolic.box import Ranges, complement, intersect_ranges, merge_ranges, points
 from ..netstate.nft.symbols import CT_DIRECTIONS
 from ..policy import objects
-from ..policy.objects import Answer, Policy, Port, Uplink
+from ..policy.objects import Answer, Policy, Port, Resolver, Uplink
 from .entitlement import DNS_PORT
 from .spec import (
     ARRIVAL,
@@ -299,7 +299,12 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
             (endpoint.address.version, parse_address(str(endpoint.address)), endpoint.port)
             for endpoint in resolver.listen
         )
-        resolver_spec = ResolverSpec(listen, resolver.user.number, ("uplink", name, "resolver"))
+        resolver_spec = ResolverSpec(
+            listen,
+            resolver.user.number,
+            ("uplink", name, "resolver"),
+            {family: tuple(_upstream(resolver, family)) for family in IP_FAMILIES},
+        )
     return UplinkSpec(
         name,
         uplink.devices,
@@ -330,6 +335,18 @@ def _clat(name: str, uplink: Uplink) -> ClatSpec | None:
         return None
     network = tuple(device for device in uplink.devices if device != uplink.clat.device)
     return ClatSpec(uplink.clat.device, _bounds((uplink.clat.prefix,), 6), network, ("uplink", name, "clat"))
+
+
+def _upstream(resolver: Resolver, family: int) -> Iterator[Region]:
+    """Yield the queries of a resolver: to port 53 if it learns its servers, and to each server of the policy."""
+    queries = Region({"protocol": points(TCP, UDP), "fragment": points(0)})
+    if not resolver.servers:
+        yield queries.narrowed(dport=points(DNS_PORT))
+    for server in (*resolver.servers, *itertools.chain(*resolver.domains.values())):
+        if server.address.version == family:
+            address = points(parse_address(str(server.address)))
+            protocols = points(TCP) if server.tls_name else points(TCP, UDP)
+            yield queries.narrowed(daddr=address, dport=points(server.port), protocol=protocols)
 
 
 def _forward(name: str, policy: Policy) -> ForwardSpec:

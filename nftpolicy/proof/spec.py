@@ -199,11 +199,15 @@ class PublishSpec:
 
 @frozen
 class ResolverSpec:
-    """Resolver of an uplink: listening endpoints (family, address, port), and its UID."""
+    """Resolver of an uplink: listening endpoints (family, address, port), and its UID.
+
+    `upstream`: header conditions of its own queries, by family.
+    """
 
     listen: tuple[tuple[int, int, int], ...]
     uid: int
     origin: OriginPath
+    upstream: Mapping[int, tuple[Region, ...]]
 
     def endpoints(self, family: int) -> tuple[tuple[int, int], ...]:
         """Return the (address, port) pairs of one family."""

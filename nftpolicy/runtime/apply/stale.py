@@ -21,7 +21,7 @@ from ...kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, UDPLITE, InetSocket
 from ...netstate.nft import AnonymousSet, Match, MatchRight, Payload
 from ...policy.mark import Mark
 from ...policy.objects import Policy, Service, Uplink
-from ..ownership import Addresses, is_answered, is_dns, is_local, service_allows, uplink_of_mark
+from ..ownership import Addresses, is_answered, is_dns, is_local, is_upstream, service_allows, uplink_of_mark
 
 _EgressDevice = Callable[[InetSocket], str | None]
 
@@ -291,7 +291,7 @@ def _may_use(policy: Policy, name: str, socket: InetSocket, group: int | None) -
     if is_answered(uplink, socket):
         return True
     resolver = uplink.resolver
-    if resolver and socket.uid == resolver.user.number and is_dns(socket):
+    if resolver and socket.uid == resolver.user.number and is_upstream(socket, resolver):
         return True
     services = (service for service in policy.service.values() if service.uplink == name)
     return any(service_allows(service, socket, group) for service in services)

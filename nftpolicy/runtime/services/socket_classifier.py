@@ -18,7 +18,7 @@ from ...kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, InetSocket
 from ...kernel.socket_owners import SocketOwner
 from ...policy.objects import ROOT, Policy, Service, Uplink
 from ...policy.scalars import matching_pattern
-from ..ownership import Addresses, is_answered, is_dns, is_local, service_allows, uplink_of_mark
+from ..ownership import Addresses, is_answered, is_dns, is_local, is_upstream, service_allows, uplink_of_mark
 
 RIGHT, UNMARKED, FORGED, UNKNOWN = "right", "unmarked", "forged", "unknown"
 WRONG_DEVICE = "wrong-device"
@@ -238,9 +238,9 @@ class _SocketClassifier:
             (owner for owner in entitled if self._may_send(services[owner], uplink, inet_socket, process)),
             None,
         )
-        is_resolver_user = uplink.resolver is not None and inet_socket.uid == uplink.resolver.user.number
-        if owner is None and is_resolver_user and (is_dns(inet_socket) or not inet_socket.is_connected):
-            owner = "resolver"
+        resolver = uplink.resolver
+        if owner is None and resolver is not None and inet_socket.uid == resolver.user.number:
+            owner = "resolver" if is_upstream(inet_socket, resolver) or not inet_socket.is_connected else None
         if owner is None and is_answered(uplink, inet_socket):
             owner = "answer"
         if owner is not None:
