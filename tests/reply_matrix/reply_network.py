@@ -123,7 +123,8 @@ class ReplyNetwork:
         for family in FAMILIES:
             both = [self._routes(family, device) for device in self.uplinks]
             for table, (network, default) in zip(TABLES, both, strict=False):
-                self.node.ip(f"{network} table {table}", f"{default} table {table} onlink")
+                if not (self.network.first_is_dead and table == TABLES[0]):
+                    self.node.ip(f"{network} table {table}", f"{default} table {table} onlink")
             if self.network.default == cells.BY_UPLINK:
                 networks, defaults = zip(*both, strict=True)
                 self.node.ip(
