@@ -187,7 +187,7 @@ class ExplainResults:
         # A second lookup, from the chosen source address, mostly returns the same route.
         different = {(route.kind, route.device, route.gateway): route for route in reversed(confirmed)}
         notes = [f"the kernel's own route: {route}" for route in reversed(different.values())]
-        print_trace(item.explained.trace, self.judged.locate, head, notes)
+        print_trace(item.explained.trace, self.judged.locate, head, [*notes, *item.explained.notes])
 
     def _as_json(self) -> dict[str, Any]:
         from attrs import asdict
@@ -201,6 +201,7 @@ class ExplainResults:
                 facts["note"] = item.note
             else:
                 facts |= trace_json(item.explained.trace, self.judged.locate)
+                facts |= {"notes": list(item.explained.notes)} if item.explained.notes else {}
                 facts["kernel"] = [asdict(route) for route in item.explained.comparisons]
             packets.append(facts)
         return {

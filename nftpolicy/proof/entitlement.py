@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
-from ..model.packet import ICMPV6, KERNEL, SOCKET, TCP, UDP, Packet
+from ..model.packet import ICMPV6, KERNEL, SOCKET, UDP, Packet
 from ..model.symbolic.box import intersect_boxes, points
 from ..model.symbolic.field_values import CT_STATES
 from ..netstate.nft.symbols import CT_DIRECTIONS

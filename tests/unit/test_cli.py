@@ -11,7 +11,7 @@ import pytest
 
 from nftpolicy.cli.main import COMMANDS, command_tree
 from tests.lab.limits import limit
-from tests.unit.test_policy_errors import GOOD
+from tests.unit.test_policy_errors import GOOD, GOOD_ELSEWHERE
 
 MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
 
@@ -104,7 +104,7 @@ def test_compile_writes_every_form(file, form):
 
 
 def test_check_of_good_policy_is_one_line(file):
-    result = run("check", file(GOOD))
+    result = run("check", file(GOOD_ELSEWHERE))
     assert (result.returncode, result.stderr) == (0, b"")
     assert result.stdout.endswith(b": p: good: 2 uplinks, 3 services, proved\n")
 

@@ -140,22 +140,23 @@ def classify_sockets(
 
 def inodes_to_resolve(sockets: Iterable[InetSocket], policy: Policy, addresses: Addresses) -> set[int]:
     """Return the inodes of the sockets with a process that the verdict, or its report, needs."""
-    own = _own_addresses(addresses)
+    own = own_addresses(addresses)
     any_group = any(service.group for service in policy.service.values())
     uids = {service.user.number for service in policy.service.values() if service.user and not service.of_root}
     return {
         inet_socket.inode
         for inet_socket in sockets
-        if _is_relevant(inet_socket, own)
+        if is_relevant(inet_socket, own)
         and (any_group or inet_socket.uid in uids or uplink_of_mark(policy, inet_socket.mark or 0) is not None)
     }
 
 
-def _own_addresses(addresses: Addresses) -> set[str]:
+def own_addresses(addresses: Addresses) -> set[str]:
+    """Return the addresses of all devices."""
     return {address for of_device in addresses.values() for address in of_device}
 
 
-def _is_relevant(inet_socket: InetSocket, own: set[str]) -> bool:
+def is_relevant(inet_socket: InetSocket, own: set[str]) -> bool:
     """Return True if a program owns the socket, and its packets may leave this host."""
     return bool(inet_socket.inode) and inet_socket.state != _HALF_OPEN and not is_local(inet_socket, own)
 
@@ -172,7 +173,7 @@ class _SocketClassifier:
         cgroups: Mapping[str, set[int]],
     ) -> None:
         self._policy, self._processes, self._cgroups = policy, processes, cgroups
-        self._own = _own_addresses(addresses)
+        self._own = own_addresses(addresses)
         self._listening_ports = {
             inet_socket.sport
             for inet_socket in sockets
@@ -181,7 +182,7 @@ class _SocketClassifier:
 
     def classify(self, inet_socket: InetSocket) -> SocketVerdict | None:
         """Return the verdict on a socket; None if it does not concern an uplink."""
-        if not _is_relevant(inet_socket, self._own):
+        if not is_relevant(inet_socket, self._own):
             return None
         process = self._processes.get(inet_socket.inode)
         services = {
