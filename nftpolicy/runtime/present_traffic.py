@@ -167,7 +167,8 @@ class TrafficJudge:
         own = own_addresses(self.addresses)
         for flow in flows:
             source, destination = flow.original.source, flow.reply.source  # the destination after NAT
-            if source in own or destination in own or not source or ip_address(destination).is_multicast:
+            is_of_others = source and destination and own.isdisjoint((source, destination))
+            if not is_of_others or ip_address(destination).is_multicast:
                 continue
             arrives, leaves = (self.route_device(flow.family, each) or "" for each in (source, destination))
             origin, target = self._uplink_of_device.get(arrives), self._uplink_of_device.get(leaves)
@@ -293,5 +294,5 @@ def _flows(live: LiveSockets) -> list[ConntrackEntry]:
         if int(_FLOW_COUNT.read_text()) > _MOST_FLOWS:
             return []
         return live.flows(0, 0)
-    except (Unavailable, OSError, ValueError):
+    except (Unavailable, DumpInterrupted, OSError, ValueError):
         return []
