@@ -5,11 +5,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report
 from .common import change_errors_as_failure, describe_result, read_policy, this_kernel, warn
 from .options import LOCK_WAIT, DryRun, PolicyFile, WaitSeconds
+from .parameters import option
 from .plain_output import plain_line
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def command(
     dry_run: DryRun = False,
     confirm: Annotated[
         int,
-        typer.Option(
+        option(
             "--confirm",
             min=0,
             max=86_400,
@@ -36,14 +35,14 @@ def command(
     ] = 0,
     wait: WaitSeconds = LOCK_WAIT,
     via_block: Annotated[
-        bool, typer.Option("--via-block", help="Stop all traffic on the uplinks during the change.")
+        bool, option("--via-block", help="Stop all traffic on the uplinks during the change.")
     ] = False,
     ignore_foreign: Annotated[
         bool,
-        typer.Option("--ignore-foreign", help="Apply even if foreign rules let forbidden packets out."),
+        option("--ignore-foreign", help="Apply even if foreign rules let forbidden packets out."),
     ] = False,
     # The name of --ignore-foreign before 0.2.
-    despite_others: Annotated[bool, typer.Option("--despite-others", hidden=True)] = False,
+    despite_others: Annotated[bool, option("--despite-others", hidden=True)] = False,
 ) -> None:
     """Apply a policy to the kernel, after proving every step.
 

@@ -95,8 +95,20 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
     yield "the kernel applies nftables, ip rules and routes as the model does"
     yield from environment_assumptions(state, spec)
     yield "processes that may set SO_MARK (CAP_NET_ADMIN or CAP_NET_RAW) set it as the policy requires"
-    if any(service.kernel and service.unmarked for uplink in spec.uplinks for service in uplink.services):
+    for uplink in spec.uplinks:
+        of_root = [service.name for service in uplink.services if any(owner.marked for owner in service.owners)]
+        if of_root:
+            names = ", ".join(of_root)
+            yield f"no other program of root sets the mark of uplink {uplink.name}: its packets would count as {names}"
+    if any(service.is_tunnel for uplink in spec.uplinks for service in uplink.services):
         yield "raw sockets (CAP_NET_RAW) send no packets of the kernel's tunnels to their other ends"
+    for uplink in spec.uplinks:
+        of_tcp = [service.name for service in uplink.services if service.has_no_owner]
+        if of_tcp:
+            yield (
+                f"TCP that no process owns, to the servers of {', '.join(of_tcp)}, is the kernel's: no process opens "
+                "AF_SMC sockets or adds MPTCP subflows"
+            )
     if not spec.frames:
         for uplink in spec.uplinks:
             for device in (*uplink.devices, *uplink.ports):
@@ -109,6 +121,8 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
             yield f"AF_PACKET sockets (CAP_NET_RAW) reach an uplink by {hooked} only, not by a renamed or new device"
         for device in sorted(spec.absent_devices):
             yield f"device {device} is absent, so no packet leaves by it until watch or apply has added its link guard"
+    for clat in (uplink.clat for uplink in spec.uplinks if uplink.clat):
+        yield f"the CLAT behind {clat.device} (CAP_NET_ADMIN) sends translations of packets that it read, no others"
     for port in (port for uplink in spec.uplinks for port in uplink.ports):
         yield f"a frame that a bridge forwards to {port} from another port is not of this machine"
     if any(uplink.resolver is not None and uplink.services for uplink in spec.uplinks):

@@ -11,16 +11,25 @@ from collections.abc import Container, Mapping, Sequence
 from ipaddress import ip_address
 
 from ..kernel.netlink.sock_diag import PROTOCOLS, RAW, TCP, UDP, InetSocket
-from ..policy.objects import Lan, Policy, Service, Uplink
+from ..policy.objects import DNS_PORT, Lan, Policy, Resolver, Service, Uplink
 
 Addresses = Mapping[str, Sequence[str]]  # device -> its addresses
-_DNS_PORT = 53
 _ECHO_PROTOCOLS = (1, 58)  # ICMP and ICMPv6; the port of a raw socket is its protocol
 
 
 def is_dns(socket: InetSocket) -> bool:
     """Return True if the socket is connected to a DNS server."""
-    return socket.is_connected and socket.dport == _DNS_PORT and socket.protocol in (TCP, UDP)
+    return socket.is_connected and socket.dport == DNS_PORT and socket.protocol in (TCP, UDP)
+
+
+def is_upstream(socket: InetSocket, resolver: Resolver) -> bool:
+    """Return True if the socket is connected to a server that the resolver may query."""
+    if resolver.learns_servers and is_dns(socket):
+        return True
+    servers = {
+        (each, str(server.address), server.port) for server in resolver.named_servers for each in server.protocols
+    }
+    return (PROTOCOLS.get(socket.protocol), socket.remote, socket.dport) in servers
 
 
 def uplink_of_mark(policy: Policy | None, fwmark: int) -> tuple[str, Uplink] | None:

@@ -21,7 +21,16 @@ from ...kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, UDPLITE, InetSocket
 from ...netstate.nft import AnonymousSet, Match, MatchRight, Payload
 from ...policy.mark import Mark
 from ...policy.objects import Policy, Service, Uplink
-from ..ownership import Addresses, is_answered, is_dns, is_local, lan_allows, service_allows, uplink_of_mark
+from ..ownership import (
+    Addresses,
+    is_answered,
+    is_dns,
+    is_local,
+    is_upstream,
+    lan_allows,
+    service_allows,
+    uplink_of_mark,
+)
 
 _EgressDevice = Callable[[InetSocket], str | None]
 
@@ -241,6 +250,8 @@ class _Classifier:
         assert self._after is not None
         group = self._groups.get(socket.inode)
         for service in self._after.service.values():
+            if service.of_root and not self._after.uplink[service.uplink].mark.matches(socket.mark or 0):
+                continue  # of another program of root
             same_user = service.user is not None and service.user.number == socket.uid
             same_group = service.group is not None and service.group.number == group
             if (same_user or same_group) and self._after.uplink[service.uplink].resolver:
@@ -296,7 +307,7 @@ def _may_use(policy: Policy, name: str, socket: InetSocket, group: int | None) -
     if is_answered(uplink, socket):
         return True
     resolver = uplink.resolver
-    if resolver and socket.uid == resolver.user.number and is_dns(socket):
+    if resolver and socket.uid == resolver.user.number and is_upstream(socket, resolver):
         return True
     services = (service for service in policy.service.values() if service.uplink == name)
     return any(service_allows(service, socket, group) for service in services)
