@@ -132,6 +132,19 @@ def _nat64_bits():
     return st.integers(0x2000 << 112, (0x4000 << 112) - 1) | st.just(0x64FF9B << 96)
 
 
+def upstream_servers(tls):
+    """Generate a list of DNS servers, mostly with the usual port."""
+    hosts = addresses().filter(lambda one: not one.is_multicast)
+    usual, name = (853, "dns.example") if tls else (53, None)
+    ports = st.just(usual) | st.just(usual) | st.sampled_from((5353, 65535))
+    server = st.builds(
+        lambda one, port: Server(one, "eth0" if one.is_link_local and one.version == 6 else None, port, name),
+        hosts,
+        ports,
+    )
+    return st.lists(server, min_size=1, max_size=3, unique=True).map(tuple)
+
+
 @st.composite
 def resolvers(draw, index):
     """Generate a resolver; `index` keeps those of several uplinks apart."""
@@ -141,20 +154,16 @@ def resolvers(draw, index):
     listen = draw(st.sampled_from(((four,), (six,), (four, six), (six, four))))
     if port == 53 and any(one.address.is_loopback for one in listen):  # where the machine's own resolver is asked
         listen = tuple(evolve(one, port=54) for one in listen)
-    upstream = addresses().filter(lambda one: not one.is_multicast)
-    servers = draw(
-        st.lists(
-            upstream.map(lambda one: Server(one, "eth0" if one.is_link_local and one.version == 6 else None)),
-            max_size=3,
-            unique=True,
-        )
-    )
+    servers = draw(st.just(()) | upstream_servers(False) | upstream_servers(True))
     lease = None if servers else draw(st.none() | st.sampled_from(("/run/nftpolicy/wan.dns", "/run/a b")))
     listed = st.lists(
         st.sampled_from([one for one in vocabulary.DNS_SOURCES if one != "auto"]), max_size=3, unique=True
     )
     sources = () if servers or lease else tuple(draw(listed | st.just(["auto"])))
-    return Resolver(listen, tuple(servers), lease, sources, draw(accounts()))
+    upstream = upstream_servers(False) | upstream_servers(True) if servers else upstream_servers(False)
+    names = st.sampled_from(("corp.example", "lan", "2.0.192.in-addr.arpa"))
+    domains = draw(st.dictionaries(names, upstream, max_size=2))
+    return Resolver(listen, tuple(servers), lease, sources, draw(accounts()), domains)
 
 
 def answers():
@@ -171,13 +180,14 @@ def answers():
 def services(draw, uplinks):
     """Generate a service of one of the uplinks."""
     uplink = draw(st.sampled_from(uplinks))
-    how = draw(st.sampled_from(("group", "group", "user", "kernel")))
+    how = draw(st.sampled_from(("group", "group", "user", "root", "kernel")))
     if how == "kernel":
         if draw(st.booleans()):
             ends = st.lists(networks().filter(scalars.is_routed), min_size=1, max_size=3, unique=True)
             chosen = st.lists(st.sampled_from(tuple(vocabulary.TUNNEL_PROTOCOLS)), min_size=1, unique=True)
-            tunnels = tuple(Port(protocol, 0, 0) for protocol in draw(chosen))
-            return Service(uplink, kernel=True, to=tuple(draw(ends)), ports=tunnels)
+            tunnels = [Port(protocol, 0, 0) for protocol in draw(chosen)]
+            listed = st.lists(ports().filter(lambda port: port.protocol == "tcp"), max_size=2, unique=True)
+            return Service(uplink, kernel=True, to=tuple(draw(ends)), ports=(*tunnels, *draw(listed)))
         bound = draw(st.lists(ports().filter(lambda port: port.protocol == "udp"), max_size=3, unique=True))
         return Service(uplink, kernel=True, sport=tuple(bound))
     to = draw(st.lists(networks(), max_size=4, unique=True))
@@ -187,6 +197,8 @@ def services(draw, uplinks):
     to = tuple(net for net in to if not (net.is_loopback or net.is_unspecified))
     destinations = ports() | st.just(Port("ping", 0, 0))
     narrowed = tuple(draw(st.lists(destinations, max_size=4, unique=True)))
+    if how == "root":
+        return Service(uplink, user=Account("0", 0), marks="cgroup", to=to, ports=narrowed)
     return Service(uplink, **{how: draw(accounts())}, to=to, ports=narrowed, **draw(markings(how)))
 
 
@@ -394,7 +406,12 @@ def _resolver(resolver):
         "sources": _list(resolver.sources),
         "user": str(resolver.user.number),
         **lease,
+        **({"domains": _domains(resolver.domains)} if resolver.domains else {}),
     }
+
+
+def _domains(domains):
+    return "{ " + ", ".join(f"{_quoted(domain)} = {_list(servers)}" for domain, servers in domains.items()) + " }"
 
 
 def _service(service):

@@ -99,12 +99,13 @@ def _ip_table(policy: Policy) -> Table:
     sets = [guard.inside_set(policy)] if policy.inside else []
     for name, uplink in policy.uplink.items():
         sets += service_sets.nft_sets(name, services[name])
-        sets += tunnels.tunnel_sets(name, policy)
+        sets += [*tunnels.tunnel_sets(name, policy), *tunnels.tcp_sets(name, policy)]
         sets += uplink_addresses.address_sets(name, uplink)
         sets += replies.source_sets(name, uplink)
         sets += lans.sets(policy, name)
         sets += wildcard_replies.sets(name, uplink)
     sets += dns.listen_sets(policy)
+    sets += dns.server_sets(policy)
     sets += forwards.forward_sets(policy)
     counters = [NamedCounter(object_names.UNNAMED_DEVICE)]
     if refusal_chain is not None:

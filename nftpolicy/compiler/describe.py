@@ -72,16 +72,21 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, state: NetState) -> list[
         servers = ", ".join(map(str, uplink.resolver.servers)) or f"from {learned}"
         listening = ", ".join(map(str, uplink.resolver.listen))
         lines.append(f"  resolver {listening}, as user {uplink.resolver.user.name}, servers {servers}")
+        for domain, only in uplink.resolver.domains.items():
+            lines.append(f"    names in {domain}: servers {', '.join(map(str, only))}")
     lines.append("  all other packets are counted and dropped")
     return lines
 
 
 def _senders(service: Service | Lan) -> str:
     if isinstance(service, Service) and service.by_destination:
-        return "the kernel's tunnels"
+        kinds = {"TCP that no process owns" if port.protocol == "tcp" else "tunnels" for port in service.ports}
+        return f"the kernel's {' and '.join(sorted(kinds))}"
     if isinstance(service, Service) and service.kernel:
         ports = f" on {_shorten(service.sport)}" if service.sport else ""
         return f"UDP of the kernel's own sockets{ports}"
+    if isinstance(service, Service) and service.of_root:
+        return f"root's sockets of the cgroup {service.cgroup}" if service.cgroup else "root's sockets of its cgroup"
     return " or ".join(f"sockets of {key} {account.name}" for key, account in account_selectors(service))
 
 

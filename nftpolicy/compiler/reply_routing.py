@@ -38,7 +38,7 @@ def ip_rules(policy: Policy) -> Iterator[IpRule]:
 
 def _port_rules(policy: Policy) -> Iterator[IpRule]:
     """Yield the rules that give a UDP packet from an answered port a route if no other rule does."""
-    answering = [name for name, uplink in policy.uplink.items() if answered_udp_ports(uplink)]
+    answering = uplinks_with_udp_answers(policy)
     for family in (4, 6):
         for name in answering:
             uplink = policy.uplink[name]
@@ -70,6 +70,11 @@ def _device_rules(policy: Policy) -> Iterator[IpRule]:
             for device in uplink.devices:
                 priority = object_names.DEVICE_RULE_PRIORITY
                 yield IpRule(family, priority, table=uplink.table, oif=device, origin=("uplink", name, "devices"))
+
+
+def uplinks_with_udp_answers(policy: Policy) -> list[str]:
+    """Return the names of the uplinks that answer UDP ports."""
+    return [name for name, uplink in policy.uplink.items() if answered_udp_ports(uplink)]
 
 
 def answered_udp_ports(uplink: Uplink) -> tuple[Port, ...]:

@@ -9,6 +9,7 @@ from attrs import Factory, field, frozen
 
 from .mark import Mark
 
+ROOT = 0  # the number of user and group root
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -74,22 +75,40 @@ class Answer:
         return f"{self.name} from {', '.join(map(str, self.source))}" if self.source else self.name
 
 
+DNS_PORT = 53
+DNS_TLS_PORT = 853  # RFC 7858 3.1
+
+
 @frozen
 class Server:
-    """Upstream DNS server; `zone` is the device of a link-local address."""
+    """Upstream DNS server; `zone` is the device of a link-local address.
+
+    `tls_name`: the name in its certificate, if it is queried over TLS (RFC 7858).
+    """
 
     address: Address
     zone: str | None = None
+    port: int = DNS_PORT
+    tls_name: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.address}%{self.zone}" if self.zone else str(self.address)
+        text = f"{self.address}%{self.zone}" if self.zone else str(self.address)
+        if self.port != (DNS_TLS_PORT if self.tls_name else DNS_PORT):
+            text = f"[{text}]:{self.port}" if self.address.version == 6 else f"{text}:{self.port}"
+        return f"tls://{text}#{self.tls_name}" if self.tls_name else text
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Return the transport protocols of queries to the server."""
+        return ("tcp",) if self.tls_name else ("tcp", "udp")
 
 
 @frozen
 class Resolver:
     """DNS forwarder of an uplink.
 
-    Its upstream servers are `servers`, or come from `sources`, or from the file `lease`.
+    Its upstream servers are `servers`, or come from `sources`, or from the file `lease`. `domains`: the only
+    servers for names in these domains.
     """
 
     listen: tuple[Listen, ...] = (
@@ -100,6 +119,22 @@ class Resolver:
     lease: str | None = None
     sources: tuple[str, ...] = ()
     user: Account = Account("65534", 65534)
+    domains: dict[str, tuple[Server, ...]] = Factory(dict)
+
+    @property
+    def learns_servers(self) -> bool:
+        """Return True if the servers, except those of `domains`, come from outside the policy."""
+        return not self.servers
+
+    @property
+    def uses_tls(self) -> bool:
+        """Return True if a server is queried over TLS."""
+        return any(server.tls_name for server in self.named_servers)
+
+    @property
+    def named_servers(self) -> tuple[Server, ...]:
+        """Return all servers of the policy, without duplicates."""
+        return tuple(dict.fromkeys((*self.servers, *(server for each in self.domains.values() for server in each))))
 
 
 def lease_file(uplink: str, resolver: Resolver) -> str:
@@ -156,7 +191,7 @@ class Service:
     default of the service) and `confine` belong to "cgroup". `to` and `ports` restrict the
     destinations; empty: anywhere. `sport`: UDP ports that the kernel's own socket is bound to;
     packets from these ports pass, whichever process sent the encapsulated packet. With `kernel`,
-    `ports` are the protocols of the kernel's tunnels to `to`.
+    `ports` are the protocols of the kernel's tunnels, and the TCP ports of its servers, at `to`.
     """
 
     uplink: str
@@ -174,6 +209,11 @@ class Service:
     def unmarked(self) -> bool:
         """Return True if its sockets carry no mark: an ip rule for its user selects the uplink."""
         return self.marks == "uid-rule"
+
+    @property
+    def of_root(self) -> bool:
+        """Return True if its sockets are those of root with the uplink's mark, which its cgroup sets."""
+        return self.user is not None and self.user.number == ROOT
 
     @property
     def by_destination(self) -> bool:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
-from ..model.packet import ICMPV6, KERNEL, SOCKET, TCP, UDP, Packet
+from ..model.packet import ICMPV6, KERNEL, SOCKET, UDP, Packet
 from ..model.symbolic.box import intersect_boxes, points
 from ..model.symbolic.field_values import CT_STATES
+from ..netstate.nft.symbols import CT_DIRECTIONS
 from .spec import Region, UplinkSpec
 
 DNS_PORT = 53
@@ -56,8 +57,10 @@ def _entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     unrestricted = [
         service for service in uplink.services if any(not region.fields for region in service.regions.get(family, ()))
     ]
+    anywhere = [owner for service in unrestricted for owner in service.owners]
+    yield from (Region(owner.match_fields) for owner in anywhere if owner.marked)
     for key in ("gid", "uid"):
-        numbers = [owner.number for service in unrestricted for owner in service.owners if owner.key == key]
+        numbers = [owner.number for owner in anywhere if owner.key == key and not owner.marked]
         if numbers:
             yield Region({"socket": points(1), key: points(*numbers)})
     # Last packets of closed connections that this machine began.
@@ -67,8 +70,8 @@ def _entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     )
     yield from forwarded_regions(uplink, family)
     if uplink.resolver is not None:
-        queries = Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": points(DNS_PORT)})
-        yield queries.narrowed(socket=points(1), uid=points(uplink.resolver.uid))
+        for queries in uplink.resolver.upstream.get(family, ()):
+            yield queries.narrowed(socket=points(1), uid=points(uplink.resolver.uid))
     yield from reply_regions(uplink, family)
     for exemption in uplink.exemptions:
         if exemption.is_report:
@@ -104,7 +107,7 @@ def arriving_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
 
 
 def tunnel_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
-    """Yield the packets of the kernel's tunnels, which this machine sends without the mark: no device received them."""
+    """Yield the kernel's packets that this machine sends without the mark, by destination: no device received them."""
     for service in uplink.services:
         if service.kernel and service.unmarked:
             for region in service.regions.get(family, ()):
@@ -112,8 +115,16 @@ def tunnel_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
 
 
 def is_of_tunnel(packet: Packet, uplink: UplinkSpec) -> bool:
-    """Return True if this machine sends the packet, and it is one of the kernel's tunnels."""
-    values = {"protocol": packet.protocol, "daddr": packet.destination, "iif": 0}
+    """Return True if this machine sends the packet, and it is one that the kernel sends to such a destination."""
+    values = {
+        "protocol": packet.protocol,
+        "fragment": int(bool(packet.fields.get(("ip", "frag-off"), 0))),
+        "daddr": packet.destination,
+        "dport": packet.dport,
+        "socket": int(packet.has_socket),
+        "ct.direction": CT_DIRECTIONS[packet.flow.direction],
+        "iif": 0,
+    }
     return packet.origin in (SOCKET, KERNEL) and any(
         region.holds(values) for region in tunnel_regions(uplink, packet.family)
     )

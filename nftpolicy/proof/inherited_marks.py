@@ -11,17 +11,20 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from ..model.packet import TCP
 from ..model.symbolic.box import Ranges, points
+from ..model.symbolic.chain_event import BaseChain
 from ..netstate import nft
 from ..netstate.state import NetState
 from .context import ProofContext
 from .lemmas import (
     ARRIVAL_HOOKS,
     Violation,
+    chains_before_reset,
     count_marked,
     guard_violation,
     integrity_violations,
     marks_arriving_tcp,
     marks_replies,
+    writing_chains,
 )
 from .spec import IP_FAMILIES, Region, Spec, UplinkSpec
 
@@ -53,13 +56,18 @@ def accepted_socket_violations(context: ProofContext, spec: Spec, uplink: Uplink
     return violations
 
 
-def harmless_hooks(context: ProofContext, spec: Spec, family: int) -> tuple[str, ...]:
-    """Return the hooks where a rule may mark any packet: those of arriving packets, if the machine forwards none.
+def harmless_chains(context: ProofContext, spec: Spec, family: int, uplink: UplinkSpec) -> list[BaseChain]:
+    """Return the chains that may mark any packet that arrives.
 
-    A packet that arrives has no other way out. The kernel may copy its mark to a reply (fwmark_reflect), so this
-    holds only with a policy, whose guard tests the sender of each packet with the mark.
+    Those of all packets that arrive if the machine forwards none, and those before a chain that takes the mark again.
+    The kernel may copy the mark of a packet to its reply (fwmark_reflect), so this holds only with a policy, whose
+    guard tests the sender of each packet with the mark.
     """
-    return () if context.may_forward(family) or not spec.has_policy else ARRIVAL_HOOKS
+    if not spec.has_policy:
+        return []
+    if not context.may_forward(family):
+        return writing_chains(context, family, ARRIVAL_HOOKS)
+    return chains_before_reset(context, family, uplink)
 
 
 def _named_owners(state: NetState) -> Iterator[Mapping[str, Ranges]]:
@@ -106,12 +114,14 @@ def _expecting_rules(state: NetState) -> str:
 def inherited_mark_assumptions(context: ProofContext, spec: Spec) -> Iterator[str]:
     """Yield the assumptions about the marks of earlier flows and of sockets."""
     for family in IP_FAMILIES:
-        if hooks := harmless_hooks(context, spec, family):
+        if spec.has_policy and not context.may_forward(family):
             marking = [
                 violation.location
                 for uplink in spec.uplinks
-                for hook in hooks
-                for violation in integrity_violations(context, family, uplink, hook)
+                for hook in ARRIVAL_HOOKS
+                for violation in integrity_violations(
+                    context, family, uplink, hook, chains_before_reset(context, family, uplink)
+                )
             ]
             if marking:
                 yield f"this machine forwards no IPv{family} packet, as now: {'; '.join(marking)} may mark one"

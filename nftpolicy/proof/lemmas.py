@@ -9,7 +9,7 @@ the exemptions. Together: packets that leave were sent with the mark, or are rep
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
@@ -18,6 +18,7 @@ from ..model.symbolic import mark_bits
 from ..model.symbolic.box import Box, find_uncovered, intersect_boxes, points
 from ..model.symbolic.box_index import BoxIndex
 from ..model.symbolic.chain_event import BaseChain, ChainEvent
+from ..model.symbolic.header_space import HeaderSpace
 from ..model.symbolic.mark_writes import written_groups
 from ..model.symbolic.ruleset_scan import mark_kind
 from ..netstate import nft
@@ -93,11 +94,11 @@ def unstable_fields(context: ProofContext, chains: Sequence[BaseChain]) -> tuple
 
 
 def integrity_violations(
-    context: ProofContext, family: int, uplink: UplinkSpec, hook: str | None = None, skipped_hooks: Sequence[str] = ()
+    context: ProofContext, family: int, uplink: UplinkSpec, hook: str | None = None, skipped: Sequence[BaseChain] = ()
 ) -> list[Violation]:
     """Return the rules that may give the uplink's mark to a packet not entitled to it.
 
-    With `hook`, only rules of that hook; none of `skipped_hooks`. Induction over all writes: a
+    With `hook`, only rules of that hook; none of the chains `skipped`. Induction over all writes: a
     packet that did not arrive by the uplink and does not carry the mark before a write does not carry
     it after, whatever the mark of its flow. Entitled are users that the specification allows to send
     without a mark, and replies in marked flows, if only flows that began at the uplink can have the
@@ -108,9 +109,8 @@ def integrity_violations(
     unmarked_packets = Region(marks=(uplink.lacks_mark,), not_iifname=uplink.devices)
     chains = [
         base_chain
-        for base_chain in _writing_chains(context, family)
-        if hook in (None, base_chain[1].hook and base_chain[1].hook.hook)
-        and not (base_chain[1].hook and base_chain[1].hook.hook in skipped_hooks)
+        for base_chain in writing_chains(context, family)
+        if hook in (None, base_chain[1].hook and base_chain[1].hook.hook) and base_chain not in skipped
     ]
     # Users that need no mark may get it, but a write into the flow would pass it to other packets.
     entitled = []
@@ -146,7 +146,7 @@ def flow_violations(context: ProofContext, family: int, uplink: UplinkSpec) -> l
     began_at_uplink = Region(
         {"ct.direction": points(CT_DIRECTIONS["original"]), "ct.confirmed": points(0)}, iifname=uplink.devices
     )
-    chains, flows = _writing_chains(context, family), [Region(marks=(_flow_unmarked(uplink),))]
+    chains, flows = writing_chains(context, family), [Region(marks=(_flow_unmarked(uplink),))]
     return list(_mark_assignments(context, family, chains, flows, uplink, "ctmark", [began_at_uplink]))
 
 
@@ -160,7 +160,7 @@ def marks_replies(context: ProofContext, family: int, uplink: UplinkSpec) -> boo
     if not _may_mark(context, family, uplink, "mark"):
         return False
     packets = Region(marks=(uplink.lacks_mark, uplink.flow_has_mark), not_iifname=uplink.devices)
-    writes = _mark_assignments(context, family, _writing_chains(context, family), [packets], uplink, "mark")
+    writes = _mark_assignments(context, family, writing_chains(context, family), [packets], uplink, "mark")
     return next(writes, None) is not None
 
 
@@ -169,11 +169,7 @@ def marks_arriving_tcp(context: ProofContext, family: int, uplink: UplinkSpec) -
     if not _may_mark(context, family, uplink, "mark"):
         return []
     packets = Region({"protocol": points(TCP)}, (uplink.lacks_mark,), iifname=uplink.devices)
-    chains = [
-        base_chain
-        for base_chain in _writing_chains(context, family)
-        if base_chain[1].hook is not None and base_chain[1].hook.hook in ("ingress", "prerouting", "input")
-    ]
+    chains = writing_chains(context, family, ("ingress", *ARRIVAL_HOOKS))
     return list(_mark_assignments(context, family, chains, [packets], uplink, "mark"))
 
 
@@ -185,11 +181,49 @@ def _may_mark(context: ProofContext, family: int, uplink: UplinkSpec, kind: str)
     )
 
 
-def _writing_chains(context: ProofContext, family: int) -> list[BaseChain]:
+def writing_chains(context: ProofContext, family: int, hooks: Sequence[str] = ()) -> list[BaseChain]:
+    """Return the base chains, of these hooks or of all, that may change a mark or a header."""
     transfer = context.chain_transfer(family)
     return [
-        base_chain for base_chain in context.all_chains(family) if transfer.can_write(base_chain[0], base_chain[1].name)
+        base_chain
+        for base_chain in context.all_chains(family)
+        if transfer.can_write(base_chain[0], base_chain[1].name)
+        and (not hooks or (base_chain[1].hook is not None and base_chain[1].hook.hook in hooks))
     ]
+
+
+def chains_before_reset(context: ProofContext, family: int, uplink: UplinkSpec) -> list[BaseChain]:
+    """Return the chains at prerouting whose marks do not last.
+
+    A later chain there takes the uplink's mark from each packet, whatever marks it has, unless the packet is entitled
+    to it or has arrived by lo, where the kernel forwards nothing.
+    """
+    writers = writing_chains(context, family, ("prerouting",))
+    certain = context.filter_chains(family, "prerouting")
+    return [
+        writer
+        for writer in writers
+        if any(
+            not context.is_at_or_after(writer, later)
+            and later in certain
+            and _takes_mark(context, family, later, uplink)
+            for later in writers
+        )
+    ]
+
+
+def _takes_mark(context: ProofContext, family: int, base_chain: BaseChain, uplink: UplinkSpec) -> bool:
+    """Return True if only entitled packets have the uplink's mark behind a chain at prerouting."""
+    transfer = context.chain_transfer(family)
+    space = transfer.space
+    entitled = [box for region in arriving_regions(uplink, family) for box in region.boxes(space)]
+    arriving = Region(not_iifname=("lo", *uplink.devices))
+    return not any(
+        find_uncovered(box, [*event.excluded, *entitled], space.max_values) is not None
+        for start in arriving.boxes(space)
+        for event in transfer.events(base_chain, start)
+        if event.kind == "accept" and (box := _with_mark(space, event.box, event.written, uplink, "mark")) is not None
+    )
 
 
 def hook_bypasses(context: ProofContext) -> list[Violation]:
@@ -317,13 +351,19 @@ def _marked_after(context: ProofContext, family: int, event: ChainEvent, uplink:
         return {**event.box, space.unsupported_field(f"{_location(event)} may have any effect"): ((1, 1),)}
     if mark_kind(statement.key) != kind or not may_set_mark(context, family, statement, uplink):
         return None
-    marks = written_groups(transfer.space, statement, {})
-    box: Box | None = event.box
+    return _with_mark(space, event.box, written_groups(space, statement, {}), uplink, kind)
+
+
+def _with_mark(
+    space: HeaderSpace, packets: Box, written: Mapping[str, int | str], uplink: UplinkSpec, kind: str
+) -> Box | None:
+    """Return the part of `packets` that has the uplink's mark where `written` are the fields with other values."""
+    box: Box | None = packets
     for group in space.partition:
         if not group & uplink.mask:
             continue
         field = mark_bits.field_name(kind, group)
-        after, required = marks.get(field, field), mark_bits.pack_bits(uplink.value, group)
+        after, required = written.get(field, field), mark_bits.pack_bits(uplink.value, group)
         if isinstance(after, int):
             if after != required:
                 return None

@@ -16,7 +16,7 @@ from .context import ProofContext
 from .counterexample import search_mark_misuse, search_outcome
 from .entitlement import entitled_regions, unmarked_user_regions
 from .findings import finding, finding_by_search
-from .inherited_marks import accepted_socket_violations, harmless_hooks
+from .inherited_marks import accepted_socket_violations, harmless_chains
 from .lemmas import Violation, guard_violation, hook_bypasses, integrity_violations
 from .source_addresses import check_source_addresses
 from .spec import ARRIVAL, IP_FAMILIES, Region, Spec, UplinkSpec
@@ -37,7 +37,7 @@ def check_no_leak(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iter
     """Yield the findings of P1 for one uplink."""
     unmarked = Region(marks=(uplink.lacks_mark,))
     writes = {
-        family: integrity_violations(context, family, uplink, skipped_hooks=harmless_hooks(context, spec, family))
+        family: integrity_violations(context, family, uplink, skipped=harmless_chains(context, spec, family, uplink))
         for family in IP_FAMILIES
     }
     # Postrouting alone proves all packets of the IP layer, if it accepts none of these.

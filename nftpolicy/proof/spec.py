@@ -11,6 +11,7 @@ from ..model.symbolic import field_values, mark_bits
 from ..model.symbolic.box import Box, Ranges, intersect_boxes, points
 from ..model.symbolic.header_space import HeaderSpace
 from ..netstate.nft import FULL_MASK, OriginPath
+from ..netstate.nft.symbols import CT_DIRECTIONS
 
 IP_FAMILIES = (4, 6)
 ARRIVAL = "iif"  # field of the input device, 0 for none
@@ -97,15 +98,21 @@ def _intersections(first: Iterable[Box], second: list[Box]) -> list[Box]:
 
 @frozen
 class OwnerSpec:
-    """Owner of sockets: a group or a user."""
+    """Owner of sockets: a group or a user.
+
+    `marked`: only its sockets with the uplink's mark, in flows that they began: the other programs of root have
+    sockets of this owner, too, and some of them answer.
+    """
 
     key: str  # "gid" or "uid"
     number: int
+    marked: bool = False
 
     @property
     def match_fields(self) -> dict[str, Ranges]:
         """Return the field ranges that match sockets of this owner."""
-        return {"socket": points(1), self.key: points(self.number)}
+        fields = {"socket": points(1), self.key: points(self.number)}
+        return {**fields, "ct.direction": points(CT_DIRECTIONS["original"])} if self.marked else fields
 
 
 @frozen
@@ -123,6 +130,17 @@ class ServiceSpec:
     kernel: bool
     regions: Mapping[int, tuple[Region, ...]]  # by family
     unmarked: bool = False  # its packets may be sent without the mark, and only by the uplink
+
+    @property
+    def has_no_owner(self) -> bool:
+        """Return True if some of its packets are those that no process owns."""
+        return any("socket" in each.fields for regions in self.regions.values() for each in regions)
+
+    @property
+    def is_tunnel(self) -> bool:
+        """Return True if some of its packets are those of the kernel's tunnels, whatever their owner."""
+        regions = [each for listed in self.regions.values() for each in listed]
+        return self.kernel and self.unmarked and any("socket" not in each.fields for each in regions)
 
 
 @frozen
@@ -181,11 +199,15 @@ class PublishSpec:
 
 @frozen
 class ResolverSpec:
-    """Resolver of an uplink: listening endpoints (family, address, port), and its UID."""
+    """Resolver of an uplink: listening endpoints (family, address, port), and its UID.
+
+    `upstream`: header conditions of its own queries, by family.
+    """
 
     listen: tuple[tuple[int, int, int], ...]
     uid: int
     origin: OriginPath
+    upstream: Mapping[int, tuple[Region, ...]]
 
     def endpoints(self, family: int) -> tuple[tuple[int, int], ...]:
         """Return the (address, port) pairs of one family."""

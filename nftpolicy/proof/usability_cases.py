@@ -31,7 +31,7 @@ from .exemption_cases import exemption_cases
 from .forward_cases import forward_cases
 from .lan_cases import lan_cases
 from .reply_cases import service_replies
-from .spec import IP_FAMILIES, ServiceSpec, Spec, UplinkSpec
+from .spec import IP_FAMILIES, ResolverSpec, ServiceSpec, Spec, UplinkSpec
 from .tunnel_cases import tunnel_cases
 from .usability_case import (
     UsabilityCase,
@@ -39,6 +39,7 @@ from .usability_case import (
     free_port,
     free_source_port,
     inside_address,
+    is_loopback,
     known_address,
     needs_device,
     region_parts,
@@ -241,19 +242,23 @@ def _frames(uplink: UplinkSpec) -> Iterator[UsabilityCase]:
 
 
 def _dns(uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
-    resolver, device, unnamed = uplink.resolver, uplink.devices[0], _unnamed_id(spec)
+    resolver, unnamed = uplink.resolver, _unnamed_id(spec)
     assert resolver is not None
     for family in IP_FAMILIES:
+        for upstream in _upstream_queries(resolver, spec, family):
+            packet = evolve_packet(upstream, uid=resolver.uid, gid=unnamed, mark=uplink.value)
+            device, mark_test = uplink.devices[0], (uplink.value, uplink.mask)
+            if family == 6 and needs_device(packet.destination):
+                packet = evolve_packet(packet, bound=device)
+            title = "queries of the resolver"
+            yield UsabilityCase("P3", uplink.name, title, resolver.origin, packet, "leaves", device, mark_test)
         for protocol in (UDP, TCP):
             query = Packet(family, REMOTE_ADDRESS[family], None, protocol, dport=DNS_PORT)
-            upstream = evolve_packet(query, uid=resolver.uid, gid=unnamed, mark=uplink.value)
-            title, mark_test = "queries of the resolver", (uplink.value, uplink.mask)
-            yield UsabilityCase("P3", uplink.name, title, resolver.origin, upstream, "leaves", device, mark_test)
             for service in uplink.services[:_MAX_SERVICES]:
                 title = f"DNS for service {service.name}"
                 for owner in service.owners:
                     # A query to another server without the mark needs any route before it is redirected.
-                    for mark in (0, uplink.value) if spec.inside else (uplink.value,):
+                    for mark in (0, uplink.value) if spec.inside and not owner.marked else (uplink.value,):
                         service_query = evolve_packet(
                             query, mark=mark, **{"uid": unnamed, "gid": unnamed, owner.key: owner.number}
                         )
@@ -269,7 +274,9 @@ def _dns(uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
                                 endpoint=endpoints[0],
                             )
                     for address, port in resolver.endpoints(family):
-                        direct = evolve_packet(query, destination=address, dport=port, **{owner.key: owner.number})
+                        mark = uplink.value if owner.marked else 0
+                        sender = {"mark": mark, owner.key: owner.number}
+                        direct = evolve_packet(query, destination=address, dport=port, **sender)
                         yield UsabilityCase("P5", uplink.name, title, resolver.origin, direct, "delivered")
             for address, port in resolver.endpoints(family):
                 last_packet = Packet(
@@ -277,6 +284,18 @@ def _dns(uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
                 )
                 title = "resolver: last packets of a closed connection"
                 yield UsabilityCase("P3", uplink.name, title, resolver.origin, last_packet, "delivered")
+
+
+def _upstream_queries(resolver: ResolverSpec, spec: Spec, family: int) -> Iterator[Packet]:
+    """Yield a query of a resolver to each server, over UDP and TCP, except to those on this machine."""
+    own = {address for uplink in spec.uplinks if uplink.resolver for address, _ in uplink.resolver.endpoints(family)}
+    for region in resolver.upstream.get(family, ()):
+        ((address, _),) = region.fields.get("daddr", points(REMOTE_ADDRESS[family]))
+        ((port, _),) = region.fields["dport"]
+        for first, last in region.fields["protocol"]:
+            for protocol in range(first, last + 1) if address not in own else ():
+                if not is_loopback(family, address):
+                    yield Packet(family, address, None, protocol, dport=port)
 
 
 def _sent_by_services(spec: Spec, packet: Packet) -> Iterator[tuple[UplinkSpec, ServiceSpec, Packet]]:
@@ -298,7 +317,10 @@ def _inside(spec: Spec, patterns: tuple[str, ...]) -> Iterator[UsabilityCase]:
             packet = Packet(family, remote, None, *sender, uid=unnamed, gid=unnamed, bound=bound)
             if family == 4 or pattern == (spec.inside or ())[0]:
                 query = evolve_packet(packet, dport=DNS_PORT)
-                for title, each in ((f"inside {pattern}", packet), (f"DNS inside {pattern}", query)):
+                plain = [(f"inside {pattern}", packet), (f"DNS inside {pattern}", query)]
+                if any(owner.marked for uplink in spec.uplinks for each in uplink.services for owner in each.owners):
+                    plain.append((f"DNS of root without a mark inside {pattern}", evolve_packet(query, uid=0, gid=0)))
+                for title, each in plain:
                     yield UsabilityCase("P3", "", title, ("inside",), each, "leaves", device, inside=chosen)
                 for uplink, service, by_service in _sent_by_services(spec, packet):
                     case = UsabilityCase(

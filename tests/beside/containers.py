@@ -33,8 +33,8 @@ port = "tcp/8082"
 to = "br-tun"
 """
 _KEEPS = {
-    r"\bveth": "a container has another device at each start",
-    r"^route 6 fd89:": "a restarted docker adds another route to each network",
+    r"\bveth": "`veth` devices may differ: a container has another one at each start",
+    r"^route 6 fd89:": "`fd89:` routes may differ: a restart adds another route to each network",
 }
 _EVENTS = {"restored": "the policy's sysctl of a bridge that is new"}
 _SENDS = {"container with the tunnel": 21_002}

@@ -50,7 +50,9 @@ ufw allow 22/tcp && ufw allow 8088/tcp && ufw route allow in on eth1 out on wg0 
     restart=f"{tunnel.CUT}; ufw disable && ufw --force enable && {tunnel.START}",
     stop=f"{tunnel.CUT}; ufw disable",
     works=(*_WORKS, Check("ufw status", "^Status: active")),
-    keeps={r"conf\.wg0\.accept_redirects": "ufw sets the values of devices that are new"},
+    keeps={
+        r"conf\.wg0\.accept_redirects": "`accept_redirects` of `wg0` may differ: ufw sets the values of devices that are new"
+    },
 )
 FRR = Scenario(
     name="frr",
@@ -72,7 +74,7 @@ FRR = Scenario(
         Check("ip route show 198.18.0.0/24 table 51", r"via 192\.0\.2\.1 dev eth0", guarded=True),
         Check("ip route show 198.18.0.0/24", r"via 192\.0\.2\.1 dev eth0", guarded=False),
     ),
-    keeps={r"^route 4 198\.18\.": "zebra numbers its nexthops anew"},
+    keeps={r"^route 4 198\.18\.": "`198.18` routes may differ: zebra numbers its nexthops anew"},
     events={
         "routes-left": "zebra adds a route again when it is moved",
         "conflict": "as above, until the route is left",

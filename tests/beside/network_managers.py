@@ -110,8 +110,8 @@ IFUPDOWN = Scenario(
     policy=_POLICY.format(source="dhclient").replace("table = 51", 'table = 51\nlearn = ["ra"]'),
     static=False,
     keeps={
-        "eth0.accept_ra = ": "ifupdown sets the value that the policy has already; release restores the earlier one",
-        "route 6 default via fe80::1 ": "release adds it as one that the kernel renews with the next advertisement",
+        "eth0.accept_ra = ": "`accept_ra` of `eth0` may differ: ifupdown sets the value that the policy has already; release restores the earlier one",
+        "route 6 default via fe80::1 ": "the IPv6 default route may differ: release adds it as one that the kernel renews with the next advertisement",
     },
     files={"etc/network/interfaces": "iface eth0 inet dhcp\niface eth0 inet6 auto\n    accept_ra 2\n"},
     start="ifup eth0",

@@ -32,7 +32,6 @@ SERVICE_GID, OTHER_GID = 851, 4711
 FOREIGN_MARK = 0x80000
 _HOST_LENGTH = {4: 32, 6: 128}
 _FORWARDING = ("net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding")
-_LAN_ROLE = "LAN host"
 _REST = 0.02  # seconds between two rounds of a flood
 
 
@@ -46,20 +45,17 @@ class Outside:
 
 
 @contextlib.contextmanager
-def outside(forwards: bool) -> Iterator[Outside]:
-    """Yield the surroundings: DHCP, RA, DNS and a web server at the uplink, a web server in the LAN.
-
-    `forwards` is True if the machine is a router of its LAN.
-    """
+def outside() -> Iterator[Outside]:
+    """Yield the surroundings: DHCP, RA, DNS and a web server at the uplink, a web server in the LAN, whose router is the machine."""
     with contextlib.ExitStack() as stack:
         internet, machine, lan = (stack.enter_context(Namespace(name)) for name in ("internet", "machine", "lan"))
         veth(internet, "out0", machine, UPLINK, at.HOME_MAC, at.NODE_WAN_MAC)
         veth(lan, "lan0", machine, LAN, None, "02:00:5e:00:53:03")
         for device in (UPLINK, LAN):
             machine.ip(f"link set {device} down")
-        for space, value in ((internet, 1), (machine, int(forwards))):
+        for space in (internet, machine):
             for key in _FORWARDING:
-                space.sysctl(key, value)
+                space.sysctl(key, 1)
         for family in at.FAMILIES:
             length, host = LENGTH[family], _HOST_LENGTH[family]
             internet.ip(f"addr add {at.HOME[family]}/{length} dev out0")
@@ -133,24 +129,23 @@ class Leaks:
     """Floods of packets that no policy allows, from the machine and from the host in its LAN, and their arrivals.
 
     `mark` is the uplink's. `containers` are senders that the scenario starts: name -> the port to which they send.
-    `names` are those that arrive without a policy. Ends with the namespaces.
+    Ends with the namespaces.
     """
 
-    def __init__(self, around: Outside, mark: int, forwards: bool, containers: Mapping[str, int]) -> None:
+    def __init__(self, around: Outside, mark: int, containers: Mapping[str, int]) -> None:
         machine, lan = _machine_kinds(mark), _lan_kinds()
         first = [20_000, 20_500]
         self._floods = [
             Flood(around.machine, machine, _REST, first[0]),
             Flood(around.lan, lan, _REST, first[1]),
         ]
-        self._names = [str(kind) for kind in (*machine, *lan)]
+        self.names = [str(kind) for kind in (*machine, *lan)]
         wanted = {**self._floods[0].wanted()}
         wanted |= {key: len(machine) + index for key, index in self._floods[1].wanted().items()}
         for name, port in containers.items():
             for family, (how, protocol) in itertools.product(at.FAMILIES, ((UDP, frames.UDP), (TCP, frames.TCP))):
-                wanted[family, protocol, port] = len(self._names)
-                self._names.append(f"{name} {how}{family}")
-        self.names = [name for name in self._names if forwards or not name.startswith(_LAN_ROLE)]
+                wanted[family, protocol, port] = len(self.names)
+                self.names.append(f"{name} {how}{family}")
         self._tally = Tally(around.internet, "out0", wanted)
         self._before: dict[int, int] = {}
 
@@ -170,7 +165,7 @@ class Leaks:
     def arrived(self) -> dict[str, int]:
         """Return the number of frames that have arrived at the uplink's far end, by kind, without those of none."""
         since = {index: count - self._before.get(index, 0) for index, count in self._tally.counts().items()}
-        return {self._names[index]: count for index, count in since.items() if count}
+        return {self.names[index]: count for index, count in since.items() if count}
 
     @property
     def sent(self) -> int:
@@ -196,4 +191,4 @@ def _machine_kinds(mark: int) -> list[Kind]:
 
 
 def _lan_kinds() -> list[Kind]:
-    return [Kind(_LAN_ROLE, how, family, FAR, 0) for family in at.FAMILIES for how in (UDP, TCP, RAW)]
+    return [Kind("LAN host", how, family, FAR, 0) for family in at.FAMILIES for how in (UDP, TCP, RAW)]

@@ -37,8 +37,8 @@ def run_scenario(scenario: Scenario, root: Path) -> Iterator[Row]:
     for order in ORDERS:
         row = Row(scenario.name, order)
         mark = next(iter(load(scenario.policy.encode())[0].uplink.values())).mark.value
-        with outside(scenario.forwards) as around:
-            leaks = Leaks(around, mark, scenario.forwards, scenario.containers)
+        with outside() as around:
+            leaks = Leaks(around, mark, scenario.containers)
             with booted_host(root, around, scenario) as host:
                 try:
                     (_control if order == CONTROL else _guarded)(scenario, row, host, leaks, states)

@@ -39,10 +39,9 @@ class Scenario:
     serve: Callable[[Outside], Mapping[str, str]] | None = None  # starts servers in the outside; returns more files
     prepare: str = ""  # shell script in the machine's root directory, from outside, before it boots
     static: bool = True  # the uplink has static addresses, as below; otherwise the program configures it
-    forwards: bool = True  # the machine is a router of its LAN
     # Senders of container.py that `start` starts and that may not use the uplink: name -> the port to which they send.
     containers: Mapping[str, int] = field(default_factory=dict)
-    # Lines of the state (rules, routes, nft, sysctls) that may differ after `release`: regular expression -> reason.
+    # Lines of the state (rules, routes, nft, sysctls) that may differ after `release`: regular expression -> what differs, and why.
     keeps: Mapping[str, str] = field(default_factory=dict)
     # Events of `watch` that are right here, besides those that each scenario has: event -> reason.
     events: Mapping[str, str] = field(default_factory=dict)

@@ -90,8 +90,9 @@ WG_QUICK = Scenario(
     },
     prepare="chmod 600 etc/wireguard/*\nln -sf /run/systemd/resolve/stub-resolv.conf etc/resolv.conf\n",
     events={"foreign-rule": "it says that wg-quick's rules precede those of the policy"},
-    keeps={"src_valid_mark": "wg-quick sets the value that the policy has already; release restores the earlier one"},
-    forwards=False,  # with forwarding, P1 is unknown beside the rules of wg-quick
+    keeps={
+        "src_valid_mark": "`src_valid_mark` may differ: wg-quick sets the value that the policy has already; release restores the earlier one"
+    },
     start="systemctl start systemd-resolved wg-quick@wg0",
     # As reresolve-dns.sh of wireguard-tools does. `wg syncconf`, the reload of the unit, resets the mark of wg-quick.
     reload="setpriv --regid 851 --clear-groups wg set wg0 peer $(wg show wg0 peers) endpoint vpn.example:51820",

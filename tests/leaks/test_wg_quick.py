@@ -120,7 +120,7 @@ def assert_as_expected(laptop: WgQuick) -> None:
     status = laptop.made.nftpolicy("status", check=False)
     assert (status.returncode, "starved" in status.stdout) == (0, False), status.stdout + status.stderr
     proof = laptop.made.nftpolicy("verify", "--live", POLICY, check=False)
-    assert (proof.returncode, "this machine forwards no IPv4 packet" in proof.stdout) == (0, True), proof.stdout
+    assert (proof.returncode, "this machine forwards no" in proof.stdout) == (0, False), proof.stdout
 
 
 def test_wg_quick_works_after_policy(laptop: WgQuick) -> None:
@@ -173,6 +173,8 @@ def test_wg_quick_flow_carries_no_forged_packet(laptop: WgQuick, family: int) ->
             def forged(payload: bytes) -> bool:
                 there = INSIDE[4][1]
                 assert node.call(inbound_clients.udp, there, at.ECHO_PORT, b"flow", 8) == b"flow"
+                # The client must know the laptop's MAC address: a request with the forged source gets no answer.
+                lab.client.run(["busybox", "ping", "-c", "1", "-W", "1", at.NODE_CLIENT[family]], check=False)
                 lab.wan.drain()
                 lab.client.call(send_from, mine, port, at.SERVER[family], payload)
                 assert node.call(inbound_clients.udp, there, at.ECHO_PORT, b"flow", 8) == b"flow"
@@ -181,7 +183,7 @@ def test_wg_quick_flow_carries_no_forged_packet(laptop: WgQuick, family: int) ->
             assert not forged(b"forwarding is off")
             forwarding(lab, 1)
             proof = laptop.made.nftpolicy("verify", "--live", POLICY, check=False)
-            assert (proof.returncode, "premangle" in proof.stdout) == (3, True), proof.stdout
+            assert proof.returncode == 0, proof.stdout
             assert not forged(b"forwarding is on")
             laptop.made.release()
             for key in ("all", at.CLIENT):

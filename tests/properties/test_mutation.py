@@ -123,7 +123,7 @@ IDLE = {
         (r"nftpolicy wan\.(identity|answers|arrival):", "no service and no answer needs the mark"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
     ],
-    "16-clat": [
+    "17-clat": [
         (r"nftpolicy arrival: ct status ! confirmed ct mark ", "nobody inside could borrow the mark of a flow"),
         (r"wwan\.arrival: .*(64:ff9b::/96|icmpv6 type) .* mark set ", "the guard asks for device, direction and prefix"),
         (r"(rule gone|match \w+): .*wwan\.guard: meta iifname ", "no service of the kernel passes without an owner"),

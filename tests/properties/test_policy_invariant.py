@@ -10,7 +10,8 @@ from nftpolicy.model.packet import FORWARD, FRAME, ICMPV6, KERNEL, SOCKET, TCP, 
 from nftpolicy.model.trace import Model
 from nftpolicy.netstate.formats import nft_text
 from nftpolicy.proof.assumptions import add_assumed_environment, device_matches
-from nftpolicy.proof.policy_spec import EXEMPTIONS, build_spec
+from nftpolicy.proof.exemption_spec import EXEMPTIONS
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED, REFUTED, worst
 from tests import foreign_table_strategies, policy_strategies, state_mutants
@@ -200,6 +201,18 @@ def test_leak_test_detects_a_missing_guard(monkeypatch):
 # --- who wears the mark --------------------------------------------------------------------
 
 
+def is_of_resolver(resolver, packet, walk, is_dns):
+    """Return True if the packet is a query of the resolver to a server that it may use."""
+    if not resolver or not packet.has_socket or packet.uid != resolver.user.number:
+        return False
+    if packet.protocol not in (TCP, UDP) or packet.fields.get(("ip", "frag-off")):
+        return False
+    servers = [*resolver.servers, *(server for only in resolver.domains.values() for server in only)]
+    usable = [one for one in servers if packet.protocol == TCP or one.tls_name is None]
+    named = {(one.address.version, int(one.address), one.port) for one in usable}
+    return (is_dns and not resolver.servers) or (packet.family, walk.destination, walk.dport) in named
+
+
 def entitlement(policy, packet, walk):
     """Return the reason why a packet may have its mark as it leaves by the uplink; None without one."""
     name, uplink = next(one for one in policy.uplink.items() if walk.device in one[1].devices)
@@ -219,7 +232,7 @@ def entitlement(policy, packet, walk):
         return "a service of the kernel, by its port"
     if any(is_tunnel(one, packet, walk.destination) for one in mine):
         return "a tunnel of the kernel"
-    if uplink.resolver and packet.has_socket and packet.uid == uplink.resolver.user.number and is_dns:
+    if is_of_resolver(uplink.resolver, packet, walk, is_dns):
         return "the resolver"
     if any(word in ("mld", "igmp") and is_exempt(word, packet, walk) for word in uplink.exempt):
         return "a report that wears the mark by accident"
@@ -243,6 +256,9 @@ def closed_connection_reason(packet):
 
 
 def is_owned_by(service, packet):
+    """Return True if the packet, which has the mark, is one of the service: of root, a reply may be any server's."""
+    if service.of_root and packet.flow.direction != "original":
+        return False
     ids = ((service.user, packet.uid), (service.group, packet.gid))
     return packet.has_socket and any(account is not None and account.number == held for account, held in ids)
 
@@ -272,13 +288,22 @@ def is_ping(packet):
 
 
 def is_tunnel(service, packet, destination):
-    """Return True for a packet of this machine that only the kernel's tunnels send, to one of their other ends."""
+    """Return True for a packet of this machine that only the kernel sends, to the other end of a tunnel or a server."""
     return (
         service.kernel
         and packet.origin in (SOCKET, KERNEL)
-        and any(states.TUNNELS.get(port.protocol) == packet.protocol for port in service.ports)
+        and any(
+            states.TUNNELS.get(port.protocol) == packet.protocol or is_to_server(port, packet) for port in service.ports
+        )
         and any(holds(net, packet.family, destination) for net in service.to)
     )
+
+
+def is_to_server(port, packet):
+    """Return True for TCP without an owner, in a flow from here, to a port."""
+    is_whole = packet.protocol == TCP and not packet.fields.get(("ip", "frag-off"))
+    is_of_kernel = not packet.has_socket and packet.flow.direction == "original"
+    return is_whole and is_of_kernel and port.protocol == "tcp" and port.low <= packet.dport <= port.high
 
 
 def is_published(publish, packet):

@@ -16,7 +16,8 @@ from nftpolicy.netstate.nft import (
     Table,
 )
 from nftpolicy.policy.load import load
-from nftpolicy.proof.policy_spec import EXEMPTIONS, build_spec
+from nftpolicy.proof.exemption_spec import EXEMPTIONS
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove_guard
 
 TEXT = """\
@@ -31,6 +32,7 @@ answer = ["ssh", "ping"]
 [uplink.wan.resolver]
 listen = ["192.0.2.54:54", "[::1]:54"]
 servers = ["192.0.2.53"]
+domains = { "corp.example" = ["192.0.2.53:5353"], "tls.example" = ["tls://192.0.2.53#dns.example"] }
 user = 77
 [uplink.lte]
 devices = ["lte"]

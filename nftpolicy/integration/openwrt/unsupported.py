@@ -66,3 +66,8 @@ def _resolver_features(resolver: Resolver) -> Iterator[tuple[str, str]]:
     is_set = {"lease": resolver.lease is not None, "sources": bool(set(resolver.sources) - {"auto", "netifd"})}
     for key in (key for key, value in is_set.items() if value):
         yield key, "is not read on the router, where netifd provides the servers that the uplink's interfaces learned"
+    if resolver.uses_tls:
+        yield (
+            "servers",
+            "names a server with tls://, which dnsmasq on the router cannot query; name servers without TLS",
+        )
