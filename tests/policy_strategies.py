@@ -8,10 +8,11 @@ from attrs import evolve
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from nftpolicy.policy import scalars, validate, vocabulary
+from nftpolicy.policy import scalars, validate, validate_clat, vocabulary
 from nftpolicy.policy.mark import FULL_MASK, Mark
 from nftpolicy.policy.objects import (
     Account,
+    Clat,
     Forward,
     Lan,
     Listen,
@@ -77,6 +78,11 @@ def ports():
     ) | st.builds(lambda protocol, one: Port(protocol, one, one), st.sampled_from(("tcp", "udp")), numbers)
 
 
+def ports_list():
+    """Generate at most two different ports."""
+    return st.lists(ports(), max_size=2, unique=True)
+
+
 def addresses(version=None):
     """Generate addresses of hosts that an IPv6 tool does not print as IPv4."""
     four = st.integers(0x01000000, 0xDFFFFFFF).map(IPv4Address)
@@ -111,6 +117,19 @@ def gateways():
     """Generate at most one gateway of each family."""
     usable = addresses().filter(lambda one: not (one.is_loopback or one.is_multicast or one.is_unspecified))
     return st.lists(usable, max_size=2, unique_by=lambda one: one.version).map(tuple)
+
+
+def clats(devices_of_uplink):
+    """Generate the CLAT behind a device of the uplink that is not its first."""
+    if len(devices_of_uplink) < 2:
+        return st.none()
+    lengths = st.sampled_from(validate_clat.NAT64_LENGTHS)
+    prefixes = st.builds(lambda bits, length: IPv6Network((bits, length), strict=False), _nat64_bits(), lengths)
+    return st.none() | st.builds(Clat, st.sampled_from(devices_of_uplink[1:]), prefixes)
+
+
+def _nat64_bits():
+    return st.integers(0x2000 << 112, (0x4000 << 112) - 1) | st.just(0x64FF9B << 96)
 
 
 def upstream_servers(tls):
@@ -161,13 +180,14 @@ def answers():
 def services(draw, uplinks):
     """Generate a service of one of the uplinks."""
     uplink = draw(st.sampled_from(uplinks))
-    how = draw(st.sampled_from(("group", "group", "user", "kernel")))
+    how = draw(st.sampled_from(("group", "group", "user", "root", "kernel")))
     if how == "kernel":
         if draw(st.booleans()):
             ends = st.lists(networks().filter(scalars.is_routed), min_size=1, max_size=3, unique=True)
             chosen = st.lists(st.sampled_from(tuple(vocabulary.TUNNEL_PROTOCOLS)), min_size=1, unique=True)
-            tunnels = tuple(Port(protocol, 0, 0) for protocol in draw(chosen))
-            return Service(uplink, kernel=True, to=tuple(draw(ends)), ports=tunnels)
+            tunnels = [Port(protocol, 0, 0) for protocol in draw(chosen)]
+            listed = st.lists(ports().filter(lambda port: port.protocol == "tcp"), max_size=2, unique=True)
+            return Service(uplink, kernel=True, to=tuple(draw(ends)), ports=(*tunnels, *draw(listed)))
         bound = draw(st.lists(ports().filter(lambda port: port.protocol == "udp"), max_size=3, unique=True))
         return Service(uplink, kernel=True, sport=tuple(bound))
     to = draw(st.lists(networks(), max_size=4, unique=True))
@@ -177,6 +197,8 @@ def services(draw, uplinks):
     to = tuple(net for net in to if not (net.is_loopback or net.is_unspecified))
     destinations = ports() | st.just(Port("ping", 0, 0))
     narrowed = tuple(draw(st.lists(destinations, max_size=4, unique=True)))
+    if how == "root":
+        return Service(uplink, user=Account("0", 0), marks="cgroup", to=to, ports=narrowed)
     return Service(uplink, **{how: draw(accounts())}, to=to, ports=narrowed, **draw(markings(how)))
 
 
@@ -222,8 +244,9 @@ def lans(draw, policy):
     for name in draw(st.lists(names(), max_size=2, unique=True)):
         owner = {key: draw(accounts()) for key in draw(st.sampled_from(((), (), ("group",), ("user",))))}
         to = tuple(draw(st.lists(local_networks(), min_size=1, max_size=3, unique=True)))
-        narrowed = tuple(draw(st.lists(ports(), max_size=2, unique=True)))
-        lan = Lan(draw(st.sampled_from(tuple(policy.uplink))), to, **owner, ports=narrowed)
+        narrowed = tuple(draw(ports_list()))
+        from_ports = () if narrowed else tuple(port for port in draw(ports_list()) if port.protocol == "udp")
+        lan = Lan(draw(st.sampled_from(tuple(policy.uplink))), to, **owner, ports=narrowed, sport=from_ports)
         additions.append(evolve(policy, lan={name: lan}))
     return additions
 
@@ -253,7 +276,7 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
         resolver = draw(st.none() | resolvers(index))
         uplinks[name] = Uplink(
             mine, worn[index], tables[index], draw(exempt), draw(answered), draw(gateways()), draw(own_networks()),
-            learn, resolver, draw(st.booleans()),
+            learn, resolver, draw(st.booleans()), draw(clats(mine)),
         )  # fmt: skip
     inside = draw(st.lists(patterns(), max_size=4, unique=True).map(_apart))
     held = draw(st.dictionaries(names(), services(wanted), max_size=most_services))
@@ -293,7 +316,8 @@ def changed(draw, policy, device=None):
         elif what == "devices":
             others = {one for other, value in policy.uplink.items() if other != name for one in value.devices}
             free = (devices() if device is None else device).filter(lambda one, taken=others: one not in taken)
-            uplinks[name] = evolve(uplink, devices=tuple(draw(st.lists(free, min_size=1, max_size=2, unique=True))))
+            drawn = tuple(draw(st.lists(free, min_size=1, max_size=2, unique=True)))
+            uplinks[name] = evolve(uplink, devices=drawn, clat=draw(clats(drawn)))
         elif what == "exempt":
             uplinks[name] = evolve(uplink, exempt=uplink.exempt[1:], answer=uplink.answer[1:])
         elif what == "resolver":
@@ -335,6 +359,9 @@ def to_toml(policy):
         lines += ["", f"[uplink.{name}]", *_pairs(_uplink(uplink))]
         if uplink.resolver:
             lines += ["", f"[uplink.{name}.resolver]", *_pairs(_resolver(uplink.resolver))]
+        if uplink.clat:
+            clat = {"device": _quoted(uplink.clat.device), "prefix": _quoted(str(uplink.clat.prefix))}
+            lines += ["", f"[uplink.{name}.clat]", *_pairs(clat)]
     lines += [] if policy.uplink else ["[uplink]"]
     lines += [] if policy.service else ["[service]"]
     for name, service in policy.service.items():
@@ -347,6 +374,7 @@ def to_toml(policy):
     for name, lan in policy.lan.items():
         owner = {key: str(account.number) for key, account in validate.account_selectors(lan)}
         values = {"uplink": _quoted(lan.uplink), "to": _list(lan.to), **owner, "ports": _list(lan.ports)}
+        values["sport"] = _list(lan.sport)
         lines += ["", f"[lan.{name}]", *_pairs(values)]
     return "\n".join(lines) + "\n"
 

@@ -12,6 +12,7 @@ from ..netstate.routing import IpRule, Route
 from ..netstate.state import NetState
 from ..policy.objects import Policy, Uplink
 from . import (
+    clat,
     dns,
     exemptions,
     forwards,
@@ -98,7 +99,7 @@ def _ip_table(policy: Policy) -> Table:
     sets = [guard.inside_set(policy)] if policy.inside else []
     for name, uplink in policy.uplink.items():
         sets += service_sets.nft_sets(name, services[name])
-        sets += tunnels.tunnel_sets(name, policy)
+        sets += [*tunnels.tunnel_sets(name, policy), *tunnels.tcp_sets(name, policy)]
         sets += uplink_addresses.address_sets(name, uplink)
         sets += replies.source_sets(name, uplink)
         sets += lans.sets(policy, name)
@@ -126,6 +127,7 @@ def _counters(name: str, uplink: Uplink, policy: Policy) -> list[str]:
         *lans.counter_names(policy, name),
         *replies.counter_names(name, uplink),
         *forwards.counter_names(policy, name),
+        *clat.counter_names(name, uplink),
     ]
 
 

@@ -51,11 +51,16 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, state: NetState) -> list[
     if any(bpdus <= set(chain.rules) for table in state.tables for chain in table.chains):
         lines.append("  exempt BPDUs of its bridges: a loop of the network is noticed (stp)")
     for key, lan in lans.uplink_lans(policy, name).items():
+        from_ports = f" from {_shorten(lan.sport)}" if lan.sport else ""
         senders = _senders(lan) if account_selectors(lan) else "any program"
-        lines.append(f"  exempt lan {key}: {senders} may send {_destinations(lan)}")
+        lines.append(f"  exempt lan {key}: {senders} may send {_destinations(lan)}{from_ports}")
     lines += [f"  learns {word}: {vocabulary.LEARN_SOURCES[word]}" for word in uplink.learn]
     if uplink.addresses:
         lines.append(f"  is known by {_shorten(uplink.addresses)}, too")
+    if uplink.clat:
+        lines.append(
+            f"  clat {uplink.clat.device}: IPv4 packets with the mark may leave as IPv6 to {uplink.clat.prefix}"
+        )
     for answer in uplink.answer:
         port = f" ({answer.port})" if answer.port else ""
         source = f" from {_shorten(answer.source)}" if answer.source else ""
@@ -75,10 +80,13 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, state: NetState) -> list[
 
 def _senders(service: Service | Lan) -> str:
     if isinstance(service, Service) and service.by_destination:
-        return "the kernel's tunnels"
+        kinds = {"TCP that no process owns" if port.protocol == "tcp" else "tunnels" for port in service.ports}
+        return f"the kernel's {' and '.join(sorted(kinds))}"
     if isinstance(service, Service) and service.kernel:
         ports = f" on {_shorten(service.sport)}" if service.sport else ""
         return f"UDP of the kernel's own sockets{ports}"
+    if isinstance(service, Service) and service.of_root:
+        return f"root's sockets of the cgroup {service.cgroup}" if service.cgroup else "root's sockets of its cgroup"
     return " or ".join(f"sockets of {key} {account.name}" for key, account in account_selectors(service))
 
 

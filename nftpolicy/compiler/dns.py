@@ -97,11 +97,11 @@ def redirect_chain(policy: Policy, services: Mapping[str, ServiceSets]) -> Chain
     """Return the NAT chain; only the first packet of a flow passes it."""
     rules = [
         Rule(
-            (client, TO_DNS, TCP_OR_UDP, Dnat(family, str(listening[0].address), listening[0].port)),
+            (*client, TO_DNS, TCP_OR_UDP, Dnat(family, str(listening[0].address), listening[0].port)),
             origin=("uplink", name, "resolver", "listen"),
         )
-        for name, (_, resolver) in uplinks_with_resolver(policy).items()
-        for client in client_matches(name, services[name])
+        for name, (uplink, resolver) in uplinks_with_resolver(policy).items()
+        for client in client_matches(name, services[name], uplink.mark)
         for version, (family, _) in IP_HEADERS.items()
         if (listening := _listen_addresses(resolver, version))
     ]
@@ -128,20 +128,21 @@ def resolver_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tupl
     """
     if not uplinks_with_resolver(policy):
         return ()
-    access = tuple(_resolver_chain(name, services) for name in uplinks_with_resolver(policy))
+    uplinks = uplinks_with_resolver(policy)
+    access = tuple(_resolver_chain(name, services, uplink) for name, (uplink, _) in uplinks.items())
     not_redirected = tuple(
         matches.count_and_drop(
-            object_name(name, "dns-blocked"), TCP_OR_UDP, client, origin=("uplink", name, "resolver")
+            object_name(name, "dns-blocked"), TCP_OR_UDP, *client, origin=("uplink", name, "resolver")
         )
-        for name in uplinks_with_resolver(policy)
-        for client in client_matches(name, services[name])
+        for name, (uplink, _) in uplinks.items()
+        for client in client_matches(name, services[name], uplink.mark)
     )
     return (*access, Chain("dns", not_redirected), *_from_outside(policy))
 
 
-def _resolver_chain(name: str, services: Mapping[str, ServiceSets]) -> Chain:
+def _resolver_chain(name: str, services: Mapping[str, ServiceSets], uplink: Uplink) -> Chain:
     origin = ("uplink", name, "resolver")
-    rules = [Rule((client, ACCEPT), origin=origin) for client in client_matches(name, services[name])]
+    rules = [Rule((*client, ACCEPT), origin=origin) for client in client_matches(name, services[name], uplink.mark)]
     rules.append(matches.count_and_drop(object_name(name, "resolver-refused"), matches.HAS_OWNER, origin=origin))
     rules.append(Rule((matches.IS_ESTABLISHED, ACCEPT), origin=origin))
     rules.append(matches.count_and_drop(object_name(name, "resolver-refused"), origin=origin))

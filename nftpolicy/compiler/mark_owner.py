@@ -38,6 +38,7 @@ def mark_owner_chain(name: str, uplink: Uplink, services: ServiceSets, policy: P
     if services.kernel:
         origin_key = ("service", services.kernel[0], "kernel")
         rules.append(Rule((Match(L4PROTO, "udp"), ACCEPT), origin=origin_key))
+    rules += [Rule((*match, ACCEPT), origin=("uplink", name)) for match in tunnels.tcp_matches(name, policy)]
     rules.append(Rule((matches.IS_ORIGINAL, matches.IS_ESTABLISHED, ACCEPT), origin=origin))
     rules.append(matches.count_and_drop(object_name(name, "unentitled"), origin=origin))
     return Chain(object_name(name, "identity"), tuple(rules), origin=origin)

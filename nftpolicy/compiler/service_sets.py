@@ -8,10 +8,11 @@ from functools import cache
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from itertools import product
 
-from attrs import Factory, frozen
+from attrs import Factory, evolve, frozen
 
-from ..netstate.nft import Concat, Element, Expression, Match, Payload, Set, SetRef
-from ..policy.objects import Network, Policy, Port, Service
+from ..netstate.nft import AnonymousSet, Concat, Element, Expression, Match, Payload, Set, SetRef
+from ..policy.mark import Mark
+from ..policy.objects import ROOT, Network, Policy, Port, Service
 from ..policy.validate import account_selectors
 from . import matches
 from .matches import DEST_PORT, L4PROTO, SOCKET_GID, SOCKET_UID
@@ -19,6 +20,9 @@ from .object_names import object_name
 
 # Selector of a service -> nft expression, and its data type.
 ACCOUNT_KEYS: dict[str, tuple[Expression, str]] = {"group": (SOCKET_GID, "gid"), "user": (SOCKET_UID, "uid")}
+# Root's sockets with the mark: any of root's servers may get a reply marked, so only flows that began here count.
+_ROOT_KEY = "root"
+_COLUMNS = {**ACCOUNT_KEYS, _ROOT_KEY: ACCOUNT_KEYS["user"]}
 _ADDRESS = {family: (Payload(header, "daddr"), kind) for family, (header, kind) in matches.IP_HEADERS.items()}
 _ECHO_REQUEST = {
     family: Match(Payload(header, "type"), "echo-request") for family, header in {4: "icmp", 6: "icmpv6"}.items()
@@ -47,14 +51,17 @@ class SetSchema:
     def columns(self) -> tuple[tuple[Expression, str], ...]:
         """Return the expression and the data type of each column."""
         address = (_ADDRESS[self.family],) if self.family else ()
-        return (ACCOUNT_KEYS[self.key], *address, *(PORT_COLUMNS if self.kind == "ports" else ()))
+        return (_COLUMNS[self.key], *address, *(PORT_COLUMNS if self.kind == "ports" else ()))
 
     def lookups(self, uplink: str) -> list[tuple[Match, ...]]:
         """Return the matches for packets in the set; any of them suffices."""
         is_listed = match_in_set(self.columns(), self.set_name(uplink))
+        direction = (matches.IS_ORIGINAL,) if self.key == _ROOT_KEY else ()
         if self.kind != "ping":
-            return [(is_listed,)]
-        return [(_ECHO_REQUEST[family], is_listed) for family in _ECHO_REQUEST if self.family in (None, family)]
+            return [(*direction, is_listed)]
+        return [
+            (*direction, _ECHO_REQUEST[family], is_listed) for family in _ECHO_REQUEST if self.family in (None, family)
+        ]
 
     def set_name(self, uplink: str) -> str:
         """Return the name of the set, for example "wan.group-anywhere", "wan.group-to4-ports"."""
@@ -73,9 +80,10 @@ class SetSchema:
 class ServiceSets:
     """Set contents of the services of one uplink.
 
-    `clients`: groups ("group") and users ("user") of the services. `unmarked`: users with sockets
-    that carry no mark. `rows`: elements with destinations, by schema. `kernel`: services of the kernel's
-    own sockets on any port. `sports`: ports of the kernel's sockets that the policy names.
+    `clients`: groups ("group") and users ("user") of the services. `has_root`: root's sockets with the mark
+    are of a service, too. `unmarked`: users with sockets that carry no mark. `rows`: elements with
+    destinations, by schema. `kernel`: services of the kernel's own sockets on any port. `sports`: ports of
+    the kernel's sockets that the policy names.
     """
 
     clients: dict[str, set[int]] = Factory(dict)
@@ -83,11 +91,15 @@ class ServiceSets:
     rows: dict[SetSchema, set[Element]] = Factory(dict)
     kernel: list[str] = Factory(list)
     sports: list[Port] = Factory(list)
+    has_root: bool = False
 
 
 def collect_service_sets(policy: Policy) -> dict[str, ServiceSets]:
     """Return the set contents of every uplink, in one pass over the services."""
-    by_uplink = {name: ServiceSets() for name in policy.uplink}
+    by_uplink = {
+        name: ServiceSets(has_root=any(service.of_root for service in uplink_services(name, policy).values()))
+        for name in policy.uplink
+    }
     for name, service in policy.service.items():
         contents = by_uplink[service.uplink]
         if service.kernel and not service.sport and not service.ports:
@@ -95,8 +107,10 @@ def collect_service_sets(policy: Policy) -> dict[str, ServiceSets]:
         contents.sports.extend(service.sport)
         if service.unmarked and service.user:
             contents.unmarked.add(service.user.number)
-        for key, account in account_selectors(service):
-            contents.clients.setdefault(key, set()).add(account.number)
+        for selector, account in account_selectors(service):
+            key = _ROOT_KEY if service.of_root else selector
+            if not service.of_root:
+                contents.clients.setdefault(key, set()).add(account.number)
             for schema, destination in _destinations(key, service):
                 # A service that may send anywhere is an element with one column.
                 row = (account.number, *destination) if destination else account.number
@@ -150,13 +164,14 @@ def unmarked_user_matches(name: str, contents: ServiceSets) -> list[Match]:
     return [Match(SOCKET_UID, SetRef(_unmarked_set(name)))] if contents.unmarked else []
 
 
-def client_matches(name: str, contents: ServiceSets) -> list[Match]:
-    """Return matches for sockets of the uplink's services; any of them suffices."""
-    return [
-        Match(expression, SetRef(_client_set(name, key)))
+def client_matches(name: str, contents: ServiceSets, mark: Mark) -> list[tuple[Match, ...]]:
+    """Return the matches for sockets of the services of an uplink with this mark; any tuple of them suffices."""
+    clients: list[tuple[Match, ...]] = [
+        (Match(expression, SetRef(_client_set(name, key))),)
         for key, (expression, _) in ACCOUNT_KEYS.items()
         if key in contents.clients
     ]
+    return [*clients, *([(Match(SOCKET_UID, ROOT), matches.has_mark(mark))] if contents.has_root else [])]
 
 
 def entitlement_matches(name: str, contents: ServiceSets) -> list[tuple[Match, ...]]:
@@ -240,6 +255,21 @@ def merge_ports(ports: tuple[Port, ...]) -> list[Port]:
         else:
             merged.append(port)
     return merged
+
+
+def any_port(ports: tuple[Port, ...]) -> int | str | AnonymousSet:
+    """Return a value that matches ports, as the kernel lists it: adjacent ones of a set of intervals are merged."""
+    merged = merge_ports(ports)
+    if any(map(is_port_range, merged)):
+        joined = merged[:1]
+        for port in merged[1:]:
+            if port.low == joined[-1].high + 1:
+                joined[-1] = evolve(joined[-1], high=port.high)
+            else:
+                joined.append(port)
+        merged = joined
+    values = [matches.port_value(port) for port in merged]
+    return values[0] if len(values) == 1 else AnonymousSet(frozenset(values))
 
 
 def is_port_range(port: Port) -> bool:

@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Tunnels of the kernel: packets that their protocol and destination identify.
+"""Packets of the kernel that their protocol and destination identify: its tunnels, its connections over TCP.
 
 The outer packet of a tunnel has the mark of the inner one, whatever mark the tunnel is looked up with
 (iptunnel_xmit), and belongs to the socket that sent the inner packet. So it gets its mark in the output
-hook, which forwarded packets do not pass, and an ip rule selects the uplink before that.
+hook, which forwarded packets do not pass, and an ip rule selects the uplink before that. A TCP socket of
+the kernel, as of NFS, has no mark either, and no owner; packets of processes to the same port have one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from ..netstate.nft import PROTOCOL_NAMES, Chain, Concat, Hook, Match, Payload, Rule, Set, SetRef
+from ..netstate.nft import PROTOCOL_NAMES, Chain, Concat, Hook, Match, Payload, Rule, Set, SetRef, Verdict
 from ..netstate.routing import IpRule
-from ..policy.objects import Network, Policy
+from ..policy.objects import Network, Policy, Port, Service
 from . import matches, object_names
 from .matches import IP_HEADERS, L4PROTO
 from .object_names import object_name
-from .service_sets import merge_networks, network_text, uplink_services
+from .service_sets import is_port_range, merge_networks, merge_ports, network_text, uplink_services
 
 # IP protocol numbers.
 PROTOCOLS = {"ipip": 4, "6in4": 41, "gre": 47}
+_TCP = 6
 
 
 def tunnel_sets(name: str, policy: Policy) -> tuple[Set, ...]:
@@ -44,13 +46,57 @@ def tunnel_sets(name: str, policy: Policy) -> tuple[Set, ...]:
 def _ends(name: str, policy: Policy) -> dict[int, dict[int, list[Network]]]:
     """Return the other ends of an uplink's tunnels: by family and protocol number, each network once."""
     ends: dict[int, dict[int, list[Network]]] = {}
-    for service in uplink_services(name, policy).values():
-        for port in service.ports if service.by_destination else ():
+    for service in _senders(name, policy):
+        for port in service.ports:
+            if port.protocol not in PROTOCOLS:
+                continue
             for net in service.to:
                 listed = ends.setdefault(net.version, {}).setdefault(PROTOCOLS[port.protocol], [])
                 if net not in listed:
                     listed.append(net)
     return ends
+
+
+def _senders(name: str, policy: Policy) -> list[Service]:
+    return [service for service in uplink_services(name, policy).values() if service.by_destination]
+
+
+def tcp_sets(name: str, policy: Policy) -> tuple[Set, ...]:
+    """Return the sets of destinations and ports of the kernel's connections: "wan.kernel-tcp4", "wan.kernel-tcp6"."""
+    sets = []
+    for family, (_, address) in IP_HEADERS.items():
+        elements = _servers(name, policy, family)
+        if elements:
+            texts = frozenset((network_text(net), matches.port_value(port)) for net, port in elements)
+            is_wide = any(net.prefixlen < net.max_prefixlen or is_port_range(port) for net, port in elements)
+            flags = frozenset({"interval"}) if is_wide else frozenset[str]()
+            sets.append(Set(_tcp_set(name, family), (address, "inet_service"), texts, flags, origin=("uplink", name)))
+    return tuple(sets)
+
+
+def _servers(name: str, policy: Policy, family: int) -> list[tuple[Network, Port]]:
+    """Return the networks and ports that the kernel connects to; those of two services do not overlap."""
+    return [
+        (net, port)
+        for service in _senders(name, policy)
+        for net in merge_networks([net for net in service.to if net.version == family])
+        for port in merge_ports(tuple(port for port in service.ports if port.protocol == "tcp"))
+    ]
+
+
+def tcp_matches(name: str, policy: Policy) -> list[tuple[Match, ...]]:
+    """Return the matches for packets to the kernel's servers, one tuple for each family that has some.
+
+    They are of flows that began here: a reply may be that of any server of this machine.
+    """
+    return [
+        (
+            matches.IS_ORIGINAL,
+            Match(Concat((Payload(header, "daddr"), Payload("tcp", "dport"))), SetRef(_tcp_set(name, family))),
+        )
+        for family, (header, _) in IP_HEADERS.items()
+        if _servers(name, policy, family)
+    ]
 
 
 def tunnel_matches(name: str, policy: Policy) -> list[Match]:
@@ -64,16 +110,23 @@ def tunnel_matches(name: str, policy: Policy) -> list[Match]:
 
 
 def tunnel_chain(policy: Policy) -> Chain | None:
-    """Return the chain that marks the packets of tunnels; None without tunnels.
+    """Return the chain that marks the kernel's packets by their destination; None without such a service.
 
     Packets with the mark of another uplink may be those of its services.
     """
-    rules = tuple(
-        Rule((match, *_lack_other_marks(name, policy), matches.set_mark(uplink.mark)), origin=("uplink", name))
-        for name, uplink in policy.uplink.items()
-        for match in tunnel_matches(name, policy)
-    )
+    of_tunnels = _marking_rules(policy, lambda name: [(match,) for match in tunnel_matches(name, policy)])
+    of_tcp = _marking_rules(policy, lambda name: tcp_matches(name, policy))
+    without_owner = (Rule((matches.HAS_OWNER, Verdict("return"))), *of_tcp) if of_tcp else ()
+    rules = (*of_tunnels, *without_owner)
     return Chain("tunnels", rules, Hook("filter", "output", object_names.TUNNEL_PRIORITY)) if rules else None
+
+
+def _marking_rules(policy: Policy, list_matches: Callable[[str], list[tuple[Match, ...]]]) -> tuple[Rule, ...]:
+    return tuple(
+        Rule((*match, *_lack_other_marks(name, policy), matches.set_mark(uplink.mark)), origin=("uplink", name))
+        for name, uplink in policy.uplink.items()
+        for match in list_matches(name)
+    )
 
 
 def _lack_other_marks(name: str, policy: Policy) -> Iterator[Match]:
@@ -81,15 +134,23 @@ def _lack_other_marks(name: str, policy: Policy) -> Iterator[Match]:
 
 
 def ip_rules(policy: Policy) -> Iterator[IpRule]:
-    """Yield the ip rules that confine tunnels to their uplink's table."""
+    """Yield the ip rules that confine these packets to their uplink's table.
+
+    Those of processes to a server of the kernel too: no rule knows the owner of a packet.
+    """
     for name, uplink in policy.uplink.items():
         for by_protocol in _ends(name, policy).values():
             for number, networks in by_protocol.items():
                 for net in merge_networks(networks):
                     yield from _confining_rules(net, number, name, uplink.table)
+        for family in IP_HEADERS:
+            for net, port in _servers(name, policy, family):
+                yield from _confining_rules(net, _TCP, name, uplink.table, (port.low, port.high))
 
 
-def _confining_rules(net: Network, number: int, uplink: str, table: int) -> Iterator[IpRule]:
+def _confining_rules(
+    net: Network, number: int, uplink: str, table: int, ports: tuple[int, int] | None = None
+) -> Iterator[IpRule]:
     for priority, action in (
         (object_names.TUNNEL_RULE_PRIORITY, "lookup"),
         (object_names.TUNNEL_UNREACHABLE_PRIORITY, "unreachable"),
@@ -102,9 +163,14 @@ def _confining_rules(net: Network, number: int, uplink: str, table: int) -> Iter
             destination=str(net),
             iif="lo",  # packets of this machine
             l4proto=number,
+            dports=ports,
             origin=("uplink", uplink),
         )
 
 
 def _set_name(name: str, family: int) -> str:
     return object_name(name, f"tunnels{family}")
+
+
+def _tcp_set(name: str, family: int) -> str:
+    return object_name(name, f"kernel-tcp{family}")

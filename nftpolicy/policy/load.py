@@ -115,7 +115,7 @@ def _converter(accounts: AccountLookup) -> Converter:
     converter.register_structure_hook_func(_is_table, lambda item, kind: _decode_table(converter, item, kind))
     narrowed = _class_hook(converter, _NarrowedAnswer, accounts)
     converter.register_structure_hook(objects.Answer, lambda item, kind: _decode_answer(item, narrowed))
-    tables = (objects.Policy, objects.Uplink, objects.Resolver)
+    tables = (objects.Policy, objects.Uplink, objects.Resolver, objects.Clat)
     entries = (objects.Service, objects.Forward, objects.Publish, objects.Lan)
     for kind in (*tables, *entries):
         converter.register_structure_hook(kind, _class_hook(converter, kind, accounts))
@@ -212,6 +212,7 @@ _FIELD_DECODERS: dict[tuple[type, str], Callable[[object], Any]] = {
     (objects.Uplink, "devices"): _list_of(scalars.parse_device),
     (objects.Uplink, "exempt"): _list_of(_keyword_of(vocabulary.EXEMPTIONS, "exemption")),
     (objects.Uplink, "learn"): _list_of(_keyword_of(vocabulary.LEARN_SOURCES, "source of routes")),
+    (objects.Clat, "device"): scalars.parse_device,
     (objects.Resolver, "sources"): _list_of(_keyword_of(vocabulary.DNS_SOURCES, "source of DNS servers")),
     (objects.Resolver, "domains"): lambda item: _decode_entries(
         item, scalars.parse_domain, _list_of(scalars.parse_server)

@@ -9,6 +9,7 @@ from attrs import Factory, field, frozen
 
 from .mark import Mark
 
+ROOT = 0  # the number of user and group root
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
@@ -141,12 +142,27 @@ def lease_file(uplink: str, resolver: Resolver) -> str:
     return resolver.lease or f"/run/nftpolicy/{uplink}.dns"
 
 
+WELL_KNOWN_PREFIX = IPv6Network("64:ff9b::/96")  # RFC 6052 2.1
+
+
+@frozen
+class Clat:
+    """Customer-side translator of 464XLAT (RFC 6877): the device that it reads IPv4 packets from.
+
+    `prefix`: the NAT64 prefix of the network (RFC 6052), which its IPv6 packets are for.
+    """
+
+    device: str
+    prefix: Network = WELL_KNOWN_PREFIX
+
+
 @frozen
 class Uplink:
     """Uplink: devices of a foreign network, with the mark and routing table of its traffic.
 
     `addresses`: addresses of this machine on other devices that the uplink's network knows, too. `stp`: the
-    bridges among its devices send their own frames of the spanning tree protocol.
+    bridges among its devices send their own frames of the spanning tree protocol. The device of `clat` is
+    one of `devices`.
     """
 
     devices: tuple[str, ...]
@@ -159,6 +175,12 @@ class Uplink:
     learn: tuple[str, ...] = ()
     resolver: Resolver | None = None
     stp: bool = True
+    clat: Clat | None = None
+
+    @property
+    def network_devices(self) -> tuple[str, ...]:
+        """Return the devices that lead to the uplink's network: all but that of the CLAT."""
+        return tuple(device for device in self.devices if self.clat is None or device != self.clat.device)
 
 
 @frozen
@@ -169,7 +191,7 @@ class Service:
     default of the service) and `confine` belong to "cgroup". `to` and `ports` restrict the
     destinations; empty: anywhere. `sport`: UDP ports that the kernel's own socket is bound to;
     packets from these ports pass, whichever process sent the encapsulated packet. With `kernel`,
-    `ports` are the protocols of the kernel's tunnels to `to`.
+    `ports` are the protocols of the kernel's tunnels, and the TCP ports of its servers, at `to`.
     """
 
     uplink: str
@@ -187,6 +209,11 @@ class Service:
     def unmarked(self) -> bool:
         """Return True if its sockets carry no mark: an ip rule for its user selects the uplink."""
         return self.marks == "uid-rule"
+
+    @property
+    def of_root(self) -> bool:
+        """Return True if its sockets are those of root with the uplink's mark, which its cgroup sets."""
+        return self.user is not None and self.user.number == ROOT
 
     @property
     def by_destination(self) -> bool:
@@ -246,6 +273,7 @@ class Lan:
     """Packets to the uplink's own network that need no mark: of the sockets of `group` or `user`, else of any.
 
     `to`: private networks; nothing else is permitted. `ports` restricts the destination ports; empty: any.
+    `sport`: the UDP ports that they are sent from, as answers to broadcast and multicast are; empty: any.
     """
 
     uplink: str
@@ -253,6 +281,7 @@ class Lan:
     group: Account | None = None
     user: Account | None = None
     ports: tuple[Port, ...] = ()
+    sport: tuple[Port, ...] = ()
 
 
 @frozen

@@ -22,6 +22,7 @@ from .objects import (
 )
 from .scalars import has_hosts, is_routed, matching_pattern
 from .toml_positions import KeyPath
+from .validate_clat import find_clat_faults
 from .validate_forwards import PolicyFault, find_forward_faults
 from .validate_resolvers import find_resolver_faults, find_resolver_user_faults
 from .validate_tunnels import find_shared_tunnels, find_tunnel_faults
@@ -141,6 +142,7 @@ def _lists(policy: Policy) -> Iterator[tuple[KeyPath, tuple[object, ...]]]:
     for name, lan in policy.lan.items():
         yield ("lan", name, "to"), lan.to
         yield ("lan", name, "ports"), lan.ports
+        yield ("lan", name, "sport"), lan.sport
 
 
 def _gateways(policy: Policy) -> Iterator[PolicyFault]:
@@ -176,10 +178,13 @@ def _selectors(policy: Policy) -> Iterator[PolicyFault]:
         path = ("service", name)
         yield from _selector(path, service)
         for key, account in account_selectors(service):
+            if service.of_root and service.marks == "cgroup":
+                continue  # the mark tells its sockets from the other ones of root
             if account.number == 0:
                 yield (
                     (*path, key),
-                    f"{key} 0 matches every process of root; give the service a {key} of its own",
+                    f"{key} 0 matches every process of root; give the service a {key} of its own, or write "
+                    'user = "root" and marks = "cgroup"',
                 )
             if (key, account.number) in owners:
                 owner = owners[key, account.number]
@@ -194,6 +199,11 @@ def _selector(path: KeyPath, service: Service) -> Iterator[PolicyFault]:
     count = len(account_selectors(service)) + service.kernel
     if count != 1:
         hint = "; for any program and the uplink's own network, use [lan.NAME]" if not count and service.to else ""
+        if not count and service.cgroup:
+            hint = (
+                ": the cgroup has the mark set, but no rule can check it where packets leave; for a unit that runs as "
+                'root, add user = "root"'
+            )
         yield path, f"a service needs exactly one of 'group', 'user' and 'kernel = true'{hint}"
     for index, net in enumerate(service.to):
         if net.is_loopback or net.is_unspecified:
@@ -297,6 +307,11 @@ def _lans(policy: Policy) -> Iterator[PolicyFault]:
                 )
         if lan.group and lan.user:
             yield path, "has 'group' and 'user'; remove one of them"
+        if lan.sport and lan.ports:
+            yield (*path, "sport"), "excludes 'ports'; make two tables"
+        for index, port in enumerate(lan.sport):
+            if port.protocol != "udp":
+                yield (*path, "sport", index), f"answers to broadcast and multicast are UDP packets; {port} is not UDP"
 
 
 def is_local(network: Network) -> bool:
@@ -326,4 +341,5 @@ _CHECKS: tuple[Callable[[Policy], Iterator[PolicyFault]], ...] = (
     find_resolver_user_faults,
     _lans,
     find_forward_faults,
+    find_clat_faults,
 )

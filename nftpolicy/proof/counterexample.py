@@ -16,6 +16,7 @@ from ..model.packet import ETHERTYPES, EXTENSION_HEADERS, FORWARD, FRAME, KERNEL
 from ..model.symbolic import field_values
 from ..model.symbolic.header_space import HeaderSpace
 from ..model.trace import Trace
+from ..netstate.nft.symbols import CT_DIRECTIONS
 from ..netstate.routing import IpRule
 from .assumptions import device_matches
 from .bypass import interfering_rules
@@ -65,6 +66,7 @@ def is_exempt(trace: Trace, uplink: UplinkSpec) -> bool:
         "icmpv6.code": packet.fields.get(("icmpv6", "code"), 0),
         "igmp.type": packet.fields.get(("igmp", "type"), _ABSENT),
         "socket": int(packet.has_socket),
+        "ct.direction": CT_DIRECTIONS[packet.flow.direction],
         "uid": packet.uid,
         "gid": packet.gid,
         ARRIVAL: int(packet.iif is not None),

@@ -6,14 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..model.packet import TCP, UDP, parse_address
-from ..model.symbolic.box import Ranges, complement, merge_ranges, points
+from ..model.symbolic.box import Ranges, complement, intersect_ranges, merge_ranges, points
 from ..model.symbolic.field_values import CT_STATES, MAX_VALUES
 from ..netstate import nft
 from ..netstate.formats import nft_text
+from ..netstate.nft.symbols import CT_DIRECTIONS
+from ..policy.objects import ROOT
 from .bypass import redirect_violations
 from .context import ProofContext
 from .counterexample import search_outcome
-from .entitlement import DNS_PORT, forwarded_regions, reply_regions
+from .entitlement import DNS_PORT, forwarded_regions, reply_regions, translated_regions
 from .findings import finding
 from .lemmas import Violation, guard_violation
 from .no_leak import exempt_headers
@@ -38,7 +40,7 @@ def check_dns_isolation(context: ProofContext, spec: Spec, uplink: UplinkSpec) -
         bypasses += _bypasses(context, spec, uplink, resolver, owners, family)
         for queries in _service_queries(spec, uplink, owners):
             redirected += _wrong_redirects(context, family, queries, resolver)
-        foreign_clients += _foreign_clients(context, resolver, owners, family)
+        foreign_clients += _foreign_clients(context, uplink, resolver, owners, family)
         from_outside += _arriving_queries(context, resolver, family)
 
     subject = "DNS queries of a service that leave for another server"
@@ -68,6 +70,7 @@ def _bypasses(
     for other in spec.uplinks:
         regions = (*exempt_headers(other, family), *reply_regions(other, family), *forwarded_regions(other, family))
         allowed += [region.narrowed(oifname=other.devices) for region in regions]
+        allowed += translated_regions(other, family)
     chains = context.filter_chains(family, "postrouting")
     for queries in _service_queries(spec, uplink, owners):
         violation = guard_violation(context, family, chains, queries, allowed)
@@ -76,18 +79,24 @@ def _bypasses(
 
 
 def _foreign_clients(
-    context: ProofContext, resolver: ResolverSpec, owners: Sequence[OwnerSpec], family: int
+    context: ProofContext, uplink: UplinkSpec, resolver: ResolverSpec, owners: Sequence[OwnerSpec], family: int
 ) -> Iterator[Violation]:
     """Yield violations: packets to the resolver over lo from sockets of no service of the uplink."""
+    marked_owners = [owner for owner in owners if owner.marked]
     chains = context.filter_chains(family, "postrouting")
     for endpoint in resolver.endpoints(family):
         to_resolver = _to_endpoint(endpoint).narrowed(oifname=("lo",))
         foreign = to_resolver.narrowed(socket=points(1))
-        foreign = Region({**foreign.fields, **_no_owner_of(owners)}, oifname=foreign.oifname)
+        of_no_service = Region({**foreign.fields, **_no_owner_of(owners)}, oifname=foreign.oifname)
+        fields = {**foreign.fields, **_no_owner_of([owner for owner in owners if not owner.marked])}
+        without_mark = [
+            Region({**fields, owner.key: points(owner.number)}, (uplink.lacks_mark,), foreign.oifname)
+            for owner in dict.fromkeys(marked_owners)
+        ]
         without_socket = to_resolver.narrowed(socket=points(0))
         established = [Region({"ct.state": _ESTABLISHED})]
         for violation in (
-            guard_violation(context, family, chains, foreign),
+            *(guard_violation(context, family, chains, region) for region in (of_no_service, *without_mark)),
             guard_violation(context, family, chains, without_socket, established),
         ):
             if violation is not None:
@@ -130,15 +139,36 @@ def _service_queries(spec: Spec, uplink: UplinkSpec, owners: Sequence[OwnerSpec]
     """Yield the DNS queries of the uplink's services, for owners by group and by user.
 
     A socket can match two services, by its group and by its user; the first uplink takes it, so
-    owners of other uplinks' services are left out.
+    owners of other uplinks' services are left out, except for root: a socket has one mark.
     """
     other_owners = [
-        owner for other in spec.uplinks if other is not uplink for service in other.services for owner in service.owners
+        owner
+        for other in spec.uplinks
+        if other is not uplink
+        for service in other.services
+        for owner in service.owners
+        if not owner.marked
     ]
-    for key in sorted({owner.key for owner in owners}):
-        numbers = merge_ranges((owner.number, owner.number) for owner in owners if owner.key == key)
+    root_elsewhere = [
+        other
+        for other in spec.uplinks
+        if other is not uplink and any(owner.marked for service in other.services for owner in service.owners)
+    ]
+    for key, is_marked in sorted({(owner.key, owner.marked) for owner in owners}):
+        numbers = merge_ranges(
+            (owner.number, owner.number) for owner in owners if (owner.key, owner.marked) == (key, is_marked)
+        )
         fields: dict[str, Ranges] = {**_no_owner_of(other_owners), "socket": points(1), key: numbers}
-        yield Region({**_QUERIES.fields, **fields})
+        queries = Region({**_QUERIES.fields, **fields})
+        if is_marked:
+            yield queries.narrowed(uplink.has_mark, ct_direction=points(CT_DIRECTIONS["original"]))
+        elif root_elsewhere and key == "gid":  # root may have the group
+            uids = fields["uid"]
+            yield queries.narrowed(uid=intersect_ranges(uids, _all_but([ROOT])))
+            lack_marks = (other.lacks_mark for other in root_elsewhere)
+            yield queries.narrowed(*lack_marks, uid=intersect_ranges(uids, points(ROOT)))
+        else:
+            yield queries
 
 
 def _no_owner_of(owners: Sequence[OwnerSpec]) -> Mapping[str, Ranges]:

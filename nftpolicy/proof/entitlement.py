@@ -10,18 +10,43 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
-from ..model.packet import KERNEL, SOCKET, UDP, Packet
+from ..model.packet import ICMPV6, KERNEL, SOCKET, UDP, Packet
 from ..model.symbolic.box import intersect_boxes, points
 from ..model.symbolic.field_values import CT_STATES
+from ..netstate.nft.symbols import CT_DIRECTIONS
 from .spec import Region, UplinkSpec
 
 DNS_PORT = 53
 _ESTABLISHED = points(CT_STATES["established"])
+_RELATED = points(CT_STATES["related"])
 _ORIGINAL, _REPLY = 0, 1  # ct.direction
 
 
 def entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     """Yield the packets that may carry the mark at the uplink."""
+    if uplink.clat is None:
+        yield from _entitled_regions(uplink, family)
+        return
+    # No IPv6 packet of this machine has to be translated.
+    elsewhere = uplink.clat_devices if family == 6 else ()
+    for region in _entitled_regions(uplink, family):
+        yield evolve(region, not_oifname=(*region.not_oifname, *elsewhere))
+    yield from translated_regions(uplink, family)
+
+
+def translated_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
+    """Yield the packets of the CLAT, and the answers to them: from the prefix, and errors of any router (RFC 4443)."""
+    clat = uplink.clat
+    if clat is None or family == 4:
+        return
+    yield Region({"daddr": clat.prefix}, oifname=clat.network, iifname=(clat.device,))
+    is_reply = {"ct.direction": points(_REPLY)}
+    error = {"protocol": points(ICMPV6), "fragment": points(0), "icmpv6.type": points(1, 2, 3, 4)}
+    for fields in ({"saddr": clat.prefix}, {**error, "ct.state": _RELATED}):
+        yield Region({**is_reply, **fields}, oifname=(clat.device,), iifname=clat.network)
+
+
+def _entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     for service in uplink.services:
         for region in service.regions.get(family, ()):
             if region.fields:
@@ -32,8 +57,10 @@ def entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     unrestricted = [
         service for service in uplink.services if any(not region.fields for region in service.regions.get(family, ()))
     ]
+    anywhere = [owner for service in unrestricted for owner in service.owners]
+    yield from (Region(owner.match_fields) for owner in anywhere if owner.marked)
     for key in ("gid", "uid"):
-        numbers = [owner.number for service in unrestricted for owner in service.owners if owner.key == key]
+        numbers = [owner.number for owner in anywhere if owner.key == key and not owner.marked]
         if numbers:
             yield Region({"socket": points(1), key: points(*numbers)})
     # Last packets of closed connections that this machine began.
@@ -80,7 +107,7 @@ def arriving_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
 
 
 def tunnel_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
-    """Yield the packets of the kernel's tunnels, which this machine sends without the mark: no device received them."""
+    """Yield the kernel's packets that this machine sends without the mark, by destination: no device received them."""
     for service in uplink.services:
         if service.kernel and service.unmarked:
             for region in service.regions.get(family, ()):
@@ -88,8 +115,16 @@ def tunnel_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
 
 
 def is_of_tunnel(packet: Packet, uplink: UplinkSpec) -> bool:
-    """Return True if this machine sends the packet, and it is one of the kernel's tunnels."""
-    values = {"protocol": packet.protocol, "daddr": packet.destination, "iif": 0}
+    """Return True if this machine sends the packet, and it is one that the kernel sends to such a destination."""
+    values = {
+        "protocol": packet.protocol,
+        "fragment": int(bool(packet.fields.get(("ip", "frag-off"), 0))),
+        "daddr": packet.destination,
+        "dport": packet.dport,
+        "socket": int(packet.has_socket),
+        "ct.direction": CT_DIRECTIONS[packet.flow.direction],
+        "iif": 0,
+    }
     return packet.origin in (SOCKET, KERNEL) and any(
         region.holds(values) for region in tunnel_regions(uplink, packet.family)
     )

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ..model.fib.output_route import is_link_scoped
 from ..model.packet import FRAME, KERNEL, Packet, evolve_packet, parse_address
 from ..model.symbolic.box import points
-from . import policy_spec
+from . import exemption_spec
 from .assumptions import sample_device
 from .context import ProofContext
 from .spec import Spec, UplinkSpec
@@ -23,7 +23,7 @@ def exemption_cases(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> It
     hooked = context.egress_devices()
     for exemption in (each for each in uplink.exemptions if not each.is_lan):
         title = f"exemption {exemption.name}"
-        for device in (*uplink.devices, *uplink.ports):
+        for device in (each for each in (*uplink.devices, *uplink.ports) if each not in uplink.clat_devices):
             has_link_header = context.model.link_types.get(device, _ARPHRD_ETHER) == _ARPHRD_ETHER
             frames = exemption.frames if has_link_header else ()
             for part in (part for region in frames for part in region_parts(0, region, with_ends=True)):
@@ -58,8 +58,8 @@ def _marked_reports(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> It
     """Yield membership reports inside: they may carry marks by accident and must not be lost."""
     if not spec.inside:
         return
-    for name in policy_spec.REPORT_EXEMPTIONS:
-        for family, regions in policy_spec.exemption(name, uplink.name).headers.items():
+    for name in exemption_spec.REPORT_EXEMPTIONS:
+        for family, regions in exemption_spec.exemption(name, uplink.name).headers.items():
             device = sample_device(spec.inside[0])
             for region in (part for full_region in regions for part in region_parts(family, full_region)):
                 report = evolve_packet(sample_packet(context, family, region, KERNEL, device), mark=uplink.value)

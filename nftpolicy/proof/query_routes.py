@@ -124,7 +124,11 @@ def _queries(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iterator[
     """Yield a query of each owner whose packets without the mark are not routed by the uplink's table."""
     assert uplink.resolver is not None
     owners: dict[OwnerSpec, None] = {
-        owner: None for service in uplink.services if not service.unmarked for owner in service.owners
+        owner: None
+        for service in uplink.services
+        if not service.unmarked
+        for owner in service.owners
+        if not owner.marked
     }
     for family in spec.families:
         if not uplink.resolver.endpoints(family) or not _has_loopback(context.state, spec, family):

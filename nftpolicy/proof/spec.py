@@ -11,6 +11,7 @@ from ..model.symbolic import field_values, mark_bits
 from ..model.symbolic.box import Box, Ranges, intersect_boxes, points
 from ..model.symbolic.header_space import HeaderSpace
 from ..netstate.nft import FULL_MASK, OriginPath
+from ..netstate.nft.symbols import CT_DIRECTIONS
 
 IP_FAMILIES = (4, 6)
 ARRIVAL = "iif"  # field of the input device, 0 for none
@@ -97,15 +98,21 @@ def _intersections(first: Iterable[Box], second: list[Box]) -> list[Box]:
 
 @frozen
 class OwnerSpec:
-    """Owner of sockets: a group or a user."""
+    """Owner of sockets: a group or a user.
+
+    `marked`: only its sockets with the uplink's mark, in flows that they began: the other programs of root have
+    sockets of this owner, too, and some of them answer.
+    """
 
     key: str  # "gid" or "uid"
     number: int
+    marked: bool = False
 
     @property
     def match_fields(self) -> dict[str, Ranges]:
         """Return the field ranges that match sockets of this owner."""
-        return {"socket": points(1), self.key: points(self.number)}
+        fields = {"socket": points(1), self.key: points(self.number)}
+        return {**fields, "ct.direction": points(CT_DIRECTIONS["original"])} if self.marked else fields
 
 
 @frozen
@@ -123,6 +130,17 @@ class ServiceSpec:
     kernel: bool
     regions: Mapping[int, tuple[Region, ...]]  # by family
     unmarked: bool = False  # its packets may be sent without the mark, and only by the uplink
+
+    @property
+    def has_no_owner(self) -> bool:
+        """Return True if some of its packets are those that no process owns."""
+        return any("socket" in each.fields for regions in self.regions.values() for each in regions)
+
+    @property
+    def is_tunnel(self) -> bool:
+        """Return True if some of its packets are those of the kernel's tunnels, whatever their owner."""
+        regions = [each for listed in self.regions.values() for each in listed]
+        return self.kernel and self.unmarked and any("socket" not in each.fields for each in regions)
 
 
 @frozen
@@ -197,6 +215,19 @@ class ResolverSpec:
 
 
 @frozen
+class ClatSpec:
+    """Translator of 464XLAT: its device, and the addresses that its IPv6 packets are for.
+
+    Its IPv6 packets leave by `network`, the other devices of the uplink.
+    """
+
+    device: str
+    prefix: Ranges
+    network: tuple[str, ...]
+    origin: OriginPath = ()
+
+
+@frozen
 class UplinkSpec:
     """Specification of one uplink. `ports` are the ports of bridges and bonds among its devices.
 
@@ -225,6 +256,12 @@ class UplinkSpec:
     publishes: tuple[PublishSpec, ...] = ()
     addresses: Mapping[int, Ranges] = Factory(dict)
     bpdus: tuple[Region, ...] = ()
+    clat: ClatSpec | None = None
+
+    @property
+    def clat_devices(self) -> tuple[str, ...]:
+        """Return the device of the CLAT, by which no exemption lets a packet leave; () without one."""
+        return (self.clat.device,) if self.clat else ()
 
     def lan_networks(self, family: int) -> list[tuple[int, int]]:
         """Return the ranges of the uplink's own network to which packets may leave without a mark."""

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""P1 to P3 for the kernel's tunnels: their packets have no mark when the kernel sends them."""
+"""P1 to P3 for the kernel's tunnels and TCP: their packets have no mark when the kernel sends them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..model.packet import FORWARD, KERNEL, Packet, evolve_packet
+from ..model.packet import FORWARD, KERNEL, TCP, Packet, evolve_packet
 from .assumptions import sample_device
 from .concretize import REMOTE_ADDRESS
 from .spec import ServiceSpec, Spec, UplinkSpec
@@ -13,14 +13,18 @@ from .usability_case import UsabilityCase
 
 
 def tunnel_cases(uplink: UplinkSpec, service: ServiceSpec, packet: Packet, spec: Spec) -> Iterator[UsabilityCase]:
-    """Yield the cases of one outer packet, whose owner is that of the packet in the tunnel."""
+    """Yield the cases of one packet; the owner of a tunnel's is that of the packet in the tunnel, that of TCP none."""
     title, device, mark = f"service {service.name}", uplink.devices[0], (uplink.value, uplink.mask)
+    is_tcp = packet.protocol == TCP
     for sent_with in (0, uplink.value):  # the mark of the packet in the tunnel, or that of an IPsec state
         outer = evolve_packet(packet, mark=sent_with, uid=0, gid=0)
         by_kernel = evolve_packet(outer, origin=KERNEL)
         yield UsabilityCase("P3", uplink.name, title, service.origin, by_kernel, "leaves", device, mark)
-        through = f"{title}: packets that a process sends through it"
-        yield UsabilityCase("P3", uplink.name, through, service.origin, outer, "leaves", device, mark)
+        if not is_tcp:
+            through = f"{title}: packets that a process sends through it"
+            yield UsabilityCase("P3", uplink.name, through, service.origin, outer, "leaves", device, mark)
+    if is_tcp:
+        packet = evolve_packet(packet, origin=KERNEL)
     for pattern in (spec.inside or ())[:1]:
         inside = sample_device(pattern)
         bound = evolve_packet(packet, mark=0, bound=inside)

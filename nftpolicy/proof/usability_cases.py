@@ -23,6 +23,7 @@ from ..model.packet import (
 from ..model.symbolic.box import intersect_boxes, merge_ranges, points, subtract_ranges
 from .answer_cases import answer_cases
 from .assumptions import device_matches, sample_device
+from .clat_cases import by_clat, clat_cases, into_clat
 from .concretize import REMOTE_ADDRESS, choose
 from .context import ProofContext
 from .entitlement import DNS_PORT
@@ -65,7 +66,10 @@ def usability_cases(context: ProofContext, spec: Spec, inside: tuple[str, ...] =
     `inside`: the devices and patterns of the policy, of which `spec` may have only those that are there now.
     """
     for uplink in spec.uplinks:
-        yield from _services(context, uplink, spec)
+        for case in _services(context, uplink, spec):
+            yield by_clat(context, uplink, case)
+            yield from into_clat(context, uplink, case)
+        yield from clat_cases(context, uplink)
         yield from exemption_cases(context, uplink, spec)
         yield from lan_cases(context, uplink)
         yield from answer_cases(context, uplink, spec)
@@ -73,7 +77,7 @@ def usability_cases(context: ProofContext, spec: Spec, inside: tuple[str, ...] =
         yield from _arrivals(context, uplink, spec, inside)
         yield from _frames(uplink)
         if uplink.resolver is not None:
-            yield from _dns(uplink, spec)
+            yield from (by_clat(context, uplink, case) for case in _dns(uplink, spec))
         yield from forward_cases(context, uplink, spec)
     yield from _inside(spec, inside)
 
@@ -254,7 +258,7 @@ def _dns(uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
                 title = f"DNS for service {service.name}"
                 for owner in service.owners:
                     # A query to another server without the mark needs any route before it is redirected.
-                    for mark in (0, uplink.value) if spec.inside else (uplink.value,):
+                    for mark in (0, uplink.value) if spec.inside and not owner.marked else (uplink.value,):
                         service_query = evolve_packet(
                             query, mark=mark, **{"uid": unnamed, "gid": unnamed, owner.key: owner.number}
                         )
@@ -270,7 +274,9 @@ def _dns(uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
                                 endpoint=endpoints[0],
                             )
                     for address, port in resolver.endpoints(family):
-                        direct = evolve_packet(query, destination=address, dport=port, **{owner.key: owner.number})
+                        mark = uplink.value if owner.marked else 0
+                        sender = {"mark": mark, owner.key: owner.number}
+                        direct = evolve_packet(query, destination=address, dport=port, **sender)
                         yield UsabilityCase("P5", uplink.name, title, resolver.origin, direct, "delivered")
             for address, port in resolver.endpoints(family):
                 last_packet = Packet(
@@ -311,7 +317,10 @@ def _inside(spec: Spec, patterns: tuple[str, ...]) -> Iterator[UsabilityCase]:
             packet = Packet(family, remote, None, *sender, uid=unnamed, gid=unnamed, bound=bound)
             if family == 4 or pattern == (spec.inside or ())[0]:
                 query = evolve_packet(packet, dport=DNS_PORT)
-                for title, each in ((f"inside {pattern}", packet), (f"DNS inside {pattern}", query)):
+                plain = [(f"inside {pattern}", packet), (f"DNS inside {pattern}", query)]
+                if any(owner.marked for uplink in spec.uplinks for each in uplink.services for owner in each.owners):
+                    plain.append((f"DNS of root without a mark inside {pattern}", evolve_packet(query, uid=0, gid=0)))
+                for title, each in plain:
                     yield UsabilityCase("P3", "", title, ("inside",), each, "leaves", device, inside=chosen)
                 for uplink, service, by_service in _sent_by_services(spec, packet):
                     case = UsabilityCase(

@@ -113,3 +113,16 @@ def test_L19_cgroup_program_refuses_options_to_root(node: Namespace, cgroup: Pat
         "options that the program does not name fail: see what optlen does to large ones"
     )
     assert outside == free, "the program works on others than its cgroup"
+
+
+@pytest.mark.parametrize(("hook", "accepted"), [("output", True), ("postrouting", False)])
+def test_cgroup_match_is_refused_in_postrouting(node: Namespace, cgroup: Path, hook: str, accepted: bool) -> None:
+    """So no guard can ask for it: only in postrouting, the device by which a packet leaves is certain."""
+    path = cgroup.relative_to("/sys/fs/cgroup")
+    ruleset = f"""table inet {hook} {{
+        chain c {{ type filter hook {hook} priority 0; socket cgroupv2 level 1 "{path}" counter; }}
+    }}"""
+    loaded = node.run(["nft", "-f", "-"], input=ruleset, check=False)
+    assert (loaded.returncode == 0) is accepted, loaded.stderr
+    if not accepted:
+        assert "Operation not supported" in loaded.stderr

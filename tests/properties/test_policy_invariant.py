@@ -10,7 +10,8 @@ from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, SOCKET, TCP, UDP
 from nftpolicy.model.trace import Model
 from nftpolicy.netstate.formats import nft_text
 from nftpolicy.proof.assumptions import add_assumed_environment, device_matches
-from nftpolicy.proof.policy_spec import EXEMPTIONS, build_spec
+from nftpolicy.proof.exemption_spec import EXEMPTIONS
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED, REFUTED, worst
 from tests import foreign_table_strategies, policy_strategies, state_mutants
@@ -235,6 +236,9 @@ def closed_connection_reason(packet):
 
 
 def is_owned_by(service, packet):
+    """Return True if the packet, which has the mark, is one of the service: of root, a reply may be any server's."""
+    if service.of_root and packet.flow.direction != "original":
+        return False
     ids = ((service.user, packet.uid), (service.group, packet.gid))
     return packet.has_socket and any(account is not None and account.number == held for account, held in ids)
 
@@ -264,13 +268,22 @@ def is_ping(packet):
 
 
 def is_tunnel(service, packet, destination):
-    """Return True for a packet of this machine that only the kernel's tunnels send, to one of their other ends."""
+    """Return True for a packet of this machine that only the kernel sends, to the other end of a tunnel or a server."""
     return (
         service.kernel
         and packet.origin in (SOCKET, KERNEL)
-        and any(states.TUNNELS.get(port.protocol) == packet.protocol for port in service.ports)
+        and any(
+            states.TUNNELS.get(port.protocol) == packet.protocol or is_to_server(port, packet) for port in service.ports
+        )
         and any(holds(net, packet.family, destination) for net in service.to)
     )
+
+
+def is_to_server(port, packet):
+    """Return True for TCP without an owner, in a flow from here, to a port."""
+    is_whole = packet.protocol == TCP and not packet.fields.get(("ip", "frag-off"))
+    is_of_kernel = not packet.has_socket and packet.flow.direction == "original"
+    return is_whole and is_of_kernel and port.protocol == "tcp" and port.low <= packet.dport <= port.high
 
 
 def is_published(publish, packet):

@@ -49,6 +49,7 @@ uplink = "lte"
 kernel = true
 sport = ["udp/51820"]
 """
+GOOD_ELSEWHERE = GOOD.replace('"eth0"', '"wan-here"')  # no machine has this device, so `check` names no traffic
 
 # Text of the good policy -> replacement, the key, and a part of the message.
 LAN = 'sport = ["udp/51820"]\n'  # the end of the good policy
@@ -64,6 +65,8 @@ BAD = [
     (LAN, NAS.replace("[lan.", "[service."), "service.nas", "for any program and the uplink's own network, use [lan.NAME]"),
     (LAN, NAS + "user = 5\ngroup = 6\n", "lan.nas", "has 'group' and 'user'"),
     (LAN, NAS.replace('"wan"', '"wam"'), "lan.nas.uplink", "unknown uplink 'wam'"),
+    (LAN, NAS + 'ports = ["tcp/445"]\nsport = ["udp/137"]\n', "lan.nas.sport", "excludes 'ports'; make two tables"),
+    (LAN, NAS + 'sport = ["udp/137", "tcp/139"]\n', "lan.nas.sport[1]", "tcp/139 is not UDP"),
     (LAN, NAS + 'ports = ["tcp/445", "tcp/445"]\n', "lan.nas.ports[1]", "is listed twice"),
     # the wrong type, for each kind of key
     ('name = "p"', "name = 5", "name", "expected a string in quotes, got a number ('5')"),
@@ -217,16 +220,20 @@ BAD = [
     ('lease = "/run/lte.dns"', 'sources = "ra"', "uplink.lte.resolver.sources", "expected a list in [ ]"),
     ('uplink = "wan"', 'uplink = "wen"', "service.vpn.uplink", "unknown uplink 'wen' (did you mean 'wan'?); known are wan, lte"),
     ("group = 800", "group = 0", "service.vpn.group", "group 0 matches every process of root"),
+    ("group = 800", "user = 0", "service.vpn.user", 'or write user = "root" and marks = "cgroup"'),
+    ('group = 800\nmarks = "itself"', 'marks = "cgroup"\ncgroup = "a/b"', "service.vpn", 'for a unit that runs as root, add user = "root"'),
     ("group = 800", "group = 800\nuser = 801", "service.vpn", "exactly one of 'group', 'user' and 'kernel"),
     ("group = 800\n", "", "service.vpn", "exactly one of"),
     ("kernel = true", "kernel = true\nports = ['udp/1']", "service.wg.ports[0]", "look like those of other programs"),
+    ("kernel = true", "kernel = true\nports = ['tcp/50-60']", "service.wg.ports[0]", "the kernel sends no DNS queries"),
+    ('kernel = true\nsport = ["udp/51820"]', "kernel = true\nports = ['tcp/2049']", "service.wg", "'to' is missing: the kernel's tcp/2049"),
     ("kernel = true", "kernel = true\nports = ['ping']", "service.wg.ports[0]", "run the program with a group or user"),
     ('["udp/10000-10010"]', '["pings"]', "service.vpn.ports[0]", "or ping, ipip, 6in4, gre (did you mean 'ping'?)"),
-    ("kernel = true", "kernel = true\nto = ['192.0.2.1']", "service.wg.to", "name protocols in 'ports' (ipip, 6in4, gre)"),
+    ("kernel = true", "kernel = true\nto = ['192.0.2.1']", "service.wg.to", "name protocols in 'ports' (ipip, 6in4, gre, tcp/PORT)"),
     ('kernel = true\nsport = ["udp/51820"]', "kernel = true\nports = ['gre']", "service.wg", "'to' is missing: the kernel's gre packets have no mark"),
     ("kernel = true", "kernel = true\nports = ['gre']\nto = ['192.0.2.1']", "service.wg.sport", "excludes 'ports'"),
-    ('kernel = true\nsport = ["udp/51820"]', "kernel = true\nports = ['gre']\nto = ['fe80::1']", "service.wg.to[0]", "no tunnel to fe80::1/128"),
-    ('kernel = true\nsport = ["udp/51820"]', "kernel = true\nports = ['gre']\nto = ['0.0.0.0/0']", "service.wg.to[0]", "name its other end"),
+    ('kernel = true\nsport = ["udp/51820"]', "kernel = true\nports = ['gre']\nto = ['fe80::1']", "service.wg.to[0]", "no packet to fe80::1/128"),
+    ('kernel = true\nsport = ["udp/51820"]', "kernel = true\nports = ['gre']\nto = ['0.0.0.0/0']", "service.wg.to[0]", "name the other end"),
     ("kernel = true", "kernel = true\nports = ['esp']", "service.wg.ports[0]", "before they are encrypted"),
     ("kernel = true", "kernel = true\nports = ['l2tp']", "service.wg.ports[0]", "let L2TP use UDP"),
     ("kernel = true", "kernel = true\nports = ['gra']", "service.wg.ports[0]", "or ping, ipip, 6in4, gre"),
@@ -235,7 +242,7 @@ BAD = [
         "user = 900",
         "user = 900\n[service.a]\nuplink = 'wan'\nkernel = true\nports = ['gre']\nto = ['192.0.2.0/24']\n"
         "[service.b]\nuplink = 'lte'\nkernel = true\nports = ['ipip', 'gre']\nto = ['192.0.3.1', '192.0.2.7']",
-        "service.b.to[1]", "service 'a' sends gre to 192.0.2.7/32 by uplink 'wan'; a tunnel has one uplink",
+        "service.b.to[1]", "service 'a' sends gre to 192.0.2.7/32 by uplink 'wan'; name a destination once",
     ),
     ('["udp/51820"]', "['udp/1', 'tcp/9-10']", "service.wg.sport[1]", "use UDP; write 'udp/9'"),
     ('["udp/51820"]', "51820", "service.wg.sport", "expected a list in [ ], got a number"),

@@ -127,7 +127,7 @@ def test_tunnel_is_judged_by_its_flows() -> None:
     for answered in (flow(protocol=47), flow(protocol=47, **begun)):
         assert readiness.service_problem(tunnel, WAN, [], [answered], OWN) is None
     others = [flow(), flow(protocol=41), flow(False, 47), flow(protocol=47, original=("192.0.2.2", 0, "192.0.2.9", 0))]
-    assert "no reply has reached its tunnels" in str(readiness.service_problem(tunnel, WAN, [], others, OWN))
+    assert "no reply from its other ends" in str(readiness.service_problem(tunnel, WAN, [], others, OWN))
 
 
 def test_dns_client_is_an_account_of_a_service() -> None:

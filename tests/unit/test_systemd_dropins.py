@@ -242,6 +242,17 @@ def test_program_without_preload_support_is_refused(policy: Path, root: Path, mo
     assert checked_programs == [(root / "usr/sbin/dns", 900)] * 2
 
 
+def test_unit_is_that_of_the_cgroup() -> None:
+    keys = 'user = 0\nmarks = "cgroup"\ncgroup = "system.slice/snapd.service"'
+    text = POLICY.replace("group = 800", keys).replace('marks = "preload"', "")
+    host = service_dropins.DropInHost(Path("/"), "/usr/bin/nftpolicy", "/etc/policy.toml")
+    drop_ins = service_dropins.build_dropins(load(text.encode())[0], {}, str(TO), host)
+    (path,) = (path for path in drop_ins.texts if "snapd" in path)
+    assert path == "/etc/systemd/system/snapd.service.d/nftpolicy.conf"
+    assert "\nUser=0\n" in drop_ins.texts[path]
+    assert "units --attach fastd" in drop_ins.texts[path]
+
+
 def test_cgroup_of_unit_is_parsed() -> None:
     assert service_dropins.parse_unit_cgroup("2:cpu:/x\n0::/system.slice/a.service\n") == "system.slice/a.service"
     assert service_dropins.parse_unit_cgroup("0::/system.slice/a.service/.control\n") == "system.slice/a.service"

@@ -52,6 +52,12 @@ def _uplink_features(uplink: Uplink) -> Iterator[tuple[KeyPath, str]]:
             ("learn",),
             "only netifd moves routes to the uplink's table on the router, and it learns them itself",
         )
+    if uplink.clat is not None:
+        yield (
+            ("clat",),
+            "netifd puts the IPv4 route of its translator into table main on the router, so packets with the mark do "
+            "not get there; give the service the IPv6 addresses of its servers",
+        )
     if uplink.resolver is not None:
         yield from ((("resolver", key), text) for key, text in _resolver_features(uplink.resolver))
 

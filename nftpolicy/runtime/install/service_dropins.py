@@ -67,7 +67,7 @@ class DropIns:
 def build_dropins(policy: Policy, units: Mapping[str, str], directory: str, machine: DropInHost) -> DropIns:
     """Return the drop-ins of all services, below `directory`.
 
-    `units`: service -> unit, for services with another unit than SERVICE.service.
+    `units`: service -> unit, for services with another unit than that of their cgroup, else SERVICE.service.
 
     Raises:
         DropInError: a unit name is invalid or used for two services, or a program cannot be marked
@@ -81,7 +81,7 @@ def build_dropins(policy: Policy, units: Mapping[str, str], directory: str, mach
         if service.kernel:
             unsupported[name] = "its sockets belong to the kernel; set their mark there (FwMark of WireGuard)"
             continue
-        unit = unit_name(units.get(name, name))
+        unit = unit_name(units.get(name) or _unit_of_cgroup(service) or name)
         path = f"{directory.rstrip('/')}/{unit}.d/{DROPIN_NAME}"
         if path in texts:
             raise DropInError(
@@ -89,6 +89,12 @@ def build_dropins(policy: Policy, units: Mapping[str, str], directory: str, mach
             )
         texts[path] = _text(policy, name, unit, machine)
     return DropIns(texts, unsupported)
+
+
+def _unit_of_cgroup(service: Service) -> str | None:
+    """Return the unit whose cgroup the policy names, None without one."""
+    last = (service.cgroup or "").rpartition("/")[2]
+    return last if last.endswith(".service") else None
 
 
 def _text(policy: Policy, name: str, unit: str, machine: DropInHost) -> str:

@@ -25,7 +25,7 @@ from ...kernel.netlink.link_state import LinkState, link_states
 from ...kernel.netlink.rtnetlink import Rtnetlink
 from ...kernel.netlink.sock_diag import TCP, UDP, InetSocket
 from ...netstate.routing import Route
-from ...policy.objects import Account, Listen, Policy, Service, Uplink
+from ...policy.objects import ROOT, Account, Listen, Policy, Service, Uplink
 from ..regular_file import read_regular
 from ..resolver.servers_file import servers_file_path
 from .version_query import VERSION_QUERY, is_version_reply
@@ -87,7 +87,7 @@ def service_problem(
         return (
             None
             if any(_is_answered_tunnel(service, flow) for flow in flows)
-            else "no reply has reached its tunnels yet"
+            else "no reply from its other ends has arrived yet"
         )
     if not sockets:
         return "it has no IP socket yet that can receive"
@@ -114,10 +114,15 @@ def _is_established(inet_socket: InetSocket, own: frozenset[str]) -> bool:
 
 
 def _is_answered_tunnel(service: Service, flow: ConntrackEntry) -> bool:
-    """Return True if the flow is one of the kernel's tunnels, whichever end began it, and both have sent."""
-    is_tunnel = flow.protocol in {tunnels.PROTOCOLS[port.protocol] for port in service.ports}
-    ends = [ip_address(direction.destination) for direction in (flow.original, flow.reply)]
-    return is_tunnel and flow.has_reply and any(end in network for end in ends for network in service.to)
+    """Return True if both ends have sent in a tunnel of the kernel, whichever began it, or to a server of it."""
+    if not flow.has_reply:
+        return False
+    is_tunnel = flow.protocol in {tunnels.PROTOCOLS.get(port.protocol) for port in service.ports}
+    is_tcp = flow.protocol == TCP and any(
+        port.protocol == "tcp" and port.low <= flow.original.dport <= port.high for port in service.ports
+    )
+    directions = [flow.original, flow.reply] if is_tunnel else [flow.original] if is_tcp else []
+    return any(ip_address(each.destination) in network for each in directions for network in service.to)
 
 
 def _is_flow_of(inet_socket: InetSocket, flow: ConntrackEntry) -> bool:
@@ -179,7 +184,8 @@ class Readiness:
         client = dns_client_of(self.policy, name)
         if resolver is None or client is None:  # without clients the resolver is not needed
             return
-        if not any(_replies(listen, client) for listen in resolver.listen):
+        mark = uplink.mark.value if client[1].number == ROOT else 0  # of root's sockets, only those with it may query
+        if not any(_replies(listen, client, mark) for listen in resolver.listen):
             addresses = " and ".join(map(str, resolver.listen))
             yield f"its resolver does not answer on {addresses}: run 'nftpolicy resolver'"
         elif _has_no_servers(servers_file_path(self.state_directory, name)):
@@ -231,11 +237,13 @@ def _has_no_servers(file: Path) -> bool:
         return False  # a resolver that nftpolicy does not run: its servers are unknown
 
 
-def _replies(listen: Listen, client: OwnerAccount) -> bool:
-    """Return True if a resolver replies to a query of this group or user."""
+def _replies(listen: Listen, client: OwnerAccount, mark: int) -> bool:
+    """Return True if a resolver replies to a query of this group or user, with a mark if that is not 0."""
     family = socket.AF_INET6 if listen.address.version == 6 else socket.AF_INET
     try:
         with _acting_as(client), socket.socket(family, socket.SOCK_DGRAM) as sock:
+            if mark:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
             sock.settimeout(_REPLY_TIMEOUT)
             sock.connect((str(listen.address), listen.port))
             sock.send(VERSION_QUERY)

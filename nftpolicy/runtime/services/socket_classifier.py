@@ -16,7 +16,7 @@ from attrs import evolve, frozen
 from ...compiler import object_names
 from ...kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, InetSocket
 from ...kernel.socket_owners import SocketOwner
-from ...policy.objects import Policy, Service, Uplink
+from ...policy.objects import ROOT, Policy, Service, Uplink
 from ...policy.scalars import matching_pattern
 from ..ownership import Addresses, is_answered, is_dns, is_local, is_upstream, service_allows, uplink_of_mark
 
@@ -140,22 +140,23 @@ def classify_sockets(
 
 def inodes_to_resolve(sockets: Iterable[InetSocket], policy: Policy, addresses: Addresses) -> set[int]:
     """Return the inodes of the sockets with a process that the verdict, or its report, needs."""
-    own = _own_addresses(addresses)
+    own = own_addresses(addresses)
     any_group = any(service.group for service in policy.service.values())
-    uids = {service.user.number for service in policy.service.values() if service.user}
+    uids = {service.user.number for service in policy.service.values() if service.user and not service.of_root}
     return {
         inet_socket.inode
         for inet_socket in sockets
-        if _is_relevant(inet_socket, own)
+        if is_relevant(inet_socket, own)
         and (any_group or inet_socket.uid in uids or uplink_of_mark(policy, inet_socket.mark or 0) is not None)
     }
 
 
-def _own_addresses(addresses: Addresses) -> set[str]:
+def own_addresses(addresses: Addresses) -> set[str]:
+    """Return the addresses of all devices."""
     return {address for of_device in addresses.values() for address in of_device}
 
 
-def _is_relevant(inet_socket: InetSocket, own: set[str]) -> bool:
+def is_relevant(inet_socket: InetSocket, own: set[str]) -> bool:
     """Return True if a program owns the socket, and its packets may leave this host."""
     return bool(inet_socket.inode) and inet_socket.state != _HALF_OPEN and not is_local(inet_socket, own)
 
@@ -172,7 +173,7 @@ class _SocketClassifier:
         cgroups: Mapping[str, set[int]],
     ) -> None:
         self._policy, self._processes, self._cgroups = policy, processes, cgroups
-        self._own = _own_addresses(addresses)
+        self._own = own_addresses(addresses)
         self._listening_ports = {
             inet_socket.sport
             for inet_socket in sockets
@@ -181,13 +182,17 @@ class _SocketClassifier:
 
     def classify(self, inet_socket: InetSocket) -> SocketVerdict | None:
         """Return the verdict on a socket; None if it does not concern an uplink."""
-        if not _is_relevant(inet_socket, self._own):
+        if not is_relevant(inet_socket, self._own):
             return None
         process = self._processes.get(inet_socket.inode)
         services = {
             name: service
             for name, service in self._policy.service.items()
-            if _is_of_service(service, inet_socket, process)
+            if (
+                self._is_of_root(name, service, inet_socket)
+                if service.of_root
+                else _is_of_service(service, inet_socket, process)
+            )
         }
         marked_for = uplink_of_mark(self._policy, inet_socket.mark or 0)
         if marked_for is not None:
@@ -197,6 +202,27 @@ class _SocketClassifier:
             mark = str(self._policy.uplink[service.uplink].mark)
             return SocketVerdict(inet_socket, service.uplink, mark, name, verdict, counter, process)
         return None
+
+    def _is_of_root(self, name: str, service: Service, inet_socket: InetSocket) -> bool:
+        """Return True if a socket of root belongs to the service: by its cgroup, else by its mark.
+
+        Sockets that a server of root has accepted get the mark of the peer's packet.
+        """
+        if inet_socket.uid != ROOT:
+            return False
+        if inet_socket.cgroup in self._cgroups.get(name, ()):
+            return True
+        of_others = any(
+            inet_socket.cgroup in self._cgroups.get(other, ())
+            for other, each in self._policy.service.items()
+            if each.of_root
+        )
+        uplink = self._policy.uplink[service.uplink]
+        is_reply = self._is_accepted(inet_socket) or is_answered(uplink, inet_socket)
+        return not of_others and not is_reply and uplink.mark.matches(inet_socket.mark or 0)
+
+    def _is_accepted(self, inet_socket: InetSocket) -> bool:
+        return inet_socket.protocol == TCP and inet_socket.sport in self._listening_ports
 
     def _marked(
         self,
@@ -271,7 +297,7 @@ class _SocketClassifier:
             return evolve(verdict, verdict=UNKNOWN)
         if inet_socket.state == "listen":
             return None  # it sends by accepted sockets, and these get the mark of the peer's packet
-        if inet_socket.protocol == TCP and inet_socket.sport in self._listening_ports:
+        if self._is_accepted(inet_socket):
             return evolve(
                 verdict, verdict=UNANSWERED_REPLY, counter=object_names.object_name(verdict.uplink, "unanswered")
             )
@@ -282,8 +308,7 @@ class _SocketClassifier:
         uplink = self._policy.uplink[service.uplink]
         is_redirected_dns = is_dns(inet_socket) and uplink.resolver is not None
         # A listener counts as inbound too.
-        is_inbound = inet_socket.protocol == TCP and inet_socket.sport in self._listening_ports
-        if is_redirected_dns or is_inbound:
+        if is_redirected_dns or self._is_accepted(inet_socket):
             return RIGHT, ""
         needs_no_mark = any(
             other.unmarked and other.uplink == service.uplink and other.user and other.user.number == inet_socket.uid
