@@ -187,6 +187,7 @@ BAD = [
     ('["bat0", "mesh*"]', '["bat0", "bat0"]', "inside[1]", "is listed twice"),
     ('["192.0.2.53"]', '["192.0.2.53:0"]', "uplink.wan.resolver.servers[0]", "a port is 1 to 65535"),
     ('["192.0.2.53"]', '["192.0.2.53#5353"]', "uplink.wan.resolver.servers[0]", 'write a port as "192.0.2.1:5353"'),
+    ('["192.0.2.53"]', '["9.9.9.9@853#dns.example"]', "uplink.wan.resolver.servers[0]", "TLS as \"tls://192.0.2.53#"),
     ('["192.0.2.53"]', '["[fe80::1]:54"]', "uplink.wan.resolver.servers[0]", 'needs its device: "fe80::1%DEVICE"'),
     ('["192.0.2.53"]', '["[192.0.2.53"]', "uplink.wan.resolver.servers[0]", "expected an IPv4 or IPv6 address"),
     ("user = 77", '[uplink.wan.resolver.domains]\n"Corp.example" = []', "uplink.wan.resolver.domains.'Corp.example'", "write it in lower case"),
