@@ -188,7 +188,7 @@ def _path_texts(paths):
 
 
 def _servers_texts(servers):
-    yield "lines", servers_text(servers)
+    yield "lines", servers_text(servers, {"corp.example": servers})
 
 
 def _log_texts(facts):

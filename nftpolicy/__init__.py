@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .policy.objects import (
         Account,
         Answer,
+        Clat,
         Forward,
         Lan,
         Listen,
@@ -56,6 +57,7 @@ __all__ = [
     "UNKNOWN",
     "Account",
     "Answer",
+    "Clat",
     "Counterexample",
     "Finding",
     "Forward",
@@ -100,6 +102,7 @@ _EXPORTS = {
     "policy.objects": (
         "Account",
         "Answer",
+        "Clat",
         "Forward",
         "Lan",
         "Listen",

@@ -17,6 +17,7 @@ from .exceptions import NftpolicyError
 # Without a meaning in sh, ip, systemd units, key files, UCI and dnsmasq, and no option: it does not begin with "-".
 _WORD = re.compile(r"[A-Za-z0-9_./+@:,=][A-Za-z0-9_./+@:,=-]*\Z")
 _DEVICE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:+-]{0,14}\Z")
+_DOMAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*(\.[A-Za-z0-9_][A-Za-z0-9_-]*)*\Z")
 _SYSCTL = re.compile(r"net(/[A-Za-z0-9_][A-Za-z0-9_.@:+-]*)+\Z")
 _MARK = re.compile(r"@([A-Z]+)@")
 
@@ -104,6 +105,13 @@ def scoped_address(address: str, device: str | None) -> CheckedText:
         if device is None
         else fill("{address}%{device}", address=word(address), device=device_name(device))
     )
+
+
+def domain_name(text: str) -> CheckedText:
+    """Return a domain of the DNS. Raises Unwritable."""
+    if not _DOMAIN.match(text):
+        raise Unwritable(f"{text!r} is not a domain; use letters, digits and _ - with dots between labels")
+    return CheckedText(text)
 
 
 def quoted(text: str) -> CheckedText:

@@ -123,7 +123,7 @@ def _addresses(policy: Policy, family: int, devices: list[str]) -> tuple[int, ..
     found |= {int(one.address) for _, one in _listening(policy) if one.address.version == family}
     for uplink in policy.uplink.values():
         found |= {int(gateway) for gateway in uplink.gateways if gateway.version == family}
-        servers = uplink.resolver.servers if uplink.resolver else ()
+        servers = uplink.resolver.named_servers if uplink.resolver else ()
         found |= {int(server.address) for server in servers if server.address.version == family}
     found |= {assumptions.assumed_address(family, at) for at in range(len(devices))}
     if family == 6:
@@ -193,6 +193,12 @@ def _plain(aim: Aims, policy: Policy) -> Iterator[Packet]:
             if uplink.resolver:
                 user = uplink.resolver.user.number
                 yield evolve(anyone, uid=user, mark=uplink.mark.value, dport=53)
+                for server in uplink.resolver.named_servers:
+                    if server.address.version == family:
+                        query = evolve(anyone, uid=user, mark=uplink.mark.value, destination=int(server.address))
+                        yield evolve(query, dport=server.port)
+                        yield evolve(query, dport=server.port, protocol=TCP)
+                        yield evolve(query, dport=server.port ^ 1)
                 for listen in uplink.resolver.listen:
                     if listen.address.version == family:
                         yield evolve(anyone, destination=int(listen.address), dport=listen.port)

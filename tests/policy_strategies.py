@@ -8,10 +8,11 @@ from attrs import evolve
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from nftpolicy.policy import scalars, validate, vocabulary
+from nftpolicy.policy import scalars, validate, validate_clat, vocabulary
 from nftpolicy.policy.mark import FULL_MASK, Mark
 from nftpolicy.policy.objects import (
     Account,
+    Clat,
     Forward,
     Lan,
     Listen,
@@ -77,6 +78,11 @@ def ports():
     ) | st.builds(lambda protocol, one: Port(protocol, one, one), st.sampled_from(("tcp", "udp")), numbers)
 
 
+def ports_list():
+    """Generate at most two different ports."""
+    return st.lists(ports(), max_size=2, unique=True)
+
+
 def addresses(version=None):
     """Generate addresses of hosts that an IPv6 tool does not print as IPv4."""
     four = st.integers(0x01000000, 0xDFFFFFFF).map(IPv4Address)
@@ -113,6 +119,32 @@ def gateways():
     return st.lists(usable, max_size=2, unique_by=lambda one: one.version).map(tuple)
 
 
+def clats(devices_of_uplink):
+    """Generate the CLAT behind a device of the uplink that is not its first."""
+    if len(devices_of_uplink) < 2:
+        return st.none()
+    lengths = st.sampled_from(validate_clat.NAT64_LENGTHS)
+    prefixes = st.builds(lambda bits, length: IPv6Network((bits, length), strict=False), _nat64_bits(), lengths)
+    return st.none() | st.builds(Clat, st.sampled_from(devices_of_uplink[1:]), prefixes)
+
+
+def _nat64_bits():
+    return st.integers(0x2000 << 112, (0x4000 << 112) - 1) | st.just(0x64FF9B << 96)
+
+
+def upstream_servers(tls):
+    """Generate a list of DNS servers, mostly with the usual port."""
+    hosts = addresses().filter(lambda one: not one.is_multicast)
+    usual, name = (853, "dns.example") if tls else (53, None)
+    ports = st.just(usual) | st.just(usual) | st.sampled_from((5353, 65535))
+    server = st.builds(
+        lambda one, port: Server(one, "eth0" if one.is_link_local and one.version == 6 else None, port, name),
+        hosts,
+        ports,
+    )
+    return st.lists(server, min_size=1, max_size=3, unique=True).map(tuple)
+
+
 @st.composite
 def resolvers(draw, index):
     """Generate a resolver; `index` keeps those of several uplinks apart."""
@@ -122,20 +154,16 @@ def resolvers(draw, index):
     listen = draw(st.sampled_from(((four,), (six,), (four, six), (six, four))))
     if port == 53 and any(one.address.is_loopback for one in listen):  # where the machine's own resolver is asked
         listen = tuple(evolve(one, port=54) for one in listen)
-    upstream = addresses().filter(lambda one: not one.is_multicast)
-    servers = draw(
-        st.lists(
-            upstream.map(lambda one: Server(one, "eth0" if one.is_link_local and one.version == 6 else None)),
-            max_size=3,
-            unique=True,
-        )
-    )
+    servers = draw(st.just(()) | upstream_servers(False) | upstream_servers(True))
     lease = None if servers else draw(st.none() | st.sampled_from(("/run/nftpolicy/wan.dns", "/run/a b")))
     listed = st.lists(
         st.sampled_from([one for one in vocabulary.DNS_SOURCES if one != "auto"]), max_size=3, unique=True
     )
     sources = () if servers or lease else tuple(draw(listed | st.just(["auto"])))
-    return Resolver(listen, tuple(servers), lease, sources, draw(accounts()))
+    upstream = upstream_servers(False) | upstream_servers(True) if servers else upstream_servers(False)
+    names = st.sampled_from(("corp.example", "lan", "2.0.192.in-addr.arpa"))
+    domains = draw(st.dictionaries(names, upstream, max_size=2))
+    return Resolver(listen, tuple(servers), lease, sources, draw(accounts()), domains)
 
 
 def answers():
@@ -216,8 +244,9 @@ def lans(draw, policy):
     for name in draw(st.lists(names(), max_size=2, unique=True)):
         owner = {key: draw(accounts()) for key in draw(st.sampled_from(((), (), ("group",), ("user",))))}
         to = tuple(draw(st.lists(local_networks(), min_size=1, max_size=3, unique=True)))
-        narrowed = tuple(draw(st.lists(ports(), max_size=2, unique=True)))
-        lan = Lan(draw(st.sampled_from(tuple(policy.uplink))), to, **owner, ports=narrowed)
+        narrowed = tuple(draw(ports_list()))
+        from_ports = () if narrowed else tuple(port for port in draw(ports_list()) if port.protocol == "udp")
+        lan = Lan(draw(st.sampled_from(tuple(policy.uplink))), to, **owner, ports=narrowed, sport=from_ports)
         additions.append(evolve(policy, lan={name: lan}))
     return additions
 
@@ -247,7 +276,7 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
         resolver = draw(st.none() | resolvers(index))
         uplinks[name] = Uplink(
             mine, worn[index], tables[index], draw(exempt), draw(answered), draw(gateways()), draw(own_networks()),
-            learn, resolver, draw(st.booleans()),
+            learn, resolver, draw(st.booleans()), draw(clats(mine)),
         )  # fmt: skip
     inside = draw(st.lists(patterns(), max_size=4, unique=True).map(_apart))
     held = draw(st.dictionaries(names(), services(wanted), max_size=most_services))
@@ -287,7 +316,8 @@ def changed(draw, policy, device=None):
         elif what == "devices":
             others = {one for other, value in policy.uplink.items() if other != name for one in value.devices}
             free = (devices() if device is None else device).filter(lambda one, taken=others: one not in taken)
-            uplinks[name] = evolve(uplink, devices=tuple(draw(st.lists(free, min_size=1, max_size=2, unique=True))))
+            drawn = tuple(draw(st.lists(free, min_size=1, max_size=2, unique=True)))
+            uplinks[name] = evolve(uplink, devices=drawn, clat=draw(clats(drawn)))
         elif what == "exempt":
             uplinks[name] = evolve(uplink, exempt=uplink.exempt[1:], answer=uplink.answer[1:])
         elif what == "resolver":
@@ -329,6 +359,9 @@ def to_toml(policy):
         lines += ["", f"[uplink.{name}]", *_pairs(_uplink(uplink))]
         if uplink.resolver:
             lines += ["", f"[uplink.{name}.resolver]", *_pairs(_resolver(uplink.resolver))]
+        if uplink.clat:
+            clat = {"device": _quoted(uplink.clat.device), "prefix": _quoted(str(uplink.clat.prefix))}
+            lines += ["", f"[uplink.{name}.clat]", *_pairs(clat)]
     lines += [] if policy.uplink else ["[uplink]"]
     lines += [] if policy.service else ["[service]"]
     for name, service in policy.service.items():
@@ -341,6 +374,7 @@ def to_toml(policy):
     for name, lan in policy.lan.items():
         owner = {key: str(account.number) for key, account in validate.account_selectors(lan)}
         values = {"uplink": _quoted(lan.uplink), "to": _list(lan.to), **owner, "ports": _list(lan.ports)}
+        values["sport"] = _list(lan.sport)
         lines += ["", f"[lan.{name}]", *_pairs(values)]
     return "\n".join(lines) + "\n"
 
@@ -372,7 +406,12 @@ def _resolver(resolver):
         "sources": _list(resolver.sources),
         "user": str(resolver.user.number),
         **lease,
+        **({"domains": _domains(resolver.domains)} if resolver.domains else {}),
     }
+
+
+def _domains(domains):
+    return "{ " + ", ".join(f"{_quoted(domain)} = {_list(servers)}" for domain, servers in domains.items()) + " }"
 
 
 def _service(service):

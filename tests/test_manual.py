@@ -22,7 +22,7 @@ import typer
 
 from nftpolicy import __version__
 from nftpolicy.cli import common
-from nftpolicy.cli.main import COMMANDS
+from nftpolicy.cli.main import COMMANDS, command_tree
 from nftpolicy.compiler import object_names, sysctls
 from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.integration.openwrt import tree, uci
@@ -50,6 +50,7 @@ CLASSES = {
     "The file itself": objects.Policy,
     "uplink.NAME": objects.Uplink,
     "uplink.NAME.resolver": objects.Resolver,
+    "uplink.NAME.clat": objects.Clat,
     "service.NAME": objects.Service,
     "forward.NAME": objects.Forward,
     "publish.NAME": objects.Publish,
@@ -127,13 +128,8 @@ def file_page() -> str:
 
 
 def parameters(command: str) -> list:
-    module = import_module(f"nftpolicy.cli.{command}{'_' if iskeyword(command) else ''}")
-    if hasattr(module, "group"):
-        found = [one for each in typer.main.get_group(module.group).commands.values() for one in each.params]
-    else:
-        app = typer.Typer(add_completion=False)
-        app.command(command)(module.command)
-        found = typer.main.get_command(app).params
+    listed = command_tree().commands[command]
+    found = [one for each in getattr(listed, "commands", {"": listed}).values() for one in each.params]
     # A hidden one is how the program calls itself.
     return [one for one in found if one.name != "help" and not getattr(one, "hidden", False)]
 
@@ -237,7 +233,7 @@ def test_every_page_is_installed() -> None:
 @pytest.mark.parametrize("file", COMMAND_PAGES, ids=lambda file: file.name)
 def test_page_has_an_example_before_its_options(file: Path) -> None:
     page = file.read_text()
-    assert page.index(".Sh EXAMPLES\n") < page.index(".It Fl ")
+    assert ".Sh EXAMPLES\n" in page.partition(".It Fl ")[0]
 
 
 @pytest.mark.parametrize("file", COMMAND_PAGES, ids=lambda file: file.name)
@@ -363,10 +359,12 @@ MINIMAL = """
 name = "minimal"
 inside = ["guests"]
 [uplink.wan]
-devices = ["br-wan"]
+devices = ["br-wan", "clat"]
 mark = "0x1/0x1"
 table = 1
 [uplink.wan.resolver]
+[uplink.wan.clat]
+device = "clat"
 [service.vpn]
 uplink = "wan"
 group = 800
@@ -385,6 +383,7 @@ to = ["192.168.1.0/24"]
 PLACES = {
     "uplink.NAME": "[uplink.wan]\n",
     "uplink.NAME.resolver": "[uplink.wan.resolver]\n",
+    "uplink.NAME.clat": "[uplink.wan.clat]\n",
     "service.NAME": "[service.vpn]\n",
     "forward.NAME": "[forward.guests]\n",
     "publish.NAME": "[publish.web]\n",
@@ -495,6 +494,7 @@ def test_page_has_every_chain(family: str) -> None:
     documented = items(section(file_page(), f"table {family} {object_names.TABLE}"), "Cm")
     compiled = {name: chain for (of, name), chain in chains().items() if of == family}
     device = compiled.pop("device-br-wan", None)
+    compiled.pop("device-clat", None)
     if device:
         compiled["device-DEVICE"] = device
     assert set(documented) == set(compiled)

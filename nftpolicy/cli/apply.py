@@ -3,14 +3,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+from typing import TYPE_CHECKING, Annotated
 
 from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report
 from .common import change_errors_as_failure, describe_result, read_policy, this_kernel, warn
 from .options import LOCK_WAIT, DryRun, PolicyFile, WaitSeconds
+from .parameters import option
+from .plain_output import plain_line
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..policy.objects import Policy
+    from ..runtime.apply.transaction import CheckedPlan
+
+_MOST_TRAFFIC = 3  # lines
 _UNCHANGED = "in force already, nothing to change"
 
 
@@ -19,7 +26,7 @@ def command(
     dry_run: DryRun = False,
     confirm: Annotated[
         int,
-        typer.Option(
+        option(
             "--confirm",
             min=0,
             max=86_400,
@@ -28,14 +35,14 @@ def command(
     ] = 0,
     wait: WaitSeconds = LOCK_WAIT,
     via_block: Annotated[
-        bool, typer.Option("--via-block", help="Stop all traffic on the uplinks during the change.")
+        bool, option("--via-block", help="Stop all traffic on the uplinks during the change.")
     ] = False,
     ignore_foreign: Annotated[
         bool,
-        typer.Option("--ignore-foreign", help="Apply even if foreign rules let forbidden packets out."),
+        option("--ignore-foreign", help="Apply even if foreign rules let forbidden packets out."),
     ] = False,
     # The name of --ignore-foreign before 0.2.
-    despite_others: Annotated[bool, typer.Option("--despite-others", hidden=True)] = False,
+    despite_others: Annotated[bool, option("--despite-others", hidden=True)] = False,
 ) -> None:
     """Apply a policy to the kernel, after proving every step.
 
@@ -56,6 +63,8 @@ def command(
         with applier.locked():
             checked_plan = applier.check(wanted)
             announce(checked_plan)
+            for line in _stopped_traffic(checked_plan, policy):
+                warn(line)
             with confirm_guard(applier, checked_plan, confirm):
                 report = applier.apply(checked_plan, wanted)
     for line in link_guard_messages(checked_plan.planned.host):
@@ -66,3 +75,12 @@ def command(
         warn(str(conflict))
     print_report(report)
     print(f"{policy.name}: {describe_result(checked_plan.planned, 'applied', _UNCHANGED)}")
+
+
+def _stopped_traffic(checked_plan: CheckedPlan, policy: Policy) -> Iterator[str]:
+    """Yield lines about connections and flows of now that the change stops; 'check' names all."""
+    from ..runtime.present_traffic import describe_traffic, find_stopped_traffic
+
+    if checked_plan.step_count:
+        live = [each for each in find_stopped_traffic(policy) if each.is_live]
+        yield from map(plain_line, describe_traffic(live, _MOST_TRAFFIC))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from .common import policy_file, read_policy, warn
 from .findings_text import warning_lines
 from .options import PolicyFile
+from .plain_output import plain_line
 from .proving import require_proof
 from .render.phrases import quantity
 
@@ -43,6 +44,7 @@ def command(file: PolicyFile = None) -> None:
         find_name_daemons,
         unpublished_notes,
         _unconnected_lans,
+        _stopped_traffic,
     )
     for finder in finders:
         for fault in finder(policy):
@@ -59,15 +61,28 @@ def _foreign_rules(policy: Policy) -> Iterator[str]:
     from ..kernel.netlink.rtnetlink import Rtnetlink
     from ..runtime.foreign_rules import foreign_rules
 
-    devices = {device for uplink in policy.uplink.values() for device in uplink.devices}
-    rtnetlink = Rtnetlink()
     rules = []
-    with suppress(OSError):
-        families = (4, 6) if devices & rtnetlink.device_names() else ()
-        for family in families:
-            with suppress(OSError):  # a kernel without this family
-                rules += rtnetlink.rules(family)
+    for family in (4, 6) if _has_uplink_device(policy) else ():
+        with suppress(OSError):  # a kernel without this family
+            rules += Rtnetlink().rules(family)
     yield from map(str, foreign_rules(rules, policy))
+
+
+def _stopped_traffic(policy: Policy) -> Iterator[str]:
+    """Yield the traffic of now that stops under the policy, if this machine has a device of its uplinks."""
+    if _has_uplink_device(policy):
+        from ..runtime.present_traffic import describe_traffic, find_stopped_traffic
+
+        yield from map(plain_line, describe_traffic(find_stopped_traffic(policy)))
+
+
+def _has_uplink_device(policy: Policy) -> bool:
+    from ..kernel.netlink.rtnetlink import Rtnetlink
+
+    try:
+        return any(not Rtnetlink().device_names().isdisjoint(uplink.devices) for uplink in policy.uplink.values())
+    except OSError:
+        return False  # there is no netlink here
 
 
 def _unconnected_lans(policy: Policy) -> Iterator[str]:

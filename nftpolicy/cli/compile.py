@@ -8,13 +8,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from ..compiler.compile import HostFacts, compile_policy
 from ..netstate.formats import ip_text, nft_json_encode, nft_text
 from ..netstate.state import NetState
 from ..policy.objects import Policy
 from .common import EXIT_BAD_INPUT, Failure, read_policy, warn
+from .parameters import argument, option
 from .plain_output import json_line, print_json
 
 if TYPE_CHECKING:
@@ -53,23 +52,23 @@ _PRINTED_FORMS: dict[Form, Callable[[Policy, NetState], str]] = {
 
 
 def command(
-    file: Annotated[Path, typer.Argument(help="Policy file (TOML). - reads standard input.")],
+    file: Annotated[Path, argument(help="Policy file (TOML). - reads standard input.")],
     dir: Annotated[
         Path | None,
-        typer.Argument(help="Directory for the files of --to openwrt: the root of an image."),
+        argument(help="Directory for the files of --to openwrt: the root of an image."),
     ] = None,
-    to: Annotated[Form, typer.Option(help="Output format.")] = Form.summary,
+    to: Annotated[Form, option(help="Output format.")] = Form.summary,
     ports: Annotated[
         list[str] | None,
-        typer.Option(help="BRIDGE=PORT: a port of an uplink that is a bridge; may be repeated."),
+        option(help="BRIDGE=PORT: a port of an uplink that is a bridge; may be repeated."),
     ] = None,
     link_guard: Annotated[
         bool,
-        typer.Option(help="Include the table at netdev egress, which old kernels do not support."),
+        option(help="Include the table at netdev egress, which old kernels do not support."),
     ] = True,
     force: Annotated[
         bool,
-        typer.Option(
+        option(
             "--force",
             help="Replace files in DIR that were changed, or that nftpolicy did not write.",
         ),

@@ -16,6 +16,7 @@ import typer
 
 from .common import EXIT_REFUTED, EXIT_UNAVAILABLE, Failure
 from .options import PrintJson
+from .parameters import option
 from .plain_output import print_json
 
 _POLICY = "gluon-fastd.toml"
@@ -23,7 +24,7 @@ _POLICY = "gluon-fastd.toml"
 
 def command(
     as_json: PrintJson = False,
-    rounds: Annotated[int, typer.Option(min=1, max=50, help="Number of times to send each probe.")] = 5,
+    rounds: Annotated[int, option(min=1, max=50, help="Number of times to send each probe.")] = 5,
 ) -> None:
     """Show leaks without and with a policy, in network namespaces.
 

@@ -21,6 +21,7 @@ from .common import (
     warn,
 )
 from .options import AppliedPolicyFile, ChainDevices, PrintJson, RouteFiles, RuleFiles, RulesetFile
+from .parameters import option
 from .plain_output import print_json
 from .state_files import CHAIN_DEVICE_ALONE, state_from_files
 
@@ -38,37 +39,33 @@ _COMPILED = "what FILE compiles to"
 
 def command(
     file: AppliedPolicyFile = None,
-    to: Annotated[str | None, typer.Option(help="Destination: an IPv4 or IPv6 address.")] = None,
-    source: Annotated[str | None, typer.Option("--from", help="Source address; default: the kernel's choice.")] = None,
-    proto: Annotated[str, typer.Option(help="udp, tcp, icmp, ipv6-icmp, or an IP protocol number.")] = "udp",
-    dport: Annotated[int, typer.Option(min=0, max=65535, help="Destination port.")] = 9,
-    sport: Annotated[int, typer.Option(min=0, max=65535, help="Source port.")] = 40000,
-    uid: Annotated[str | None, typer.Option(help="User of the socket, by name or number; default: root.")] = None,
-    gid: Annotated[str | None, typer.Option(help="Group of the socket; default: the user's primary group.")] = None,
-    mark: Annotated[str, typer.Option(help="Mark of the socket (SO_MARK), in decimal or 0x...")] = "0",
-    cgroup: Annotated[str | None, typer.Option(help="Cgroup of the socket, relative to the root of cgroup v2.")] = None,
-    dev: Annotated[str | None, typer.Option(help="Device that the socket is bound to.")] = None,
-    frame: Annotated[bool, typer.Option("--frame", help="Sent by an AF_PACKET socket on --dev.")] = False,
-    kernel: Annotated[bool, typer.Option("--kernel", help="Sent by the kernel, without a socket.")] = False,
-    forward: Annotated[
-        str | None, typer.Option(help="Forwarded from another host: the device where it arrives.")
-    ] = None,
-    state: Annotated[
-        str, typer.Option(help="Conntrack state: new, established, related, invalid or untracked.")
-    ] = "new",
-    reply: Annotated[bool, typer.Option("--reply", help="Conntrack direction reply, not original.")] = False,
-    ct_mark: Annotated[str, typer.Option(help="Mark of the connection (ct mark).")] = "0",
+    to: Annotated[str | None, option(help="Destination: an IPv4 or IPv6 address.")] = None,
+    source: Annotated[str | None, option("--from", help="Source address; default: the kernel's choice.")] = None,
+    proto: Annotated[str, option(help="udp, tcp, icmp, ipv6-icmp, or an IP protocol number.")] = "udp",
+    dport: Annotated[int, option(min=0, max=65535, help="Destination port.")] = 9,
+    sport: Annotated[int, option(min=0, max=65535, help="Source port.")] = 40000,
+    uid: Annotated[str | None, option(help="User of the socket, by name or number; default: root.")] = None,
+    gid: Annotated[str | None, option(help="Group of the socket; default: the user's primary group.")] = None,
+    mark: Annotated[str, option(help="Mark of the socket (SO_MARK), in decimal or 0x...")] = "0",
+    cgroup: Annotated[str | None, option(help="Cgroup of the socket, relative to the root of cgroup v2.")] = None,
+    dev: Annotated[str | None, option(help="Device that the socket is bound to.")] = None,
+    frame: Annotated[bool, option("--frame", help="Sent by an AF_PACKET socket on --dev.")] = False,
+    kernel: Annotated[bool, option("--kernel", help="Sent by the kernel, without a socket.")] = False,
+    forward: Annotated[str | None, option(help="Forwarded from another host: the device where it arrives.")] = None,
+    state: Annotated[str, option(help="Conntrack state: new, established, related, invalid or untracked.")] = "new",
+    reply: Annotated[bool, option("--reply", help="Conntrack direction reply, not original.")] = False,
+    ct_mark: Annotated[str, option(help="Mark of the connection (ct mark).")] = "0",
     field: Annotated[
         list[str] | None,
-        typer.Option(help="HEADER.NAME=NUMBER, a header field by nft's names; may be repeated."),
+        option(help="HEADER.NAME=NUMBER, a header field by nft's names; may be repeated."),
     ] = None,
     pid: Annotated[
         int | None,
-        typer.Option(min=1, help="Explain the sockets of this process, not the packet of the options."),
+        option(min=1, help="Explain the sockets of this process, not the packet of the options."),
     ] = None,
     compiled: Annotated[
         bool,
-        typer.Option("--compiled", help="Explain in what FILE compiles to, not in this kernel's state."),
+        option("--compiled", help="Explain in what FILE compiles to, not in this kernel's state."),
     ] = False,
     ruleset: RulesetFile = None,
     chain_device: ChainDevices = None,
@@ -190,7 +187,7 @@ class ExplainResults:
         # A second lookup, from the chosen source address, mostly returns the same route.
         different = {(route.kind, route.device, route.gateway): route for route in reversed(confirmed)}
         notes = [f"the kernel's own route: {route}" for route in reversed(different.values())]
-        print_trace(item.explained.trace, self.judged.locate, head, notes)
+        print_trace(item.explained.trace, self.judged.locate, head, [*notes, *item.explained.notes])
 
     def _as_json(self) -> dict[str, Any]:
         from attrs import asdict
@@ -204,6 +201,7 @@ class ExplainResults:
                 facts["note"] = item.note
             else:
                 facts |= trace_json(item.explained.trace, self.judged.locate)
+                facts |= {"notes": list(item.explained.notes)} if item.explained.notes else {}
                 facts["kernel"] = [asdict(route) for route in item.explained.comparisons]
             packets.append(facts)
         return {

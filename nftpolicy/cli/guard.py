@@ -7,8 +7,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from .common import (
     EXIT_BAD_INPUT,
     Failure,
@@ -19,6 +17,7 @@ from .common import (
     warn,
 )
 from .options import PolicyFile
+from .parameters import option
 from .proving import proved_boot_tables
 
 if TYPE_CHECKING:
@@ -32,8 +31,8 @@ _DEFAULT = Path("/etc/nftpolicy/guard.nft")
 
 def command(
     file: PolicyFile = None,
-    to: Annotated[Path, typer.Option(help="File to write; - prints it and loads nothing.")] = _DEFAULT,
-    no_load: Annotated[bool, typer.Option("--no-load", help="Write the files, and do not load them now.")] = False,
+    to: Annotated[Path, option(help="File to write; - prints it and loads nothing.")] = _DEFAULT,
+    no_load: Annotated[bool, option("--no-load", help="Write the files, and do not load them now.")] = False,
 ) -> None:
     """Write the guard as nft files for boot, and load it now.
 

@@ -4,6 +4,7 @@
 import typer
 
 from .import_openwrt import command as import_openwrt
+from .parameters import readable_command
 
 group = typer.Typer(help="Draft a policy from an existing configuration.", no_args_is_help=True)
 
@@ -16,4 +17,4 @@ def _describe_group() -> None:
     """
 
 
-group.command("openwrt")(import_openwrt)
+group.command("openwrt")(readable_command(import_openwrt))

@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from .common import EXIT_BAD_INPUT, Failure
 from .options import RouteFiles, RuleFiles, RulesetFile
+from .parameters import argument, option
 from .plain_output import print_json
 from .state_files import state_from_files
 
@@ -20,17 +19,17 @@ if TYPE_CHECKING:
 
 
 def command(
-    dir: Annotated[Path, typer.Argument(help="A router's /etc/config, or a directory with etc/config in it.")],
-    out: Annotated[Path | None, typer.Option(help="Write the policy to this file, not to standard output.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace the file of --out if it differs.")] = False,
+    dir: Annotated[Path, argument(help="A router's /etc/config, or a directory with etc/config in it.")],
+    out: Annotated[Path | None, option(help="Write the policy to this file, not to standard output.")] = None,
+    force: Annotated[bool, option("--force", help="Replace the file of --out if it differs.")] = False,
     uplink: Annotated[
         list[str] | None,
-        typer.Option(help="UCI interface that leads to an uplink; may be repeated."),
+        option(help="UCI interface that leads to an uplink; may be repeated."),
     ] = None,
     ruleset: RulesetFile = None,
     rules: RuleFiles = None,
     routes: RouteFiles = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the policy and the whole report as JSON.")] = False,
+    as_json: Annotated[bool, option("--json", help="Print the policy and the whole report as JSON.")] = False,
 ) -> None:
     """Draft a policy from a router's UCI files.
 

@@ -6,8 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from .common import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, Failure, installed_policies, policy_file, read_policy
 from .install_common import (
     InitOption,
@@ -22,6 +20,7 @@ from .install_common import (
     warn_of_numeric_ids,
 )
 from .options import DestDir, ProgramPath
+from .parameters import argument, option
 from .proving import proved_boot_tables, require_proof
 
 if TYPE_CHECKING:
@@ -30,18 +29,16 @@ if TYPE_CHECKING:
 
 
 def command(
-    file: Annotated[Path | None, typer.Argument(help="Policy file (TOML); default: the installed one.")] = None,
+    file: Annotated[Path | None, argument(help="Policy file (TOML); default: the installed one.")] = None,
     destdir: DestDir = None,
-    unitdir: Annotated[Path | None, typer.Option(help="Directory of systemd units.")] = None,
+    unitdir: Annotated[Path | None, option(help="Directory of systemd units.")] = None,
     program: ProgramPath = None,
-    nft: Annotated[str | None, typer.Option(help="Path of nft in the units.")] = None,
+    nft: Annotated[str | None, option(help="Path of nft in the units.")] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace an installed policy that differs, and changed files."),
+        option("--force", help="Replace an installed policy that differs, and changed files."),
     ] = False,
-    enable: Annotated[
-        bool, typer.Option("--enable", help="Enable and start the units. This closes the uplinks.")
-    ] = False,
+    enable: Annotated[bool, option("--enable", help="Enable and start the units. This closes the uplinks.")] = False,
     init: InitOption = None,
 ) -> None:
     """Install units, policy and guard, for enforcement from boot.

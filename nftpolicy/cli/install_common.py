@@ -9,8 +9,6 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from .common import (
     EXIT_BAD_INPUT,
     EXIT_UNAVAILABLE,
@@ -20,6 +18,7 @@ from .common import (
     installed_policies,
     warn,
 )
+from .parameters import option
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
 StartedBy = StrEnum("StartedBy", ["systemd", "procd"])  # runtime/install/init_systems.py
 InitOption = Annotated[
     StartedBy | None,
-    typer.Option(help="Init system of the target system; default: the one found there."),
+    option(help="Init system of the target system; default: the one found there."),
 ]
 
 UP_TO_DATE = "all files are up to date already"

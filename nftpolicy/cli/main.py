@@ -21,7 +21,7 @@ from .plain_output import OutputLost, flush_streams, plain_line, plain_streams
 COMMANDS = (
     "check", "compile", "verify", "snapshot", "apply", "confirm", "rollback", "history", "recover", "status",
     "wait", "explain", "guard", "netconfig", "install", "uninstall", "units", "watch", "probe",
-    "release", "resolver", "run", "demo", "import",
+    "release", "resolver", "run", "demo", "completion", "import",
 )  # fmt: skip
 _OLD_NAMES = {"settings": "netconfig"}  # accepted until 0.3, not listed by --help
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
@@ -136,12 +136,30 @@ def _report_defect(error: Exception, status: int) -> int:
 
 def application(arguments: list[str]) -> Callable[[], object]:
     """Return the typer application with the command in `arguments`, or with all commands."""
+    app = _typer_application(arguments)
+
+    def run_application() -> object:
+        return app(prog_name="nftpolicy", standalone_mode=False)
+
+    return run_application
+
+
+def command_tree() -> Any:
+    """Return the group of all commands, as an object of click."""
+    import typer
+
+    return typer.main.get_command(_typer_application([]))
+
+
+def _typer_application(arguments: list[str]) -> Any:
     import typer
 
     from .options import print_version
+    from .parameters import OrderedGroup, readable_command
 
     app = typer.Typer(
         name="nftpolicy",
+        cls=OrderedGroup,
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
@@ -149,7 +167,7 @@ def application(arguments: list[str]) -> Callable[[], object]:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
-    app.callback()(print_version)
+    app.callback()(readable_command(print_version))
     known = [*COMMANDS, *_OLD_NAMES]
     named = [word for word in arguments[:1] if word in known]
     for command in named or known:
@@ -158,9 +176,5 @@ def application(arguments: list[str]) -> Callable[[], object]:
         if hasattr(module, "group"):
             app.add_typer(module.group, name=command)
         else:
-            app.command(command, hidden=command in _OLD_NAMES)(module.command)
-
-    def run_application() -> object:
-        return app(prog_name="nftpolicy", standalone_mode=False)
-
-    return run_application
+            app.command(command, hidden=command in _OLD_NAMES)(readable_command(module.command))
+    return app

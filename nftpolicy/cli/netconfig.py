@@ -7,26 +7,25 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from ..integration.netconfig.registry import PROGRAMS, netconfig_files, render_files
 from .common import read_policy
 from .install_common import install_errors_as_failure, print_written, require_directory
 from .options import PolicyFile
+from .parameters import option
 
 Program = StrEnum("Program", list(PROGRAMS))  # type: ignore[misc]
 
 
 def command(
-    program: Annotated[Program, typer.Option("--for", help="The program that configures the uplink's devices.")],
+    program: Annotated[Program, option("--for", help="The program that configures the uplink's devices.")],
     file: PolicyFile = None,
     to: Annotated[
         Path | None,
-        typer.Option(help="Write the files below this root directory (/: this machine), not to stdout."),
+        option(help="Write the files below this root directory (/: this machine), not to stdout."),
     ] = None,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Replace files that nftpolicy did not write, or that were changed."),
+        option("--force", help="Replace files that nftpolicy did not write, or that were changed."),
     ] = False,
 ) -> None:
     """Make the network manager use an uplink's routing table.

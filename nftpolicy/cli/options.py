@@ -9,65 +9,66 @@ from typing import Annotated
 import typer
 
 from .. import __version__
+from .parameters import argument, option
 
 PolicyFile = Annotated[
     Path | None,
-    typer.Argument(help="Policy file (TOML); default: the one in /etc/nftpolicy. - reads standard input."),
+    argument(help="Policy file (TOML); default: the one in /etc/nftpolicy. - reads standard input."),
 ]
 AppliedPolicyFile = Annotated[
     Path | None,
-    typer.Argument(help="Policy file (TOML); default: the policy that was applied last."),
+    argument(help="Policy file (TOML); default: the policy that was applied last."),
 ]
 UnreadPolicyFile = Annotated[
     Path | None,
-    typer.Argument(help="Policy file; it is not read, and need not be valid."),
+    argument(help="Policy file; it is not read, and need not be valid."),
 ]
 
-PrintJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print every step and its proof; change nothing.")]
+PrintJson = Annotated[bool, option("--json", help="Print JSON.")]
+DryRun = Annotated[bool, option("--dry-run", help="Print every step and its proof; change nothing.")]
 LOCK_WAIT = 5  # seconds: watch holds the lock for a moment whenever it repairs
 WaitSeconds = Annotated[
     float,
-    typer.Option("--wait", min=0, help="Seconds to wait for the lock of another nftpolicy process."),
+    option("--wait", min=0, help="Seconds to wait for the lock of another nftpolicy process."),
 ]
 DestDir = Annotated[
     Path | None,
-    typer.Option(envvar="DESTDIR", help="Root directory of the target system, such as an image."),
+    option(envvar="DESTDIR", help="Root directory of the target system, such as an image."),
 ]
-ProgramPath = Annotated[str | None, typer.Option(help="Path of nftpolicy in the units.")]
+ProgramPath = Annotated[str | None, option(help="Path of nftpolicy in the units.")]
 
 # Saved state: what nft(8) and ip(8) printed on some machine.
 RulesetFile = Annotated[
     Path | None,
-    typer.Option(help="Read tables from this output of 'nft -j list ruleset', not from this kernel."),
+    option(help="Read tables from this output of 'nft -j list ruleset', not from this kernel."),
 ]
-RuleFiles = Annotated[list[str] | None, typer.Option(help="Output of 'ip -j -N -4 rule' (or -6); may be repeated.")]
+RuleFiles = Annotated[list[str] | None, option(help="Output of 'ip -j -N -4 rule' (or -6); may be repeated.")]
 RouteFiles = Annotated[
     list[str] | None,
-    typer.Option(help="Output of 'ip -j -N -4 route show table all' (or -6); may be repeated."),
+    option(help="Output of 'ip -j -N -4 route show table all' (or -6); may be repeated."),
 ]
 ChainDevices = Annotated[
     list[str] | None,
-    typer.Option("--chain-device", help="CHAIN=DEVICE[,DEVICE]: hook device that the ruleset lacks; may be repeated."),
+    option("--chain-device", help="CHAIN=DEVICE[,DEVICE]: hook device that the ruleset lacks; may be repeated."),
 ]
 SnapshotFile = Annotated[
     Path | None,
-    typer.Option("--snapshot", help="Read the state from this output of 'nftpolicy snapshot', not from this kernel."),
+    option("--snapshot", help="Read the state from this output of 'nftpolicy snapshot', not from this kernel."),
 ]
 
 # Uplinks that no policy describes.
 UplinkDevices = Annotated[
     list[str] | None,
-    typer.Option(help="NAME=DEVICE[,DEVICE]: an uplink, instead of a policy; may be repeated."),
+    option(help="NAME=DEVICE[,DEVICE]: an uplink, instead of a policy; may be repeated."),
 ]
 UplinkMarks = Annotated[
     list[str] | None,
-    typer.Option(help="VALUE/MASK: one mark for all uplinks, or one for each in their order."),
+    option(help="VALUE/MASK: one mark for all uplinks, or one for each in their order."),
 ]
 
 
 def print_version(
-    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    version: Annotated[bool, option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     """Control which services may use an uplink, and prove it.
 

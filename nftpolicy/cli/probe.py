@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,15 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from ..policy.objects import Policy
-    from ..runtime.probe.report import DeviceResult, ProbeReport, ProbeResult
+    from ..runtime.probe.report import DeviceResult, ForwardedResult, ProbeReport, ProbeResult
 
 _MOST_LEAKS = 6  # kinds of leaking probes of which one packet is printed
 _USAGE = "nftpolicy probe FILE, or its uplinks: nftpolicy probe --uplink wan=eth0 --mark 0x1/0x1"
 _NOT_TESTED = (
     "AF_PACKET sockets with PACKET_QDISC_BYPASS, and AF_XDP: no packet capture here sees them",
-    "forwarded packets, and packets of the kernel itself: use 'nftpolicy verify --live'",
+    "packets of the kernel itself: use 'nftpolicy verify --live'",
 )
+_PUBLISHED = "requests to the ports of [publish]: they would reach the server"
 # Verdict of a probe -> its label and colour in the table.
 _VERDICTS = {
     "leaked": ("LEAKED", "red"),
@@ -90,6 +92,10 @@ def _headline(report: ProbeReport, policy: Policy | None) -> str:
     return f"held: {name}no forbidden packet left by {devices} ({size})"
 
 
+def _not_tested(policy: Policy | None) -> list[str]:
+    return [*_NOT_TESTED, *([_PUBLISHED] if policy and policy.publish else [])]
+
+
 def _explain_command(result: ProbeResult, file: Path | None) -> str | None:
     """Return the command that traces a probe; None if its options cannot describe it."""
     from ..runtime.probe.probe_types import explain_packet
@@ -103,7 +109,11 @@ def _explain_command(result: ProbeResult, file: Path | None) -> str | None:
 
 
 def _sender(result: ProbeResult) -> str:
+    from ..runtime.probe.probe_types import OTHER_MACHINE
+
     probe_packet = result.probe.packet
+    if result.probe.sender == OTHER_MACHINE:
+        return f"{OTHER_MACHINE}, by {probe_packet.device}"
     return f"user {probe_packet.uid}, group {probe_packet.gid}" + (
         f", mark {probe_packet.mark:#x}" if probe_packet.mark else ""
     )
@@ -121,13 +131,18 @@ def _print_report(report: ProbeReport, policy: Policy | None, file: Path | None)
     console.print(Text(_headline(report, policy), style=colour))
     for fault in report.faults:
         console.print(Text(f"  uncertain  {fault}", style="yellow"))
+    for note in report.notes:
+        console.print(Text(f"  note       {note}"))
     for title, results in _result_groups(report):
         console.print()
         console.print(_kind_table(title, results))
+    if any(arrival.results for arrival in report.forwarded):
+        console.print()
+        console.print(_forwarded_table(report))
     if any(device.controls for device in report.devices):
         console.print()
-        console.print(_control_table(report.devices))
-    lines = [*_leak_lines(report, file), "", "not tested:", *(f"  {item}" for item in _NOT_TESTED)]
+        console.print(_control_table(report))
+    lines = [*_leak_lines(report, file), "", "not tested:", *(f"  {item}" for item in _not_tested(policy))]
     console.print("\n".join(lines))
 
 
@@ -159,20 +174,51 @@ def _cell(results: Sequence[ProbeResult]) -> Text | str:
     return Text("; ").join(Text(f"user {uid}: ") + verdict for uid, verdict in verdicts.items())
 
 
+def _forwarded_table(report: ProbeReport) -> Table:
+    """Return a table of counts; the JSON has each packet."""
+    table = make_table("packets of other machines", "IPv4", "IPv6")
+    for arrival in report.forwarded:
+        cells = [[result for result in arrival.results if result.probe.packet.family == family] for family in (4, 6)]
+        if arrival.results:
+            table.add_row(f"arriving by {arrival.device}", *map(_count_cell, cells))
+    return table
+
+
+def _count_cell(results: Sequence[ProbeResult]) -> Text | str:
+    from rich.text import Text
+
+    verdicts = [_verdict_text(result) for result in results]
+    counts = Counter(verdict.plain for verdict in verdicts)
+    first = {verdict.plain: verdict for verdict in reversed(verdicts)}
+    return Text("; ").join(Text(f"{count} ") + first[plain] for plain, count in counts.items()) if counts else "-"
+
+
 def _verdict_text(result: ProbeResult) -> Text:
     word, colour = _VERDICTS[result.verdict]
     detail = ", ".join(result.captured_on) if result.verdict == "leaked" else result.detail
     return styled(word, colour, f" {detail}" if detail else "")
 
 
-def _control_table(devices: Iterable[DeviceResult]) -> Table:
+def _control_table(report: ProbeReport) -> Table:
     from ..runtime.probe.probe_types import FAMILIES
 
     table = make_table("control: packets that may leave", "IPv4", "IPv6")
-    for device in devices:
+    for device in report.devices:
         for name in device.target.captured_devices:
             table.add_row(f"by {name}", *(_control_cell(device, name, family) for family in FAMILIES))
+    for arrival in report.forwarded:
+        for forward in dict.fromkeys(control.forward for control in arrival.controls):
+            cells = (_forward_cell(arrival, (forward, family)) for family in FAMILIES)
+            table.add_row(f"arriving by {arrival.device}, forward {forward}", *cells)
     return table
+
+
+def _forward_cell(arrival: ForwardedResult, key: tuple[str, int]) -> Text | str:
+    controls = [control for control in arrival.controls if control.key == key]
+    for control in controls:
+        if control.captured:
+            return styled("seen", "green", f": {control.probe.probe_type.title}")
+    return styled("not seen", "yellow") if controls else "-"
 
 
 def _control_cell(device: DeviceResult, name: str, family: int) -> Text | str:
@@ -211,7 +257,9 @@ def _report_json(report: ProbeReport, policy: Policy | None, file: Path | None) 
         "uncertain": report.faults,
         "devices": [_device_json(device, file) for device in report.devices],
         "routed": [_result_json(result, file) for result in report.routed],
-        "not_tried": list(_NOT_TESTED),
+        "forwarded": [_forwarded_json(arrival, file) for arrival in report.forwarded],
+        "notes": report.notes,
+        "not_tried": _not_tested(policy),
     }
 
 
@@ -235,6 +283,26 @@ def _device_json(device: DeviceResult, file: Path | None) -> dict[str, Any]:
             for control in device.controls
         ],
         "probes": [_result_json(result, file) for result in device.results],
+    }
+
+
+def _forwarded_json(arrival: ForwardedResult, file: Path | None) -> dict[str, Any]:
+    return {
+        "device": arrival.device,
+        "uncertain": list(arrival.faults),
+        "controls": [
+            {
+                "forward": control.forward,
+                "family": control.probe.packet.family,
+                "kind": control.probe.probe_type.title,
+                "source": control.probe.packet.source,
+                "destination": control.probe.packet.destination,
+                "seen": control.captured,
+                "detail": control.reason,
+            }
+            for control in arrival.controls
+        ],
+        "probes": [{**_result_json(result, file), "source": result.probe.packet.source} for result in arrival.results],
     }
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
 from .apply_common import create_applier, print_report
 from .common import change_errors_as_failure, describe_result, this_kernel, warn
 from .options import LOCK_WAIT, WaitSeconds
+from .parameters import option
 
 
 def command(
     undo: Annotated[
         bool,
-        typer.Option("--undo", help="Go back to the policy before, instead of completing the change."),
+        option("--undo", help="Go back to the policy before, instead of completing the change."),
     ] = False,
     wait: WaitSeconds = LOCK_WAIT,
 ) -> None:

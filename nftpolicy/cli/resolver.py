@@ -7,8 +7,6 @@ import gc
 import time
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from .common import (
     EXIT_BAD_INPUT,
     EXIT_UNAVAILABLE,
@@ -20,6 +18,7 @@ from .common import (
     warn,
 )
 from .options import PolicyFile
+from .parameters import option
 from .plain_output import print_json
 
 if TYPE_CHECKING:
@@ -32,13 +31,13 @@ _POLL_INTERVAL = 0.05  # seconds
 
 def command(
     file: PolicyFile = None,
-    uplink: Annotated[str | None, typer.Option(help="Uplink, if more than one has a resolver.")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Print the uplinks that have a resolver, and exit.")] = False,
+    uplink: Annotated[str | None, option(help="Uplink, if more than one has a resolver.")] = None,
+    list_: Annotated[bool, option("--list", help="Print the uplinks that have a resolver, and exit.")] = False,
     show: Annotated[
         bool,
-        typer.Option("--show", help="Print the DNS servers it would query, with their source, and exit."),
+        option("--show", help="Print the DNS servers it would query, with their source, and exit."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with --show.")] = False,
+    as_json: Annotated[bool, option("--json", help="Print JSON, with --show.")] = False,
 ) -> None:
     """Run the DNS resolver of an uplink in the foreground.
 
@@ -113,6 +112,8 @@ def _show_servers(policy: Policy, uplinks: list[str], as_json: bool) -> None:
         return
     for name, facts in servers.items():
         print(f"uplink {name}: {', '.join(facts['servers']) or 'no server, so queries are refused'}")
+        for domain, only in facts["domains"].items():
+            print(f"  names in {domain}: {', '.join(only) or 'no server, so they do not exist'}")
         for source, reading in facts["sources"].items():
             addresses = ", ".join(dict.fromkeys(reading["words"])) or "nothing"
             error_note = f" ({reading['trouble']})" if reading["trouble"] else ""
@@ -144,6 +145,7 @@ def _servers_json(discovery: ServerDiscovery) -> dict[str, Any]:
     choice = discovery.server_list
     return {
         "servers": list(map(str, choice.servers)),
+        "domains": {domain: list(map(str, servers)) for domain, servers in discovery.domains.items()},
         "sources": sources,
         "left_out": dict(choice.rejected),
     }

@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from ..policy.errors import PolicyText
 from .apply_common import announce, confirm_errors_as_failure, create_applier, dry_run_text, print_report
 from .common import (
@@ -21,6 +19,7 @@ from .common import (
     this_kernel,
 )
 from .options import DryRun
+from .parameters import argument, option
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,10 +35,10 @@ if TYPE_CHECKING:
 def command(
     number: Annotated[
         int | None,
-        typer.Argument(metavar="[N]", help="Number in the history; default: the previous policy."),
+        argument(metavar="[N]", help="Number in the history; default: the previous policy."),
     ] = None,
     dry_run: DryRun = False,
-    at_deadline: Annotated[bool, typer.Option("--at-deadline", hidden=True)] = False,
+    at_deadline: Annotated[bool, option("--at-deadline", hidden=True)] = False,
 ) -> None:
     """Apply an earlier policy from the history.
 

@@ -22,6 +22,7 @@ from .common import (
     this_kernel,
     warn,
 )
+from .parameters import argument, option
 
 if TYPE_CHECKING:
     from ..kernel.linux import Linux
@@ -33,27 +34,27 @@ _TEST_RESULTS = {True: "ok", False: "fault", None: "not tried"}
 
 
 def command(
-    service: Annotated[str, typer.Argument(help="Service of the policy.")],
-    program: Annotated[list[str] | None, typer.Argument(help="The program and its arguments, after --.")] = None,
+    service: Annotated[str, argument(help="Service of the policy.")],
+    program: Annotated[list[str] | None, argument(help="The program and its arguments, after --.")] = None,
     policy: Annotated[
         Path | None,
-        typer.Option(help="Policy file (TOML); default: the policy that was applied last."),
+        option(help="Policy file (TOML); default: the policy that was applied last."),
     ] = None,
     check: Annotated[
         bool,
-        typer.Option("--check", help="Test mark, routes and DNS from inside first; exit with 1 on a fault."),
+        option("--check", help="Test mark, routes and DNS from inside first; exit with 1 on a fault."),
     ] = False,
     env: Annotated[
         list[str] | None,
-        typer.Option(help="Variable of this environment that the program gets too; may be repeated."),
+        option(help="Variable of this environment that the program gets too; may be repeated."),
     ] = None,
     fd: Annotated[
         list[int] | None,
-        typer.Option(help="Open file descriptor that the program gets too; may be repeated."),
+        option(help="Open file descriptor that the program gets too; may be repeated."),
     ] = None,
     detach: Annotated[
         bool,
-        typer.Option("--detach", help="Detach the BPF programs from the cgroup; start nothing."),
+        option("--detach", help="Detach the BPF programs from the cgroup; start nothing."),
     ] = False,
 ) -> None:
     """Start a program as a service: its cgroup, group, user, mark.

@@ -7,10 +7,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from .. import __version__
 from .common import EXIT_BAD_INPUT, Failure, read_input, resolve_account, this_kernel, warn
+from .parameters import argument, option
 
 if TYPE_CHECKING:
     from ..runtime.snapshot import PolicyInForce, Snapshot
@@ -20,10 +19,10 @@ _EXECUTABLE = 0o755
 
 
 def command(
-    file: Annotated[Path | None, typer.Argument(help="File to write; default or -: standard output.")] = None,
+    file: Annotated[Path | None, argument(help="File to write; default or -: standard output.")] = None,
     script: Annotated[
         bool,
-        typer.Option("--script", help="Write the sh script that takes a snapshot on a router without Python."),
+        option("--script", help="Write the sh script that takes a snapshot on a router without Python."),
     ] = False,
 ) -> None:
     """Write all that a proof reads of this kernel into one file.

@@ -6,16 +6,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from .common import INSTALLED_NAME, installed_policies, warn
 from .install_common import InitOption, install_errors_as_failure, select_init, target_root
 from .options import DestDir
+from .parameters import option
 
 
 def command(
     destdir: DestDir = None,
-    purge: Annotated[bool, typer.Option("--purge", help="Remove the policy too.")] = False,
+    purge: Annotated[bool, option("--purge", help="Remove the policy too.")] = False,
     init: InitOption = None,
 ) -> None:
     """Remove the files that install wrote.

@@ -6,8 +6,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from .common import (
     EXIT_BAD_INPUT,
     EXIT_UNAVAILABLE,
@@ -25,6 +23,7 @@ from .install_common import (
     target_root,
 )
 from .options import DestDir, PolicyFile, ProgramPath
+from .parameters import option
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy
@@ -35,16 +34,16 @@ def command(
     file: PolicyFile = None,
     to: Annotated[
         Path | None,
-        typer.Option(help="Write them below this directory, such as /etc/systemd/system."),
+        option(help="Write them below this directory, such as /etc/systemd/system."),
     ] = None,
     unit: Annotated[
         list[str] | None,
-        typer.Option(help="SERVICE=UNIT, if it is neither that of its cgroup nor SERVICE.service."),
+        option(help="SERVICE=UNIT, if it is neither that of its cgroup nor SERVICE.service."),
     ] = None,
     destdir: DestDir = None,
     program: ProgramPath = None,
-    attach: Annotated[str | None, typer.Option(hidden=True)] = None,  # the call in the drop-in of a cgroup service
-    force: Annotated[bool, typer.Option("--force", help="Replace files that were changed.")] = False,
+    attach: Annotated[str | None, option(hidden=True)] = None,  # the call in the drop-in of a cgroup service
+    force: Annotated[bool, option("--force", help="Replace files that were changed.")] = False,
 ) -> None:
     """Print or write systemd drop-ins for the services.
 
@@ -100,10 +99,10 @@ def _parse_unit_names(policy: Policy, options: list[str]) -> dict[str, str]:
         Failure: an option is malformed, or its service does not exist or has no unit.
     """
     units: dict[str, str] = {}
-    for option in options:
-        name, equals, unit = option.partition("=")
+    for text in options:
+        name, equals, unit = text.partition("=")
         if not (name and equals and unit):
-            raise Failure(f"--unit takes SERVICE=UNIT, got {option!r}", EXIT_BAD_INPUT)
+            raise Failure(f"--unit takes SERVICE=UNIT, got {text!r}", EXIT_BAD_INPUT)
         require_known("service", name, policy.service, option="--unit: ")
         if policy.service[name].kernel:
             raise Failure(f"--unit: service {name} has no unit, since its sockets are the kernel's", EXIT_BAD_INPUT)

@@ -33,6 +33,7 @@ from .options import (
     UplinkDevices,
     UplinkMarks,
 )
+from .parameters import argument, option
 from .plain_output import plain_line, print_json, write_controls
 from .snapshot import read_snapshot
 from .state_files import CHAIN_DEVICE_ALONE, state_from_files
@@ -115,10 +116,10 @@ def _repeat_option(option: str, values: Sequence[str]) -> list[str]:
 
 
 def command(
-    file: Annotated[Path | None, typer.Argument(help="Policy file (TOML). - reads standard input.")] = None,
+    file: Annotated[Path | None, argument(help="Policy file (TOML). - reads standard input.")] = None,
     live: Annotated[
         bool,
-        typer.Option("--live", help="Verify the state of this kernel, not what FILE compiles to."),
+        option("--live", help="Verify the state of this kernel, not what FILE compiles to."),
     ] = False,
     snapshot: SnapshotFile = None,
     ruleset: RulesetFile = None,
@@ -129,12 +130,12 @@ def command(
     mark: UplinkMarks = None,
     exempt: Annotated[
         list[str] | None,
-        typer.Option(help="Exemption of a policy: packets without the mark; may be repeated."),
+        option(help="Exemption of a policy: packets without the mark; may be repeated."),
     ] = None,
     as_json: PrintJson = False,
     script: Annotated[
         Path | None,
-        typer.Option(help="Write the first counterexample as a sh script to this file; - prints it alone."),
+        option(help="Write the first counterexample as a sh script to this file; - prints it alone."),
     ] = None,
 ) -> None:
     """Prove that no packet leaks, or show one that does.

@@ -7,8 +7,6 @@ import gc
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from .common import (
     EXIT_BAD_INPUT,
     EXIT_REFUTED,
@@ -20,6 +18,7 @@ from .common import (
     this_kernel,
 )
 from .options import AppliedPolicyFile
+from .parameters import option
 
 if TYPE_CHECKING:
     from ..runtime.services.readiness import Readiness
@@ -27,11 +26,9 @@ if TYPE_CHECKING:
 
 def command(
     file: AppliedPolicyFile = None,
-    uplink: Annotated[str | None, typer.Option(help="Wait until this uplink is ready; default: all uplinks.")] = None,
-    service: Annotated[
-        str | None, typer.Option(help="Wait until this service has received a reply by its uplink.")
-    ] = None,
-    timeout: Annotated[float, typer.Option(min=0, help="Seconds; 0 checks once.")] = 60,
+    uplink: Annotated[str | None, option(help="Wait until this uplink is ready; default: all uplinks.")] = None,
+    service: Annotated[str | None, option(help="Wait until this service has received a reply by its uplink.")] = None,
+    timeout: Annotated[float, option(min=0, help="Seconds; 0 checks once.")] = 60,
 ) -> None:
     """Wait until uplinks are ready or a service gets a reply.
 

@@ -11,29 +11,28 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from .apply_common import announce, create_applier, print_report
 from .common import change_errors_as_failure, read_policy, this_kernel
 from .options import WaitSeconds
+from .parameters import argument, option
 from .plain_output import json_line
 
 
 def command(
     file: Annotated[
         Path | None,
-        typer.Argument(help="Policy file (TOML) to apply first; default: the policy that was applied last."),
+        argument(help="Policy file (TOML) to apply first; default: the policy that was applied last."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Log JSON, one object a line.")] = False,
+    as_json: Annotated[bool, option("--json", help="Log JSON, one object a line.")] = False,
     block_unknown: Annotated[
         bool,
-        typer.Option(
+        option(
             "--block-unknown",
             help="Block the uplinks also when the proof is inconclusive (unknown).",
         ),
     ] = False,
     leave_routes: Annotated[
-        bool, typer.Option("--leave-routes", help="Do not move routes into the uplinks' tables.")
+        bool, option("--leave-routes", help="Do not move routes into the uplinks' tables.")
     ] = False,
     wait: WaitSeconds = 30,
 ) -> None:

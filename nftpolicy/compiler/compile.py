@@ -12,6 +12,7 @@ from ..netstate.routing import IpRule, Route
 from ..netstate.state import NetState
 from ..policy.objects import Policy, Uplink
 from . import (
+    clat,
     dns,
     exemptions,
     forwards,
@@ -104,6 +105,7 @@ def _ip_table(policy: Policy) -> Table:
         sets += lans.sets(policy, name)
         sets += wildcard_replies.sets(name, uplink)
     sets += dns.listen_sets(policy)
+    sets += dns.server_sets(policy)
     sets += forwards.forward_sets(policy)
     counters = [NamedCounter(object_names.UNNAMED_DEVICE)]
     if refusal_chain is not None:
@@ -125,6 +127,7 @@ def _counters(name: str, uplink: Uplink, policy: Policy) -> list[str]:
         *lans.counter_names(policy, name),
         *replies.counter_names(name, uplink),
         *forwards.counter_names(policy, name),
+        *clat.counter_names(name, uplink),
     ]
 
 

@@ -51,11 +51,16 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, state: NetState) -> list[
     if any(bpdus <= set(chain.rules) for table in state.tables for chain in table.chains):
         lines.append("  exempt BPDUs of its bridges: a loop of the network is noticed (stp)")
     for key, lan in lans.uplink_lans(policy, name).items():
+        from_ports = f" from {_shorten(lan.sport)}" if lan.sport else ""
         senders = _senders(lan) if account_selectors(lan) else "any program"
-        lines.append(f"  exempt lan {key}: {senders} may send {_destinations(lan)}")
+        lines.append(f"  exempt lan {key}: {senders} may send {_destinations(lan)}{from_ports}")
     lines += [f"  learns {word}: {vocabulary.LEARN_SOURCES[word]}" for word in uplink.learn]
     if uplink.addresses:
         lines.append(f"  is known by {_shorten(uplink.addresses)}, too")
+    if uplink.clat:
+        lines.append(
+            f"  clat {uplink.clat.device}: IPv4 packets with the mark may leave as IPv6 to {uplink.clat.prefix}"
+        )
     for answer in uplink.answer:
         port = f" ({answer.port})" if answer.port else ""
         source = f" from {_shorten(answer.source)}" if answer.source else ""
@@ -67,6 +72,8 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, state: NetState) -> list[
         servers = ", ".join(map(str, uplink.resolver.servers)) or f"from {learned}"
         listening = ", ".join(map(str, uplink.resolver.listen))
         lines.append(f"  resolver {listening}, as user {uplink.resolver.user.name}, servers {servers}")
+        for domain, only in uplink.resolver.domains.items():
+            lines.append(f"    names in {domain}: servers {', '.join(map(str, only))}")
     lines.append("  all other packets are counted and dropped")
     return lines
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from ..netstate.nft import ACCEPT, Chain, Dnat, Hook, Match, Rule, Set, SetRef, Verdict
-from ..policy.objects import Listen, Policy, Resolver, Uplink
+from ..policy.objects import DNS_PORT, Listen, Policy, Resolver, Server, Uplink
 from . import matches, object_names
-from .matches import INPUT_DEVICE, IP_HEADERS, TCP_OR_UDP, TO_DNS
+from .matches import INPUT_DEVICE, IP_HEADERS, SOCKET_UID, TCP_OR_UDP, TO_DNS
 from .object_names import object_name
 from .service_sets import ServiceSets, client_matches
 
@@ -46,6 +46,51 @@ def listen_sets(policy: Policy) -> tuple[Set, ...]:
         for family, (_, kind) in IP_HEADERS.items()
         if (listening := _listen_addresses(resolver, family))
     )
+
+
+def _set_servers(resolver: Resolver, family: int) -> list[Server]:
+    """Return the servers that the guard permits by address and port.
+
+    Those that the resolver learns are permitted by port 53 alone.
+    """
+    return [
+        server
+        for server in resolver.named_servers
+        if server.address.version == family and not (resolver.learns_servers and server.port == DNS_PORT)
+    ]
+
+
+def _server_set(name: str, family: int) -> str:
+    """Return the name of the set of the servers that a resolver may query: "wan.servers4"."""
+    return object_name(name, f"servers{family}")
+
+
+def server_sets(policy: Policy) -> tuple[Set, ...]:
+    """Return the sets of the addresses and ports that the resolvers may query."""
+    return tuple(
+        Set(
+            _server_set(name, family),
+            ("inet_proto", kind, "inet_service"),
+            frozenset(
+                (protocol, str(server.address), server.port) for server in servers for protocol in server.protocols
+            ),
+            origin=("uplink", name, "resolver"),
+        )
+        for name, (_, resolver) in uplinks_with_resolver(policy).items()
+        for family, (_, kind) in IP_HEADERS.items()
+        if (servers := _set_servers(resolver, family))
+    )
+
+
+def entitled_resolver_rules(name: str, resolver: Resolver) -> Iterator[Rule]:
+    """Yield rules that accept the queries of a resolver to its servers."""
+    is_resolver, origin = Match(SOCKET_UID, resolver.user.number), ("uplink", name, "resolver")
+    if resolver.learns_servers:
+        yield Rule((is_resolver, TCP_OR_UDP, TO_DNS, ACCEPT), origin=origin)
+    for family in IP_HEADERS:
+        if _set_servers(resolver, family):
+            is_server = Match(matches.transport_destination(family), SetRef(_server_set(name, family)))
+            yield Rule((is_resolver, is_server, ACCEPT), origin=origin)
 
 
 def redirect_chain(policy: Policy, services: Mapping[str, ServiceSets]) -> Chain:

@@ -15,11 +15,9 @@ from attrs import evolve
 
 from ..netstate.nft import (
     ACCEPT,
-    AnonymousSet,
     Chain,
     Concat,
     CounterRef,
-    Ct,
     Fib,
     Hook,
     Masquerade,
@@ -34,22 +32,23 @@ from ..netstate.nft import (
 from ..policy.mark import Mark
 from ..policy.objects import Forward, Network, Policy, Publish, Uplink
 from ..policy.scalars import matching_pattern
-from . import matches, object_names
-from .matches import FLOW_MARK, INPUT_DEVICE, IP_HEADERS, IS_ORIGINAL, IS_REPLY, L4PROTO, OUTPUT_DEVICE
+from . import clat, matches, object_names
+from .matches import (
+    FLOW_MARK,
+    ICMP_ERROR,
+    ICMPV6_ERROR,
+    INPUT_DEVICE,
+    IP_HEADERS,
+    IS_LOCAL,
+    IS_NOT_LOCAL,
+    IS_ORIGINAL,
+    IS_RELATED,
+    IS_REPLY,
+    L4PROTO,
+    OUTPUT_DEVICE,
+)
 from .object_names import object_name
 from .service_sets import is_port_range, merge_ports, network_text
-
-# Packets to these addresses are for this machine.
-LOCAL_TYPES = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anycast"}))
-_IS_LOCAL = Match(Fib("type", ("daddr",)), LOCAL_TYPES)
-_IS_NOT_LOCAL = Match(Fib("type", ("daddr",)), LOCAL_TYPES, "!=")
-_IS_RELATED = Match(Ct("state"), "related", "in")
-# Errors about a packet (RFC 792, RFC 4443).
-_ICMP_ERRORS = frozenset({"destination-unreachable", "time-exceeded", "parameter-problem"})
-_ERRORS = (
-    Match(Payload("icmp", "type"), AnonymousSet(_ICMP_ERRORS)),
-    Match(Payload("icmpv6", "type"), AnonymousSet(_ICMP_ERRORS | {"packet-too-big"})),
-)
 
 
 def uplink_forwards(policy: Policy, uplink: str) -> dict[str, Forward]:
@@ -201,7 +200,7 @@ def forward_chains(policy: Policy) -> tuple[Chain, ...]:
         for name, uplink in used.items()
         for device in uplink.devices
     ]
-    rules = [*matches.device_dispatch(INPUT_DEVICE, entries), *_publish_replies(policy), Rule((_IS_LOCAL, ACCEPT))]
+    rules = [*matches.device_dispatch(INPUT_DEVICE, entries), *_publish_replies(policy), Rule((IS_LOCAL, ACCEPT))]
     for family, (protocol, _) in IP_HEADERS.items():
         if _all_sources(policy, family):
             between = Match(Payload(protocol, "daddr"), SetRef(_source_set(family)))
@@ -232,9 +231,10 @@ def _inward_chain(name: str, uplink: Uplink, policy: Policy) -> Chain:
     """
     clear = matches.set_mark(Mark(0, uplink.mark.mask))
     in_flow, in_other_flow = matches.has_mark(uplink.mark, FLOW_MARK), matches.lacks_mark(uplink.mark, FLOW_MARK)
-    rules = [Rule((_IS_NOT_LOCAL, IS_REPLY, in_other_flow, clear), origin=("forward",))]
+    rules = [*clat.inward_rules(name, uplink)]
+    rules.append(Rule((IS_NOT_LOCAL, IS_REPLY, in_other_flow, clear), origin=("forward",)))
     if uplink_publishes(policy, name):
-        rules.append(Rule((_IS_NOT_LOCAL, _IS_RELATED, in_flow, clear), origin=("publish",)))
+        rules.append(Rule((IS_NOT_LOCAL, IS_RELATED, in_flow, clear), origin=("publish",)))
     return Chain(object_name(name, "inward"), tuple(rules))
 
 
@@ -253,7 +253,7 @@ def answer_rules(name: str, policy: Policy, no_mark: Mark) -> Iterator[Rule]:
         for tests in _tests(prefix, forward, _ALL_KEYS, reply=True):
             yield Rule((IS_REPLY, other_flow, *tests, *passes), origin=("forward", key))
         for tests in _tests(prefix, forward, ("source",), reply=True):
-            yield Rule((IS_REPLY, other_flow, _IS_RELATED, *tests, *passes), origin=("forward", key))
+            yield Rule((IS_REPLY, other_flow, IS_RELATED, *tests, *passes), origin=("forward", key))
 
 
 def request_rules(name: str, policy: Policy, no_mark: Mark) -> Iterator[Rule]:
@@ -271,7 +271,7 @@ def error_rules(policy: Policy) -> Iterator[Rule]:
     """
     for name, uplink in policy.uplink.items():
         if forwards_packets(policy, name):
-            for error in _ERRORS:
+            for error in (ICMP_ERROR, ICMPV6_ERROR):
                 marked = (error, matches.has_mark(uplink.mark))
                 # A process that sends an error itself, with the mark, keeps it.
                 yield Rule((*marked, matches.HAS_OWNER, ACCEPT), origin=("uplink", name))

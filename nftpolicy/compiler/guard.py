@@ -13,7 +13,7 @@ from attrs import evolve
 
 from ..netstate.nft import ACCEPT, Chain, Hook, Match, Meta, Rule, Set, SetRef, Verdict
 from ..policy.objects import Policy, Uplink
-from . import dns, exemptions, forwards, lans, matches, object_names, uplink_addresses, wildcard_replies
+from . import clat, dns, exemptions, forwards, lans, matches, object_names, uplink_addresses, wildcard_replies
 from .exemptions import kernel_chains
 from .matches import OUTPUT_DEVICE, TO_DNS
 from .object_names import object_name
@@ -31,7 +31,7 @@ def guard_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tuple[C
     Order of the tests: uplink devices, lo, devices inside; packets to other devices are dropped.
     """
     devices = [
-        (device, Verdict("goto", object_name(name, "guard")))
+        (device, clat.guard_entry(name, uplink, device))
         for name, uplink in policy.uplink.items()
         for device in uplink.devices
     ]
@@ -42,8 +42,9 @@ def guard_chains(policy: Policy, services: Mapping[str, ServiceSets]) -> tuple[C
     base = Chain("guard", tuple(rules), Hook("filter", "postrouting", object_names.GUARD_PRIORITY, "drop"))
     stray_chains = (_stray_chain(name) for name in policy.uplink)
     uplinks = (_uplink(name, uplink, policy, services[name]) for name, uplink in policy.uplink.items())
+    clats = (_clat(name, uplink, policy, services[name]) for name, uplink in policy.uplink.items() if uplink.clat)
     by_kernel = (chain for name, uplink in policy.uplink.items() for chain in kernel_chains(name, uplink.exempt))
-    return (base, _loopback(policy), _inside(policy, services), *stray_chains, *uplinks, *by_kernel)
+    return (base, _loopback(policy), _inside(policy, services), *stray_chains, *uplinks, *clats, *by_kernel)
 
 
 def _dns_jump(policy: Policy) -> tuple[Rule, ...]:
@@ -113,6 +114,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) ->
     return Chain(
         object_name(name, "guard"),
         (
+            *clat.network_guard_rules(name, uplink),
             *uplink_addresses.source_rules(name, uplink, forwards.arrival_matches(name, policy)),
             marked,
             *reports,
@@ -124,6 +126,21 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) ->
         ),
         origin=("uplink", name),
     )
+
+
+def _clat(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) -> Chain:
+    """Return the chain for packets that leave by the device of a CLAT: no exemption lets one pass."""
+    origin = ("uplink", name, "clat")
+    to_owners = Rule((matches.has_mark(uplink.mark), Verdict("goto", object_name(name, "identity"))), origin=origin)
+    rules = (
+        *clat.device_guard_rules(name, uplink),
+        *uplink_addresses.source_rules(name, uplink, forwards.arrival_matches(name, policy), (4,)),
+        to_owners,
+        *_stray_drops(policy, name),
+        *_mark_unmarked_users(name, uplink, services),
+        matches.count_and_drop(object_name(name, "dropped"), origin=origin),
+    )
+    return Chain(object_name(name, "clat"), rules, origin=origin)
 
 
 def link_chains(
@@ -155,7 +172,8 @@ def _link(name: str, policy: Policy, ports: Mapping[str, Sequence[str]]) -> list
     # A packet that a bridge forwards keeps the pkttype of its arrival; a packet that this machine
     # sends has none, which reads as "host". (meta iif is 0 for both at this hook.)
     bridged = Rule((Match(Meta("pkttype"), "host", "!="), ACCEPT), origin=origin)
-    own = [_base(device, (marked, onward), origin) for device in uplink.devices]
+    own = [_base(device, (marked, onward), origin) for device in uplink.network_devices]
+    own += [_base(uplink.clat.device, (marked, drop), origin)] if uplink.clat else []
     bridge_ports = [port for device in uplink.devices for port in ports.get(device, ())]
     bpdus = exemptions.bpdu_rules(name) if uplink.stp else ()
     of_ports = [_base(port, (marked, bridged, *bpdus, onward), origin) for port in bridge_ports]

@@ -9,7 +9,7 @@ from typing import TypedDict
 from ..netstate.nft import OriginPath
 from ..netstate.routing import TABLE_MAIN, IpRule, Route
 from ..policy.objects import Policy
-from . import object_names
+from . import object_names, reply_routing
 
 
 class _Selector(TypedDict, total=False):
@@ -71,8 +71,13 @@ def _confining_rules(
 
 
 def uplink_routes(policy: Policy) -> tuple[Route, ...]:
-    """Return the routes in each uplink's table: its gateways, and an unreachable default route."""
+    """Return the routes in each uplink's table: its gateways, and an unreachable default route.
+
+    The tables of several uplinks that answer UDP ports have no unreachable route: the rules of replies
+    look into one after the other, and the route would end that at an uplink without routes.
+    """
     table_routes: list[Route] = []
+    answering = reply_routing.uplinks_with_udp_answers(policy)
     for name, uplink in policy.uplink.items():
         for gateway in uplink.gateways:
             family_gateways = [other for other in uplink.gateways if other.version == gateway.version]
@@ -87,7 +92,8 @@ def uplink_routes(policy: Policy) -> tuple[Route, ...]:
                     origin=("uplink", name, "gateways"),
                 )
             )
-        for family in (4, 6):
+        is_passed = name in answering and len(answering) > 1
+        for family in () if is_passed else (4, 6):
             table_routes.append(
                 Route(
                     family,

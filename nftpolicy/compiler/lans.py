@@ -17,6 +17,7 @@ from ..policy.objects import Lan, Network, Policy
 from ..policy.validate import account_selectors
 from . import matches, object_names, service_sets
 from .object_names import object_name
+from .reply_routing import rules_of_ports
 
 _FROM_THIS_MACHINE = Match(Meta("iif"), 0)
 _FAMILIES = (4, 6)
@@ -65,8 +66,16 @@ def rules(policy: Policy, uplink: str, is_link: bool = False) -> Iterator[Rule]:
         for family, _ in _networks_by_family(lan):
             test = service_sets.match_in_set(_columns(lan, family), object_name(uplink, "lan", f"{name}{family}"))
             passes = (CounterRef(object_name(uplink, "lan", name)), ACCEPT)
-            for kind in _WITH_PORTS if lan.ports else _WITHOUT_PORTS:
+            for kind in _kinds(lan):
                 yield Rule((*(() if is_link else (_FROM_THIS_MACHINE,)), test, *kind, *passes), origin=("lan", name))
+
+
+def _kinds(lan: Lan) -> tuple[tuple[Match, ...], ...]:
+    """Return the tests of the transport header beside the set; any suffices."""
+    if lan.sport:
+        from_port = Match(Payload("udp", "sport"), service_sets.any_port(lan.sport))
+        return ((from_port, Match(Payload("udp", "dport"), 53, "!=")),)
+    return _WITH_PORTS if lan.ports else _WITHOUT_PORTS
 
 
 def ip_rules(policy: Policy) -> Iterator[IpRule]:
@@ -80,7 +89,7 @@ def _ip_rules(name: str, lan: Lan) -> Iterator[IpRule]:
     for family, networks in _networks_by_family(lan):
         for network in networks:
             if family == 4 or not network.is_link_local:  # that of IPv6 is in main in any case, and by a device only
-                yield IpRule(
+                rule = IpRule(
                     family,
                     object_names.LAN_RULE_PRIORITY,
                     table=TABLE_MAIN,
@@ -90,6 +99,7 @@ def _ip_rules(name: str, lan: Lan) -> Iterator[IpRule]:
                     suppress_prefix=0,
                     origin=("lan", name),
                 )
+                yield from rules_of_ports(rule, lan.sport) if lan.sport else (rule,)
 
 
 def _networks_by_family(lan: Lan) -> Iterator[tuple[int, list[Network]]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from ..netstate.nft import ACCEPT, Chain, Match, Rule, Verdict
 from ..policy.objects import Policy, Uplink
 from . import dns, exemptions, forwards, matches, tunnels
-from .matches import L4PROTO, SOCKET_UID, TCP_OR_UDP, TO_DNS
+from .matches import L4PROTO, TO_DNS
 from .object_names import object_name
 from .service_sets import ServiceSets, entitlement_matches
 
@@ -24,8 +24,7 @@ def mark_owner_chain(name: str, uplink: Uplink, services: ServiceSets, policy: P
         rules.append(Rule((TO_DNS, Verdict("jump", "dns")), origin=origin))
     rules += [Rule((*match, ACCEPT), origin=("uplink", name)) for match in entitlement_matches(name, services)]
     if uplink.resolver:
-        is_resolver = Match(SOCKET_UID, uplink.resolver.user.number)
-        rules.append(Rule((is_resolver, TCP_OR_UDP, TO_DNS, ACCEPT), origin=("uplink", name, "resolver")))
+        rules += dns.entitled_resolver_rules(name, uplink.resolver)
     has_flow_mark = matches.has_mark(uplink.mark, matches.FLOW_MARK)
     to_replies = Verdict("goto", object_name(name, "answers"))
     rules += forwards.entitled_publish_rules(name, policy)

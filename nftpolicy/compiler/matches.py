@@ -12,6 +12,7 @@ from ..netstate.nft import (
     CounterRef,
     Ct,
     Expression,
+    Fib,
     Mangle,
     Match,
     Meta,
@@ -42,7 +43,15 @@ _MAX_COMPARISONS = 4  # devices
 # Matches packets of a socket that a process holds. Without a socket, as for a RST of the kernel,
 # the expression breaks the rule, so it does not match.
 HAS_OWNER = Match(SOCKET_UID, "0-4294967294")
-IS_ESTABLISHED = Match(Ct("state"), "established", "in")
+IS_ESTABLISHED, IS_RELATED = Match(Ct("state"), "established", "in"), Match(Ct("state"), "related", "in")
+# Packets to these addresses are for this machine.
+LOCAL_TYPES = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anycast"}))
+IS_LOCAL = Match(Fib("type", ("daddr",)), LOCAL_TYPES)
+IS_NOT_LOCAL = Match(Fib("type", ("daddr",)), LOCAL_TYPES, "!=")
+# Errors about a packet (RFC 792, RFC 4443).
+_ICMP_ERRORS = frozenset({"destination-unreachable", "time-exceeded", "parameter-problem"})
+ICMP_ERROR = Match(Payload("icmp", "type"), AnonymousSet(_ICMP_ERRORS))
+ICMPV6_ERROR = Match(Payload("icmpv6", "type"), AnonymousSet(_ICMP_ERRORS | {"packet-too-big"}))
 
 
 def device_dispatch(key: Expression, entries: list[tuple[str, Verdict]]) -> tuple[Rule, ...]:

@@ -28,7 +28,7 @@ from ..netstate.nft import (
 )
 from ..policy.mark import Mark
 from ..policy.objects import Answer, Policy, Uplink
-from . import forwards, matches, object_names, uplink_addresses, wildcard_replies
+from . import clat, forwards, matches, object_names, uplink_addresses, wildcard_replies
 from .matches import FLOW_MARK, INPUT_DEVICE, IP_HEADERS, OUTPUT_DEVICE
 from .object_names import object_name
 from .service_sets import merge_networks, network_text
@@ -68,6 +68,7 @@ def _uplink_arrival(name: str, policy: Policy, no_mark: Mark) -> Chain:
     rules = (
         *_dhcp_replies(uplink, origin),
         *forwards.answer_rules(name, policy, no_mark),
+        *clat.arrival_rules(name, uplink),
         *uplink_addresses.destination_rules(name, uplink),
         *wildcard_replies.arrival_rules(name, uplink),
         Rule((matches.IS_ORIGINAL, matches.BEGINS_FLOW, flow_mark), origin=origin),

@@ -15,7 +15,7 @@ The guard judges all these packets as any others.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from attrs import evolve
 
@@ -38,26 +38,29 @@ def ip_rules(policy: Policy) -> Iterator[IpRule]:
 
 def _port_rules(policy: Policy) -> Iterator[IpRule]:
     """Yield the rules that give a UDP packet from an answered port a route if no other rule does."""
-    answering = [name for name, uplink in policy.uplink.items() if answered_udp_ports(uplink)]
+    answering = uplinks_with_udp_answers(policy)
     for family in (4, 6):
         for name in answering:
             uplink = policy.uplink[name]
-            for port in answered_udp_ports(uplink):
-                if port.low > _MAX_PORT:
-                    continue
-                rule = IpRule(
-                    family,
-                    object_names.REPLY_RULE_PRIORITY,
-                    table=uplink.table,
-                    iif="lo",  # packets of this machine; so the kernel dissects no packet that it forwards
-                    l4proto=_UDP,
-                    sports=(port.low, min(port.high, _MAX_PORT)),
-                    origin=("uplink", name, "answer"),
-                )
+            of_any_port = IpRule(
+                family,
+                object_names.REPLY_RULE_PRIORITY,
+                table=uplink.table,
+                iif="lo",  # packets of this machine; so the kernel dissects no packet that it forwards
+                origin=("uplink", name, "answer"),
+            )
+            for rule in rules_of_ports(of_any_port, answered_udp_ports(uplink)):
                 yield rule
                 if len(answering) > 1:
                     priority = object_names.NETWORK_RULE_PRIORITY
                     yield evolve(rule, priority=priority, suppress_prefix=_LONGEST_DEFAULT)
+
+
+def rules_of_ports(rule: IpRule, ports: Iterable[Port]) -> Iterator[IpRule]:
+    """Yield a rule for the UDP packets from each of the ports."""
+    for port in ports:
+        if port.low <= _MAX_PORT:
+            yield evolve(rule, l4proto=_UDP, sports=(port.low, min(port.high, _MAX_PORT)))
 
 
 def _device_rules(policy: Policy) -> Iterator[IpRule]:
@@ -67,6 +70,11 @@ def _device_rules(policy: Policy) -> Iterator[IpRule]:
             for device in uplink.devices:
                 priority = object_names.DEVICE_RULE_PRIORITY
                 yield IpRule(family, priority, table=uplink.table, oif=device, origin=("uplink", name, "devices"))
+
+
+def uplinks_with_udp_answers(policy: Policy) -> list[str]:
+    """Return the names of the uplinks that answer UDP ports."""
+    return [name for name, uplink in policy.uplink.items() if answered_udp_ports(uplink)]
 
 
 def answered_udp_ports(uplink: Uplink) -> tuple[Port, ...]:

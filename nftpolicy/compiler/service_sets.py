@@ -8,9 +8,9 @@ from functools import cache
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from itertools import product
 
-from attrs import Factory, frozen
+from attrs import Factory, evolve, frozen
 
-from ..netstate.nft import Concat, Element, Expression, Match, Payload, Set, SetRef
+from ..netstate.nft import AnonymousSet, Concat, Element, Expression, Match, Payload, Set, SetRef
 from ..policy.mark import Mark
 from ..policy.objects import ROOT, Network, Policy, Port, Service
 from ..policy.validate import account_selectors
@@ -255,6 +255,21 @@ def merge_ports(ports: tuple[Port, ...]) -> list[Port]:
         else:
             merged.append(port)
     return merged
+
+
+def any_port(ports: tuple[Port, ...]) -> int | str | AnonymousSet:
+    """Return a value that matches ports, as the kernel lists it: adjacent ones of a set of intervals are merged."""
+    merged = merge_ports(ports)
+    if any(map(is_port_range, merged)):
+        joined = merged[:1]
+        for port in merged[1:]:
+            if port.low == joined[-1].high + 1:
+                joined[-1] = evolve(joined[-1], high=port.high)
+            else:
+                joined.append(port)
+        merged = joined
+    values = [matches.port_value(port) for port in merged]
+    return values[0] if len(values) == 1 else AnonymousSet(frozenset(values))
 
 
 def is_port_range(port: Port) -> bool:

@@ -58,6 +58,10 @@ ROUTER_ADVERTISEMENT_SYSCTLS = {
 }
 
 
+# Of each device by which the packets of a CLAT leave: the kernel answers solicitations for the address that the
+# translator has, if a program named it (ip neigh add proxy).
+CLAT_SYSCTLS = {"net/ipv6/conf/{device}/proxy_ndp": "1"}
+
 # Of each device of a forward or published port, if its name is no pattern. The reverse path check looks up the
 # mark (src_valid_mark), whose route leads to the uplink: 2 accepts any route to the source.
 FORWARD_SYSCTL = "net/ipv4/conf/{device}/rp_filter"
@@ -71,8 +75,10 @@ def required_sysctls(policy: Policy) -> tuple[Sysctl, ...]:
         settings = DEVICE_SYSCTLS | ROUTER_ADVERTISEMENT_SYSCTLS if "ra" in uplink.learn else DEVICE_SYSCTLS
         origin = ("uplink", name, "devices")
         for device in uplink.devices:
+            answers_for_clat = CLAT_SYSCTLS if uplink.clat and device in uplink.network_devices else {}
+            values = (settings | answers_for_clat).items()
             # Paths under /proc/sys: a dot in a device name is not a separator.
-            devices += [Sysctl(path.format(device=device), value, origin) for path, value in settings.items()]
+            devices += [Sysctl(path.format(device=device), value, origin) for path, value in values]
     arrivals = [
         (device, ("forward", name, "from")) for name, forward in policy.forward.items() for device in forward.devices
     ]

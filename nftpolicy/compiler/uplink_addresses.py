@@ -49,7 +49,9 @@ def address_sets(name: str, uplink: Uplink) -> tuple[Set, ...]:
     return tuple(sets)
 
 
-def source_rules(name: str, uplink: Uplink, forwarded: tuple[Match, ...] = ()) -> tuple[Rule, ...]:
+def source_rules(
+    name: str, uplink: Uplink, forwarded: tuple[Match, ...] = (), families: tuple[int, ...] = (4, 6)
+) -> tuple[Rule, ...]:
     """Return the rules of the guard that drop packets from an address that is not the uplink's.
 
     In postrouting, the source is that after NAT. Packets that one of `forwarded` matches have the
@@ -59,8 +61,8 @@ def source_rules(name: str, uplink: Uplink, forwarded: tuple[Match, ...] = ()) -
     is_foreign = Match(Fib("type", ("saddr", "oif")), "local", "!=")
     of_others = [evolve(match, op="!=") for match in forwarded]
     rules = []
-    for family, unspecified in _UNSPECIFIED.items():
-        tests = [Match(Payload(IP_HEADERS[family][0], "saddr"), unspecified, "!="), *of_others]
+    for family in families:
+        tests = [Match(Payload(IP_HEADERS[family][0], "saddr"), _UNSPECIFIED[family], "!="), *of_others]
         tests += _in_addresses(name, uplink, "saddr", family, "!=")
         rules.append(matches.count_and_drop(object_name(name, "foreign-source"), *tests, is_foreign, origin=origin))
     return tuple(rules)

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attrs import evolve
-
-from ..netstate.nft import AnonymousSet, Concat, Fib, Match, Payload, Rule, Set, SetRef, SetUpdate
+from ..netstate.nft import Concat, Fib, Match, Payload, Rule, Set, SetRef, SetUpdate
 from ..policy.objects import Policy, Uplink
 from . import matches, object_names, service_sets
 from .matches import IP_HEADERS
@@ -51,7 +49,7 @@ def arrival_rules(name: str, uplink: Uplink) -> Iterator[Rule]:
             SetUpdate("update", _peer_set(name, family), peer),
             SetUpdate("update", _asked_set(name, family), Payload(header, "daddr")),
         )
-        asks = (Match(Payload("udp", "dport"), _ports(uplink)), is_local)
+        asks = (Match(Payload("udp", "dport"), service_sets.any_port(answered_udp_ports(uplink))), is_local)
         yield Rule((*asks, *updates), origin=("uplink", name, "answer"))
 
 
@@ -60,7 +58,7 @@ def inside_drops(policy: Policy) -> Iterator[Rule]:
     for name, uplink in policy.uplink.items():
         if not answered_udp_ports(uplink):
             continue
-        from_port = Match(Payload("udp", "sport"), _ports(uplink))
+        from_port = Match(Payload("udp", "sport"), service_sets.any_port(answered_udp_ports(uplink)))
         for family, (header, _) in IP_HEADERS.items():
             peer = Concat((Payload(header, "daddr"), Payload("udp", "dport"), Payload("udp", "sport")))
             for test in (
@@ -74,21 +72,6 @@ def inside_drops(policy: Policy) -> Iterator[Rule]:
                     test,
                     origin=("uplink", name, "answer"),
                 )
-
-
-def _ports(uplink: Uplink) -> int | str | AnonymousSet:
-    """Return the answered ports as the kernel lists them: adjacent ones of an anonymous set of intervals are merged."""
-    ports = service_sets.merge_ports(answered_udp_ports(uplink))
-    if any(map(service_sets.is_port_range, ports)):
-        joined = ports[:1]
-        for port in ports[1:]:
-            if port.low == joined[-1].high + 1:
-                joined[-1] = evolve(joined[-1], high=port.high)
-            else:
-                joined.append(port)
-        ports = joined
-    values = [matches.port_value(port) for port in ports]
-    return values[0] if len(values) == 1 else AnonymousSet(frozenset(values))
 
 
 def _peer_set(name: str, family: int) -> str:

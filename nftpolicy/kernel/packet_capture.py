@@ -10,6 +10,7 @@ AF_XDP.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
@@ -19,15 +20,18 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
+from . import libc
 from .bpf.classic import JUMP_IF_EQUAL, LOAD_WORD, RETURN, ClassicFilter
 from .netlink import constants as nl
 from .netlink.attributes import attributes, ip_text
 from .netlink.rtnetlink import dump_objects, open_rtnetlink
 
-_SOL_PACKET, _PACKET_STATISTICS, _PACKET_OUTGOING, _ETH_P_ALL = 263, 6, 4, 3
+_SOL_PACKET, _PACKET_STATISTICS, _ETH_P_ALL = 263, 6, 3
+_PACKET_HOST, _PACKET_OUTGOING = 0, 4
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 # include/uapi/linux/filter.h: SKF_AD_OFF + SKF_AD_PKTTYPE, SKF_AD_OFF + SKF_AD_IFINDEX
 _PACKET_TYPE, _INPUT_DEVICE = 0xFFFFF000 + 4, 0xFFFFF000 + 8
+_SOURCE_MAC = 0xFFE00000 + 6  # SKF_LL_OFF, and the offset in an Ethernet header
 _WHOLE_PACKET = 0xFFFF  # bytes
 _CAPTURED = 256  # bytes of a packet that are captured, from its network header on
 _RECEIVE_BUFFER = 64 << 20  # bytes that the kernel may keep until they are read
@@ -37,6 +41,8 @@ _SIOCGIFFLAGS, _SIOCGIFMTU, _SIOCGIFHWADDR, _SIOCGIFINDEX = 0x8913, 0x8921, 0x89
 _IFREQ = struct.Struct("16s24x")  # struct ifreq: the name, and a union
 _IFREQ_UNION = 16  # offset
 _MAC_SIZE = 6
+_SOCKADDR_LL = struct.Struct("=2x2si2xB")  # sll_protocol, sll_ifindex, sll_pkttype; packet(7)
+_SOCKADDR_LL_SIZE = 20
 _UNRESOLVED = nl.NUD_INCOMPLETE | nl.NUD_FAILED
 
 
@@ -69,19 +75,28 @@ class CapturedPacket:
 class PacketCapture:
     """Capture of the packets that leave by `device`, or by all devices if it is None.
 
+    `arriving_from`: capture, in place of them, the packets that arrive for this machine from this MAC address.
     A context manager. It begins at once. `device_gone` is True if the device has gone since. Raises
     PermissionError without CAP_NET_RAW, OSError (ENODEV) if there is no such device.
     """
 
-    def __init__(self, device: str | None = None) -> None:
+    def __init__(self, device: str | None = None, arriving_from: bytes | None = None) -> None:
         self._lost, self.device_gone = 0, False
+        # recvfrom(2) itself: that of Python refuses a device name that is not UTF-8.
+        self._buffer = ctypes.create_string_buffer(_CAPTURED)
+        self._address = ctypes.create_string_buffer(_SOCKADDR_LL_SIZE)
+        self._address_size = ctypes.byref(ctypes.c_uint32(_SOCKADDR_LL_SIZE))
+        self._packet_type = _PACKET_HOST if arriving_from else _PACKET_OUTGOING
         # With a protocol the socket receives from all devices at once, before it has its filter;
         # without one, only after it is bound.
         protocol = 0 if device else socket.htons(_ETH_P_ALL)
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, protocol)
         try:
             self._socket.setblocking(False)
-            _attach_filter(self._socket, _PACKET_TYPE, _PACKET_OUTGOING, _CAPTURED)
+            if arriving_from:
+                _attach_filter(self._socket, _SOURCE_MAC, int.from_bytes(arriving_from[:4], "big"), _CAPTURED)
+            else:
+                _attach_filter(self._socket, _PACKET_TYPE, _PACKET_OUTGOING, _CAPTURED)
             try:
                 self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
             except PermissionError:  # in a user namespace; `lost_packets` shows if the permitted size was too small
@@ -104,9 +119,12 @@ class PacketCapture:
 
     def read_packets(self) -> Iterator[CapturedPacket]:
         """Yield the packets captured since the last call. Never blocks. Raises OSError."""
+        names: dict[int, str] = {}
         for _ in range(_MAX_PACKETS):
             try:
-                data, address = self._socket.recvfrom(_CAPTURED)
+                size = libc.call(
+                    "recvfrom", self.fileno(), self._buffer, _CAPTURED, 0, self._address, self._address_size
+                )
             except BlockingIOError:
                 return
             except OSError as error:
@@ -114,9 +132,11 @@ class PacketCapture:
                     raise
                 self.device_gone = True  # the kernel reports it once; the device may come back
                 continue
-            device, ethertype, packet_type = address[:3]
-            if packet_type == _PACKET_OUTGOING:
-                yield CapturedPacket(device, ethertype, data)
+            ethertype, index, packet_type = _SOCKADDR_LL.unpack_from(self._address)
+            if packet_type == self._packet_type:
+                if index not in names:
+                    names[index] = _device_name(index)
+                yield CapturedPacket(names[index], int.from_bytes(ethertype, "big"), self._buffer.raw[:size])
 
     @property
     def lost_packets(self) -> int:
@@ -125,6 +145,14 @@ class PacketCapture:
         counts = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, 8)
         self._lost += struct.unpack("=II", counts)[1]
         return self._lost
+
+
+def _device_name(index: int) -> str:
+    """Return the name of a device; "" if it has gone."""
+    try:
+        return socket.if_indextoname(index)
+    except OSError:
+        return ""
 
 
 @frozen

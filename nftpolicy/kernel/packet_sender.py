@@ -12,17 +12,16 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from ipaddress import ip_address
 from itertools import groupby
 
 from attrs import frozen
 
 from .child_process import ChildProcess
 from .errors import ChildFailed
+from .ip_packet import ICMP, ICMPV6, UDP, checksum, echo_request, ip_packet, udp_segment
 from .netlink.constants import ADDRESS_FAMILY
 from .packet_capture import link_info
 
-ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
 EXPERIMENTAL_PROTOCOL = 253  # for experiments, RFC 3692
 ETHERTYPES = {0: 0x88B5, 4: 0x0800, 6: 0x86DD}  # 0: local experiments, IEEE 802
 DOCUMENTATION_MAC = bytes.fromhex("00005e005301")  # RFC 9542: no machine has it
@@ -37,7 +36,6 @@ _LEVELS = {4: socket.IPPROTO_IP, 6: socket.IPPROTO_IPV6}
 _UNICAST_IF = {4: 50, 6: 76}  # IP_UNICAST_IF, IPV6_UNICAST_IF
 _NO_OPERATION = b"\1\1\1\1"  # four IPv4 options without effect, RFC 791
 _PADDING = bytes((0, 0, 1, 4, 0, 0, 0, 0))  # a hop-by-hop header without effect, RFC 8200
-_ECHO_REQUESTS = {4: 8, 6: 128}  # ICMP and ICMPv6 types
 _TIME_LIMIT = 3  # seconds that a process may take
 _NO_PORTS = frozenset({"ping", "echo", "raw", "header"})  # forms without a destination port
 
@@ -288,30 +286,18 @@ def _packet(sender: socket.socket, probe_packet: ProbePacket) -> Callable[[], ob
 
 def _body(probe_packet: ProbePacket) -> bytes:
     if probe_packet.form in ("ping", "echo"):
-        return _echo_request(probe_packet)
+        message = echo_request(probe_packet.family, probe_packet.payload)
+        if probe_packet.family == 6:
+            return message  # the kernel computes the checksum, also for ping sockets of IPv4
+        return message[:2] + struct.pack("!H", checksum(message)) + message[4:]
     return datagram(probe_packet) if probe_packet.form == "header" else probe_packet.payload
 
 
-def _echo_request(probe_packet: ProbePacket) -> bytes:
-    message = struct.pack("!BBHHH", _ECHO_REQUESTS[probe_packet.family], 0, 0, 1, 1) + probe_packet.payload
-    if probe_packet.family == 6:
-        return message  # the kernel computes the checksum, also for ping sockets of IPv4
-    return message[:2] + struct.pack("!H", _checksum(message)) + message[4:]
-
-
 def datagram(probe_packet: ProbePacket) -> bytes:
-    """Return a whole IP packet with UDP from `source`, for programs that write their own headers."""
+    """Return a whole IP packet with UDP from `source`."""
     assert probe_packet.source is not None
-    source, destination = (ip_address(address).packed for address in (probe_packet.source, probe_packet.destination))
-    size = 8 + len(probe_packet.payload)
-    ports = struct.pack("!HHH", probe_packet.sport, probe_packet.dport, size)
-    if probe_packet.family == 4:
-        start = struct.pack("!BBHHHBBH", 0x45, 0, 20 + size, 0, 0, _HOP_LIMIT, UDP, 0) + source + destination
-        return start[:10] + struct.pack("!H", _checksum(start)) + start[12:] + ports + bytes(2) + probe_packet.payload
-    pseudo_header = source + destination + struct.pack("!II", size, UDP)
-    checksum = _checksum(pseudo_header + ports + bytes(2) + probe_packet.payload) or 0xFFFF
-    header = struct.pack("!IHBB", 6 << 28, size, UDP, _HOP_LIMIT) + source + destination
-    return header + ports + struct.pack("!H", checksum) + probe_packet.payload
+    segment = udp_segment(probe_packet.sport, probe_packet.dport, probe_packet.payload)
+    return ip_packet(probe_packet.family, probe_packet.source, probe_packet.destination, UDP, segment, _HOP_LIMIT)
 
 
 def _frame(sender: socket.socket, probe_packet: ProbePacket) -> Callable[[], object]:
@@ -330,12 +316,3 @@ def _frame(sender: socket.socket, probe_packet: ProbePacket) -> Callable[[], obj
 
 
 _SHORTEST_PAYLOAD = 46  # bytes of an Ethernet frame
-
-
-def _checksum(data: bytes) -> int:
-    """Return the Internet checksum (RFC 1071)."""
-    even = data + b"\0" * (len(data) % 2)
-    total: int = sum(struct.unpack(f"!{len(even) // 2}H", even))
-    while total >> 16:
-        total = (total & 0xFFFF) + (total >> 16)
-    return ~total & 0xFFFF

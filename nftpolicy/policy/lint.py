@@ -77,10 +77,13 @@ def _resolvers(policy: Policy) -> Iterator[PolicyWarning]:
                 "no router solicitation can be sent, since the uplink does not exempt 'ndp': no servers are known "
                 "until a router sends an unsolicited advertisement",
             )
-        for index, server in enumerate(uplink.resolver.servers):
-            problem = _server_problem(policy, name, server)
-            if problem:
-                yield (*path, "servers", index), problem
+        lists: list[tuple[KeyPath, tuple[Server, ...]]] = [((*path, "servers"), uplink.resolver.servers)]
+        lists += [((*path, "domains", domain), servers) for domain, servers in uplink.resolver.domains.items()]
+        for list_path, servers in lists:
+            for index, server in enumerate(servers):
+                problem = _server_problem(policy, name, server)
+                if problem:
+                    yield (*list_path, index), problem
 
 
 def _server_problem(policy: Policy, name: str, server: Server) -> str | None:

@@ -115,7 +115,7 @@ def _converter(accounts: AccountLookup) -> Converter:
     converter.register_structure_hook_func(_is_table, lambda item, kind: _decode_table(converter, item, kind))
     narrowed = _class_hook(converter, _NarrowedAnswer, accounts)
     converter.register_structure_hook(objects.Answer, lambda item, kind: _decode_answer(item, narrowed))
-    tables = (objects.Policy, objects.Uplink, objects.Resolver)
+    tables = (objects.Policy, objects.Uplink, objects.Resolver, objects.Clat)
     entries = (objects.Service, objects.Forward, objects.Publish, objects.Lan)
     for kind in (*tables, *entries):
         converter.register_structure_hook(kind, _class_hook(converter, kind, accounts))
@@ -166,13 +166,16 @@ def _decode_list(converter: Converter, item: object, kind: Any) -> tuple[Any, ..
 
 
 def _decode_table(converter: Converter, item: object, kind: Any) -> dict[str, Any]:
+    member = get_args(kind)[1]
+    return _decode_entries(item, scalars.parse_name, lambda value: converter.structure(value, member))
+
+
+def _decode_entries(
+    item: object, decode_key: Callable[[object], str], decode: Callable[[object], Any]
+) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise ValueError(f"expected a table, got {scalars.describe_value(item)}")
-    member = get_args(kind)[1]
-    pairs = _decode_pairs(
-        item.items(), lambda key, value: (scalars.parse_name(key), converter.structure(value, member))
-    )
-    return dict(pairs)
+    return dict(_decode_pairs(item.items(), lambda key, value: (decode_key(key), decode(value))))
 
 
 class _ErrorAt(ValueError):
@@ -209,7 +212,11 @@ _FIELD_DECODERS: dict[tuple[type, str], Callable[[object], Any]] = {
     (objects.Uplink, "devices"): _list_of(scalars.parse_device),
     (objects.Uplink, "exempt"): _list_of(_keyword_of(vocabulary.EXEMPTIONS, "exemption")),
     (objects.Uplink, "learn"): _list_of(_keyword_of(vocabulary.LEARN_SOURCES, "source of routes")),
+    (objects.Clat, "device"): scalars.parse_device,
     (objects.Resolver, "sources"): _list_of(_keyword_of(vocabulary.DNS_SOURCES, "source of DNS servers")),
+    (objects.Resolver, "domains"): lambda item: _decode_entries(
+        item, scalars.parse_domain, _list_of(scalars.parse_server)
+    ),
     (objects.Service, "marks"): _keyword_of(vocabulary.MARKS_VALUES, "marking method"),
     (objects.Service, "cgroup"): scalars.parse_cgroup,
     (objects.Service, "ports"): _list_of(scalars.parse_destination_port),

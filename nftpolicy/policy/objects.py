@@ -75,22 +75,40 @@ class Answer:
         return f"{self.name} from {', '.join(map(str, self.source))}" if self.source else self.name
 
 
+DNS_PORT = 53
+DNS_TLS_PORT = 853  # RFC 7858 3.1
+
+
 @frozen
 class Server:
-    """Upstream DNS server; `zone` is the device of a link-local address."""
+    """Upstream DNS server; `zone` is the device of a link-local address.
+
+    `tls_name`: the name in its certificate, if it is queried over TLS (RFC 7858).
+    """
 
     address: Address
     zone: str | None = None
+    port: int = DNS_PORT
+    tls_name: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.address}%{self.zone}" if self.zone else str(self.address)
+        text = f"{self.address}%{self.zone}" if self.zone else str(self.address)
+        if self.port != (DNS_TLS_PORT if self.tls_name else DNS_PORT):
+            text = f"[{text}]:{self.port}" if self.address.version == 6 else f"{text}:{self.port}"
+        return f"tls://{text}#{self.tls_name}" if self.tls_name else text
+
+    @property
+    def protocols(self) -> tuple[str, ...]:
+        """Return the transport protocols of queries to the server."""
+        return ("tcp",) if self.tls_name else ("tcp", "udp")
 
 
 @frozen
 class Resolver:
     """DNS forwarder of an uplink.
 
-    Its upstream servers are `servers`, or come from `sources`, or from the file `lease`.
+    Its upstream servers are `servers`, or come from `sources`, or from the file `lease`. `domains`: the only
+    servers for names in these domains.
     """
 
     listen: tuple[Listen, ...] = (
@@ -101,6 +119,22 @@ class Resolver:
     lease: str | None = None
     sources: tuple[str, ...] = ()
     user: Account = Account("65534", 65534)
+    domains: dict[str, tuple[Server, ...]] = Factory(dict)
+
+    @property
+    def learns_servers(self) -> bool:
+        """Return True if the servers, except those of `domains`, come from outside the policy."""
+        return not self.servers
+
+    @property
+    def uses_tls(self) -> bool:
+        """Return True if a server is queried over TLS."""
+        return any(server.tls_name for server in self.named_servers)
+
+    @property
+    def named_servers(self) -> tuple[Server, ...]:
+        """Return all servers of the policy, without duplicates."""
+        return tuple(dict.fromkeys((*self.servers, *(server for each in self.domains.values() for server in each))))
 
 
 def lease_file(uplink: str, resolver: Resolver) -> str:
@@ -108,12 +142,27 @@ def lease_file(uplink: str, resolver: Resolver) -> str:
     return resolver.lease or f"/run/nftpolicy/{uplink}.dns"
 
 
+WELL_KNOWN_PREFIX = IPv6Network("64:ff9b::/96")  # RFC 6052 2.1
+
+
+@frozen
+class Clat:
+    """Customer-side translator of 464XLAT (RFC 6877): the device that it reads IPv4 packets from.
+
+    `prefix`: the NAT64 prefix of the network (RFC 6052), which its IPv6 packets are for.
+    """
+
+    device: str
+    prefix: Network = WELL_KNOWN_PREFIX
+
+
 @frozen
 class Uplink:
     """Uplink: devices of a foreign network, with the mark and routing table of its traffic.
 
     `addresses`: addresses of this machine on other devices that the uplink's network knows, too. `stp`: the
-    bridges among its devices send their own frames of the spanning tree protocol.
+    bridges among its devices send their own frames of the spanning tree protocol. The device of `clat` is
+    one of `devices`.
     """
 
     devices: tuple[str, ...]
@@ -126,6 +175,12 @@ class Uplink:
     learn: tuple[str, ...] = ()
     resolver: Resolver | None = None
     stp: bool = True
+    clat: Clat | None = None
+
+    @property
+    def network_devices(self) -> tuple[str, ...]:
+        """Return the devices that lead to the uplink's network: all but that of the CLAT."""
+        return tuple(device for device in self.devices if self.clat is None or device != self.clat.device)
 
 
 @frozen
@@ -218,6 +273,7 @@ class Lan:
     """Packets to the uplink's own network that need no mark: of the sockets of `group` or `user`, else of any.
 
     `to`: private networks; nothing else is permitted. `ports` restricts the destination ports; empty: any.
+    `sport`: the UDP ports that they are sent from, as answers to broadcast and multicast are; empty: any.
     """
 
     uplink: str
@@ -225,6 +281,7 @@ class Lan:
     group: Account | None = None
     user: Account | None = None
     ports: tuple[Port, ...] = ()
+    sport: tuple[Port, ...] = ()
 
 
 @frozen

@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterable
 from ipaddress import IPv4Address, IPv6Network, ip_address, ip_network
 
+from attrs import evolve
+
 from . import vocabulary
 from .errors import did_you_mean, quote_excerpt
-from .objects import Address, Answer, Listen, Network, Port, Server
+from .objects import DNS_PORT, DNS_TLS_PORT, Address, Answer, Listen, Network, Port, Server
 
 # The kernel's dev_valid_name(): 15 bytes, no "/", ":" or white space. The characters here are
 # those that every tool involved can represent.
@@ -24,6 +26,11 @@ _CGROUP_PART = r"(?!\.{1,2}(?:/|\Z)|cgroup\.)[A-Za-z0-9_.:@\\-]{1,255}"
 _CGROUP = re.compile(rf"{_CGROUP_PART}(?:/{_CGROUP_PART}){{0,31}}\Z")
 _PORT = re.compile(r"(tcp|udp)/([0-9]{1,5})(?:-([0-9]{1,5}))?\Z")
 _HOST_NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?\Z")
+# ADDRESS:PORT, [ADDRESS]:PORT and [ADDRESS%DEVICE]:PORT.
+_WITH_PORT = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*)):([0-9]{1,5})\Z")
+_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\Z")
+_TLS = "tls://"
 _MAX_PORT = 65535
 # This network, loopback, link-local addresses, groups and reserved ones (RFC 6890, RFC 4291).
 _NOT_ROUTED = tuple(
@@ -167,14 +174,45 @@ def has_hosts(network: Network) -> bool:
 
 
 def parse_server(item: object) -> Server:
-    """Return the address of a DNS server; a link-local IPv6 one needs %DEVICE."""
-    plain, _, zone = parse_text(item).partition("%")
+    """Return a DNS server: its address, with a port if it is not 53; a link-local IPv6 address needs %DEVICE.
+
+    One that is queried over TLS is tls://ADDRESS#NAME, with a port if it is not 853.
+    """
+    if not parse_text(item).startswith(_TLS):
+        return _parse_server(parse_text(item), DNS_PORT)
+    host, _, name = parse_text(item).removeprefix(_TLS).partition("#")
+    if not _DOMAIN.match(name):
+        raise ValueError(
+            f"{quote_excerpt(item)}: a server that is queried over TLS needs the name in its certificate, in lower "
+            'case: "tls://192.0.2.53#dns.example"'
+        )
+    return evolve(_parse_server(host, DNS_TLS_PORT), tls_name=name)
+
+
+def _parse_server(item: str, default_port: int) -> Server:
+    with_port = _WITH_PORT.match(item)
+    host, port = (with_port[1] or with_port[2], int(with_port[3])) if with_port else (item, default_port)
+    if "#" in host:
+        raise ValueError(f'{quote_excerpt(item)}: write a port as "192.0.2.1:5353" or "[2001:db8::1]:5353"')
+    if not 1 <= port <= _MAX_PORT:
+        raise ValueError(f"{item}: a port is 1 to 65535")
+    plain, _, zone = host.partition("%")
     parsed = parse_address(plain)
     if parsed.is_link_local and parsed.version == 6 and not zone:
         raise ValueError(f'{item} is a link-local address and needs its device: "{parsed}%DEVICE"')
     if parsed.is_unspecified or parsed.is_multicast:
         raise ValueError(f"{parsed} cannot be the address of a DNS server")
-    return Server(parsed, parse_device(zone) if zone else None)
+    return Server(parsed, parse_device(zone) if zone else None, port)
+
+
+def parse_domain(item: object) -> str:
+    """Return a domain of the DNS, without a dot at its end."""
+    if not _DOMAIN.match(parse_text(item)):
+        raise ValueError(
+            f"{quote_excerpt(item)} is not a valid domain; write it in lower case, without '*' and without a dot at "
+            'either end, such as "corp.example" (names with other letters: xn--...)'
+        )
+    return parse_text(item)
 
 
 def parse_listen(item: object) -> Listen:

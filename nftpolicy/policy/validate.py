@@ -9,17 +9,28 @@ from itertools import combinations
 
 from . import vocabulary
 from .errors import did_you_mean
-from .objects import SERVICES_CGROUP, Account, Forward, Lan, Network, Policy, Publish, Resolver, Service, service_cgroup
+from .objects import (
+    SERVICES_CGROUP,
+    Account,
+    Forward,
+    Lan,
+    Network,
+    Policy,
+    Publish,
+    Service,
+    service_cgroup,
+)
 from .scalars import has_hosts, is_routed, matching_pattern
 from .toml_positions import KeyPath
+from .validate_clat import find_clat_faults
 from .validate_forwards import PolicyFault, find_forward_faults
+from .validate_resolvers import find_resolver_faults, find_resolver_user_faults
 from .validate_tunnels import find_shared_tunnels, find_tunnel_faults
 
 MAX_UPLINKS = 32  # there are priorities for 39 ip rules of marks (compiler/object_names.py)
 MAX_TABLE = 2**32 - 1
 # Tables with a fixed meaning, include/uapi/linux/rtnetlink.h.
 RESERVED_TABLES = frozenset({0, 253, 254, 255})
-_DNS_PORT = 53
 
 
 def find_faults(policy: Policy) -> Iterator[PolicyFault]:
@@ -118,6 +129,8 @@ def _lists(policy: Policy) -> Iterator[tuple[KeyPath, tuple[object, ...]]]:
         if uplink.resolver:
             yield (*path, "resolver", "servers"), uplink.resolver.servers
             yield (*path, "resolver", "sources"), uplink.resolver.sources
+            for domain, servers in uplink.resolver.domains.items():
+                yield (*path, "resolver", "domains", domain), servers
     for name, service in policy.service.items():
         yield ("service", name, "to"), service.to
         yield ("service", name, "ports"), service.ports
@@ -129,61 +142,7 @@ def _lists(policy: Policy) -> Iterator[tuple[KeyPath, tuple[object, ...]]]:
     for name, lan in policy.lan.items():
         yield ("lan", name, "to"), lan.to
         yield ("lan", name, "ports"), lan.ports
-
-
-def _resolvers(policy: Policy) -> Iterator[PolicyFault]:
-    owners: dict[tuple[str, int], str] = {}
-    for name, uplink in policy.uplink.items():
-        if uplink.resolver is None:
-            continue
-        path: KeyPath = ("uplink", name, "resolver")
-        yield from _listen_addresses((*path, "listen"), name, uplink.resolver, owners)
-        if uplink.resolver.user.number == 0:
-            yield (
-                (*path, "user"),
-                "the resolver cannot run as root: other programs of root have sockets too; choose a user of its own",
-            )
-        if uplink.resolver.servers and uplink.resolver.lease:
-            yield (*path, "lease"), "excludes 'servers'; remove one of them"
-        yield from _sources((*path, "sources"), uplink.resolver)
-
-
-def _listen_addresses(
-    path: KeyPath, name: str, resolver: Resolver, owners: dict[tuple[str, int], str]
-) -> Iterator[PolicyFault]:
-    """Check `listen` of one resolver; `owners` maps (address, port) to an uplink and is updated."""
-    if not resolver.listen:
-        yield path, "a resolver needs an address; omit the key for 127.0.0.1:54 and [::1]:54"
-    if len({listen.port for listen in resolver.listen}) > 1:
-        yield path, "a resolver uses the same port on all its addresses"
-    for index, listen in enumerate(resolver.listen):
-        key = (str(listen.address), listen.port)
-        if key in owners:
-            yield (*path, index), f"{listen} is already used by the resolver of uplink {owners[key]!r}"
-        if listen.port == _DNS_PORT and listen.address.is_loopback:
-            yield (
-                (*path, index),
-                f"{listen} is the address of the system resolver; choose another port, such as 54",
-            )
-        version = listen.address.version
-        family_addresses = [other for other in resolver.listen if other.address.version == version]
-        if family_addresses.index(listen):
-            yield (
-                (*path, index),
-                f"a resolver has one address per family, and {family_addresses[0]} is already listed",
-            )
-        owners[key] = name
-
-
-def _sources(path: KeyPath, resolver: Resolver) -> Iterator[PolicyFault]:
-    if resolver.sources and (resolver.servers or resolver.lease):
-        other = "servers" if resolver.servers else "lease"
-        yield path, f"excludes {other!r}; remove one of them"
-    if "auto" in resolver.sources and len(resolver.sources) > 1:
-        yield (
-            (*path, resolver.sources.index("auto")),
-            "'auto' includes every source; remove it or the other sources",
-        )
+        yield ("lan", name, "sport"), lan.sport
 
 
 def _gateways(policy: Policy) -> Iterator[PolicyFault]:
@@ -348,6 +307,11 @@ def _lans(policy: Policy) -> Iterator[PolicyFault]:
                 )
         if lan.group and lan.user:
             yield path, "has 'group' and 'user'; remove one of them"
+        if lan.sport and lan.ports:
+            yield (*path, "sport"), "excludes 'ports'; make two tables"
+        for index, port in enumerate(lan.sport):
+            if port.protocol != "udp":
+                yield (*path, "sport", index), f"answers to broadcast and multicast are UDP packets; {port} is not UDP"
 
 
 def is_local(network: Network) -> bool:
@@ -359,25 +323,13 @@ def is_local(network: Network) -> bool:
     )
 
 
-def _resolver_users(policy: Policy) -> Iterator[PolicyFault]:
-    resolvers = {uplink.resolver.user.number: name for name, uplink in policy.uplink.items() if uplink.resolver}
-    for name, service in policy.service.items():
-        if service.user and service.user.number in resolvers:
-            yield (
-                ("service", name, "user"),
-                f"user {service.user.name!r} runs the resolver of uplink "
-                f"{resolvers[service.user.number]!r}, and its queries would be redirected to itself; "
-                "choose another",
-            )
-
-
 _CHECKS: tuple[Callable[[Policy], Iterator[PolicyFault]], ...] = (
     _uplink_count,
     _tables,
     _devices,
     _marks,
     _duplicates,
-    _resolvers,
+    find_resolver_faults,
     _gateways,
     _addresses,
     _answers,
@@ -386,7 +338,8 @@ _CHECKS: tuple[Callable[[Policy], Iterator[PolicyFault]], ...] = (
     _marking,
     _cgroups,
     find_shared_tunnels,
-    _resolver_users,
+    find_resolver_user_faults,
     _lans,
     find_forward_faults,
+    find_clat_faults,
 )

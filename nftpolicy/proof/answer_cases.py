@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""P3 for answers: the replies of this machine leave by the uplink."""
+"""P3 for answers: the replies of this machine leave by the uplink. Assumptions about UDP servers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..model.packet import KERNEL, SOCKET, TCP, UDP, CtInfo, evolve_packet
+from ..model.packet import KERNEL, SOCKET, TCP, UDP, CtInfo, evolve_packet, format_address, parse_address
+from ..model.symbolic.box import points
 from .context import ProofContext
-from .spec import Spec, UplinkSpec
+from .spec import Region, Spec, UplinkSpec
 from .usability_case import UsabilityCase, device_address, needs_device, region_parts, sample_packet
 
 _TCP_ACK = 0x10
@@ -49,3 +50,44 @@ def answer_cases(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Itera
         yield UsabilityCase(
             "P3", uplink.name, "answer: closed ports", ("uplink", uplink.name, "answer"), reset, "leaves", device
         )
+
+
+def answer_assumptions(context: ProofContext, spec: Spec) -> Iterator[str]:
+    """Yield what the servers of UDP answers do by assumption; for a state with devices, what some of them do now."""
+    for uplink in spec.uplinks:
+        for reply in uplink.replies:
+            regions = {family: full[0] for family, full in reply.headers.items() if full}
+            if not any(region.fields.get("protocol") == points(UDP) for region in regions.values()):
+                continue
+            assumption = (
+                f"the server of answer {reply.name} of uplink {uplink.name} sends its UDP replies from the address "
+                "that was asked; one from another address is dropped where a route leads it inside"
+            )
+            parts = regions.items() if context.state.devices else ()
+            ways = [way for family, region in parts if (way := _unbound_reply(context, uplink, family, region))]
+            wrong = [text for is_right, text in ways if not is_right]
+            if ways:
+                verdict, texts = ("false", wrong) if wrong else ("true", [text for _, text in ways])
+                assumption += f"; {verdict} now of one that is bound to no address and selects none: {', '.join(texts)}"
+            yield assumption
+
+
+def _unbound_reply(context: ProofContext, uplink: UplinkSpec, family: int, region: Region) -> tuple[bool, str] | None:
+    """Return the way of a reply whose source the kernel selects: True if it is the uplink's, and the way as text.
+
+    None if the uplink has no address of the family, or the model does not know the way.
+    """
+    packet = sample_packet(context, family, region, SOCKET)
+    if device_address(context.state, family, uplink.devices[0]) is None or needs_device(packet.destination):
+        return None
+    route = context.model.router.lookup(
+        family, packet.destination, protocol=UDP, sport=packet.sport, dport=packet.dport
+    )
+    host = f"to {format_address(family, packet.destination)}"
+    if route.error:
+        return False, f"{host} no route"
+    if not route.leaves or route.source is None or route.device is None:
+        return None
+    address_type = context.model.address_types.address_type(family, parse_address(route.source), route.device)
+    is_right = address_type == "local" and route.device in uplink.devices
+    return is_right, f"{host} by {route.device} from {route.source}"

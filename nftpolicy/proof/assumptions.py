@@ -23,6 +23,7 @@ RTPROT_BOOT = 3  # RTPROT_BOOT
 # First assumed address, and the distance to that of the next device: RFC 5737, RFC 3849.
 _ADDRESSES = {4: (parse_address("192.0.2.2"), 16), 6: (parse_address("2001:db8:77::2"), 1 << 24)}
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}
+_CLAT_ADDRESS = "2001:db8:77:ffff::9/128"  # that a translator uses on its own
 # Priority and table of the kernel's own rules; IPv6 has no rule for table default.
 _KERNEL_RULES = {
     4: ((0, TABLE_LOCAL), (32766, TABLE_MAIN), (32767, TABLE_DEFAULT)),
@@ -184,4 +185,6 @@ def _has_default_route(routes: Sequence[Route], table: int, family: int) -> bool
 
 def _uplink_routes(uplink: UplinkSpec, table: int, family: int) -> Iterator[Route]:
     for index, device in enumerate(uplink.devices):
-        yield Route(family, table, "default", device=device, metric=_ASSUMED_METRIC + index, protocol=RTPROT_BOOT)
+        is_clat = family == 6 and device in uplink.clat_devices
+        to = _CLAT_ADDRESS if is_clat else "default"
+        yield Route(family, table, to, device=device, metric=_ASSUMED_METRIC + index, protocol=RTPROT_BOOT)

@@ -15,11 +15,12 @@ from ..policy.objects import ROOT
 from .bypass import redirect_violations
 from .context import ProofContext
 from .counterexample import search_outcome
-from .entitlement import DNS_PORT, forwarded_regions, reply_regions
+from .entitlement import DNS_PORT, forwarded_regions, reply_regions, translated_regions
 from .findings import finding
 from .lemmas import Violation, guard_violation
 from .no_leak import exempt_headers
 from .spec import IP_FAMILIES, OwnerSpec, Region, ResolverSpec, Spec, UplinkSpec
+from .usability_case import is_loopback
 from .verdict import Finding
 
 _ESTABLISHED = points(CT_STATES["established"])
@@ -50,7 +51,7 @@ def check_dns_isolation(context: ProofContext, spec: Spec, uplink: UplinkSpec) -
     yield finding(
         context, "P5", uplink, subject, foreign_clients, *search_outcome(context, foreign_clients, "delivered")
     )
-    if from_outside or any(not _is_loopback(family, address) for family, address, _ in resolver.listen):
+    if from_outside or any(not is_loopback(family, address) for family, address, _ in resolver.listen):
         subject = "packets from outside that reach the resolver"
         yield finding(context, "P5", uplink, subject, from_outside, *search_outcome(context, from_outside, "delivered"))
 
@@ -69,6 +70,7 @@ def _bypasses(
     for other in spec.uplinks:
         regions = (*exempt_headers(other, family), *reply_regions(other, family), *forwarded_regions(other, family))
         allowed += [region.narrowed(oifname=other.devices) for region in regions]
+        allowed += translated_regions(other, family)
     chains = context.filter_chains(family, "postrouting")
     for queries in _service_queries(spec, uplink, owners):
         violation = guard_violation(context, family, chains, queries, allowed)
@@ -105,7 +107,7 @@ def _arriving_queries(context: ProofContext, resolver: ResolverSpec, family: int
     """Yield violations: packets to the resolver that the input hook accepts from other devices."""
     for endpoint in resolver.endpoints(family):
         address, _ = endpoint
-        if _is_loopback(family, address):
+        if is_loopback(family, address):
             continue
         arriving = Region(_to_endpoint(endpoint).fields, iifname=None, not_iifname=("lo",))
         violation = guard_violation(context, family, context.filter_chains(family, "input"), arriving)
@@ -183,7 +185,3 @@ def _to_endpoint(endpoint: tuple[int, int]) -> Region:
     return Region(
         {"protocol": points(TCP, UDP), "fragment": points(0), "daddr": points(address), "dport": points(port)}
     )
-
-
-def _is_loopback(family: int, address: int) -> bool:
-    return address >> 24 == 127 if family == 4 else address == 1

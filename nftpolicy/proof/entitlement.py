@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from attrs import evolve
 
-from ..model.packet import KERNEL, SOCKET, TCP, UDP, Packet
+from ..model.packet import ICMPV6, KERNEL, SOCKET, UDP, Packet
 from ..model.symbolic.box import intersect_boxes, points
 from ..model.symbolic.field_values import CT_STATES
 from ..netstate.nft.symbols import CT_DIRECTIONS
@@ -18,11 +18,35 @@ from .spec import Region, UplinkSpec
 
 DNS_PORT = 53
 _ESTABLISHED = points(CT_STATES["established"])
+_RELATED = points(CT_STATES["related"])
 _ORIGINAL, _REPLY = 0, 1  # ct.direction
 
 
 def entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     """Yield the packets that may carry the mark at the uplink."""
+    if uplink.clat is None:
+        yield from _entitled_regions(uplink, family)
+        return
+    # No IPv6 packet of this machine has to be translated.
+    elsewhere = uplink.clat_devices if family == 6 else ()
+    for region in _entitled_regions(uplink, family):
+        yield evolve(region, not_oifname=(*region.not_oifname, *elsewhere))
+    yield from translated_regions(uplink, family)
+
+
+def translated_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
+    """Yield the packets of the CLAT, and the answers to them: from the prefix, and errors of any router (RFC 4443)."""
+    clat = uplink.clat
+    if clat is None or family == 4:
+        return
+    yield Region({"daddr": clat.prefix}, oifname=clat.network, iifname=(clat.device,))
+    is_reply = {"ct.direction": points(_REPLY)}
+    error = {"protocol": points(ICMPV6), "fragment": points(0), "icmpv6.type": points(1, 2, 3, 4)}
+    for fields in ({"saddr": clat.prefix}, {**error, "ct.state": _RELATED}):
+        yield Region({**is_reply, **fields}, oifname=(clat.device,), iifname=clat.network)
+
+
+def _entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     for service in uplink.services:
         for region in service.regions.get(family, ()):
             if region.fields:
@@ -46,8 +70,8 @@ def entitled_regions(uplink: UplinkSpec, family: int) -> Iterator[Region]:
     )
     yield from forwarded_regions(uplink, family)
     if uplink.resolver is not None:
-        queries = Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": points(DNS_PORT)})
-        yield queries.narrowed(socket=points(1), uid=points(uplink.resolver.uid))
+        for queries in uplink.resolver.upstream.get(family, ()):
+            yield queries.narrowed(socket=points(1), uid=points(uplink.resolver.uid))
     yield from reply_regions(uplink, family)
     for exemption in uplink.exemptions:
         if exemption.is_report:

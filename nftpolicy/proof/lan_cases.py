@@ -46,9 +46,10 @@ def _neighbours(context: ProofContext, uplink: UplinkSpec, family: int, addresse
         if (route.family, route.table) == (family, TABLE_LOCAL)
     ]
     neighbours = []
+    devices = [device for device in uplink.devices if device not in uplink.clat_devices]
     for route in context.state.routes:
         is_connected = (route.family, route.table, route.kind, route.gateway) == (family, TABLE_MAIN, "unicast", None)
-        if is_connected and route.device in uplink.devices and route.destination != "default":
+        if is_connected and route.device in devices and route.destination != "default":
             low, high = address_range(route.destination, family)
             hosts = ((low + 1, high - 1),) if high - low > 1 else ((low, high),)
             free = subtract_ranges(intersect_ranges(hosts, addresses), merge_ranges(own))

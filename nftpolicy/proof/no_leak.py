@@ -29,7 +29,8 @@ _PACKET_HOST = 0  # include/uapi/linux/if_packet.h
 
 def exempt_headers(uplink: UplinkSpec, family: int) -> list[Region]:
     """Return the headers of an uplink's exemptions in one family."""
-    return [region for exemption in uplink.exemptions for region in exemption.headers.get(family, ())]
+    headers = [region for exemption in uplink.exemptions for region in exemption.headers.get(family, ())]
+    return [evolve(region, not_oifname=(*region.not_oifname, *uplink.clat_devices)) for region in headers]
 
 
 def check_no_leak(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iterator[Finding]:
@@ -182,6 +183,8 @@ def _ip_frames(headers: Sequence[Region], family: int) -> list[Region]:
 
 def _other_frames(uplink: UplinkSpec, device: str) -> list[Region]:
     """Return the frames of an uplink's exemptions that are no IP packets, and those of a bridge itself by its ports."""
+    if device in uplink.clat_devices:
+        return []
     exempt = [region for exemption in uplink.exemptions for region in exemption.frames]
     return [*exempt, *uplink.bpdus] if device in uplink.ports else exempt
 

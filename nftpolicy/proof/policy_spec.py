@@ -8,17 +8,18 @@ hide from every proof. Nothing here knows a chain, a set or a priority.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..model.packet import ICMP, ICMPV6, IGMP, TCP, UDP, address_range, parse_address
 from ..model.symbolic.box import Ranges, complement, intersect_ranges, merge_ranges, points
 from ..netstate.nft.symbols import CT_DIRECTIONS
 from ..policy import objects
-from ..policy.objects import Answer, Policy, Port, Uplink
+from ..policy.objects import Answer, Policy, Port, Resolver, Uplink
 from .entitlement import DNS_PORT
 from .spec import (
     ARRIVAL,
     IP_FAMILIES,
+    ClatSpec,
     ExemptionSpec,
     ForwardSpec,
     OwnerSpec,
@@ -185,9 +186,10 @@ def _owners(service: objects.Service | objects.Lan) -> tuple[OwnerSpec, ...]:
 
 
 # The name server of a network learns from its queries which hosts a machine speaks to.
+_NOT_DNS = complement(points(DNS_PORT), 0xFFFF)
 _ALL_BUT_DNS = (
     Region({"protocol": complement(points(TCP, UDP), 255)}),
-    Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": complement(points(DNS_PORT), 0xFFFF)}),
+    Region({"protocol": points(TCP, UDP), "fragment": points(0), "dport": _NOT_DNS}),
 )
 
 
@@ -202,10 +204,12 @@ def _lan(name: str, lan: objects.Lan) -> ExemptionSpec:
         networks = intersect_ranges(_bounds(lan.to, family), _addresses(*_NOT_GLOBAL[family]))
         fields = {**owner, "daddr": networks, ARRIVAL: points(0)}
         if networks:
-            headers[family] = tuple(Region({**region.fields, **fields}) for region in _ports(lan.ports) or _ALL_BUT_DNS)
+            regions = _ports(lan.ports) or tuple(each.narrowed(dport=_NOT_DNS) for each in _ports(lan.sport, "sport"))
+            headers[family] = tuple(Region({**region.fields, **fields}) for region in regions or _ALL_BUT_DNS)
     accounts = [("group", lan.group), ("user", lan.user)]
     sender = next((f"{key} {account.name}" for key, account in accounts if account is not None), "any program")
     ports = f" on {', '.join(map(str, lan.ports))}" if lan.ports else ""
+    ports += f" from {', '.join(map(str, lan.sport))}" if lan.sport else ""
     detail = f"{', '.join(map(str, lan.to))}{ports} for {sender}"
     return ExemptionSpec(f"lan {name}", ("lan", name), headers, is_lan=True, detail=detail)
 
@@ -295,7 +299,12 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
             (endpoint.address.version, parse_address(str(endpoint.address)), endpoint.port)
             for endpoint in resolver.listen
         )
-        resolver_spec = ResolverSpec(listen, resolver.user.number, ("uplink", name, "resolver"))
+        resolver_spec = ResolverSpec(
+            listen,
+            resolver.user.number,
+            ("uplink", name, "resolver"),
+            {family: tuple(_upstream(resolver, family)) for family in IP_FAMILIES},
+        )
     return UplinkSpec(
         name,
         uplink.devices,
@@ -316,7 +325,28 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, ports: Sequence[str]) -> 
         publishes=tuple(_publish(key, each) for key, each in policy.publish.items() if each.uplink == name),
         addresses={family: _bounds(uplink.addresses, family) for family in IP_FAMILIES},
         bpdus=tuple(region.narrowed(socket=points(0)) for region in EXEMPTIONS["stp"][1]) if uplink.stp else (),
+        clat=_clat(name, uplink),
     )
+
+
+def _clat(name: str, uplink: Uplink) -> ClatSpec | None:
+    """Return the translator, whose packets are for the NAT64 prefix (RFC 6877 6.3)."""
+    if uplink.clat is None:
+        return None
+    network = tuple(device for device in uplink.devices if device != uplink.clat.device)
+    return ClatSpec(uplink.clat.device, _bounds((uplink.clat.prefix,), 6), network, ("uplink", name, "clat"))
+
+
+def _upstream(resolver: Resolver, family: int) -> Iterator[Region]:
+    """Yield the queries of a resolver: to port 53 if it learns its servers, and to each server of the policy."""
+    queries = Region({"protocol": points(TCP, UDP), "fragment": points(0)})
+    if not resolver.servers:
+        yield queries.narrowed(dport=points(DNS_PORT))
+    for server in (*resolver.servers, *itertools.chain(*resolver.domains.values())):
+        if server.address.version == family:
+            address = points(parse_address(str(server.address)))
+            protocols = points(TCP) if server.tls_name else points(TCP, UDP)
+            yield queries.narrowed(daddr=address, dport=points(server.port), protocol=protocols)
 
 
 def _forward(name: str, policy: Policy) -> ForwardSpec:

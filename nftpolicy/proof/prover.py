@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from ..model.packet import UDP
-from ..model.symbolic.box import points
 from ..netstate.state import NetState
+from .answer_cases import answer_assumptions
 from .assumptions import add_assumed_environment, without_absent_devices
 from .bypass import environment_assumptions
 from .context import ProofContext
@@ -53,7 +52,8 @@ def prove(state: NetState, spec: Spec, progress: Progress = lambda _: None, usab
         findings += unusable
         assumed += skipped
     inherited = inherited_mark_assumptions(context, spec)
-    return Proof(tuple(findings), (*assumed, *assumptions(state, spec), *inherited), exemptions(spec))
+    stated = (*assumed, *assumptions(state, spec), *answer_assumptions(context, spec), *inherited)
+    return Proof(tuple(findings), stated, exemptions(spec))
 
 
 def prove_guard(state: NetState, spec: Spec) -> Proof:
@@ -71,7 +71,8 @@ def prove_guard(state: NetState, spec: Spec) -> Proof:
     if spec.has_policy:
         findings += check_unnamed_devices(context, spec)
     inherited = inherited_mark_assumptions(context, spec)
-    return Proof(tuple(findings), (*assumed, *assumptions(state, spec), *inherited), exemptions(spec))
+    stated = (*assumed, *assumptions(state, spec), *answer_assumptions(context, spec), *inherited)
+    return Proof(tuple(findings), stated, exemptions(spec))
 
 
 def exemptions(spec: Spec) -> tuple[str, ...]:
@@ -86,7 +87,7 @@ def exemptions(spec: Spec) -> tuple[str, ...]:
 
 
 def assumptions(state: NetState, spec: Spec) -> tuple[str, ...]:
-    """Return the assumptions of every verdict, as text."""
+    """Return the assumptions of every verdict but those about answers, as text."""
     return tuple(_assumptions(state, spec))
 
 
@@ -120,18 +121,12 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
             yield f"AF_PACKET sockets (CAP_NET_RAW) reach an uplink by {hooked} only, not by a renamed or new device"
         for device in sorted(spec.absent_devices):
             yield f"device {device} is absent, so no packet leaves by it until watch or apply has added its link guard"
+    for clat in (uplink.clat for uplink in spec.uplinks if uplink.clat):
+        yield f"the CLAT behind {clat.device} (CAP_NET_ADMIN) sends translations of packets that it read, no others"
     for port in (port for uplink in spec.uplinks for port in uplink.ports):
         yield f"a frame that a bridge forwards to {port} from another port is not of this machine"
     if any(uplink.resolver is not None and uplink.services for uplink in spec.uplinks):
         yield "services ask for names by DNS, not by D-Bus (systemd-resolved) or another program of this machine"
     yield from query_route_assumptions(state, spec)
-    udp = points(UDP)
-    for uplink in spec.uplinks:
-        for reply in uplink.replies:
-            if any(region.fields.get("protocol") == udp for region in reply.headers.get(4, ())):
-                yield (
-                    f"the server of answer {reply.name} sends its UDP replies from the address that was asked; "
-                    "one from another address is dropped where a route leads it inside"
-                )
     if spec.has_policy and spec.frames:
         yield "a frame of an AF_PACKET socket that set the mark itself counts as marked, whatever process sent it"

@@ -18,6 +18,7 @@ from .assumptions import TABLE_LOCAL
 from .concretize import REMOTE_ADDRESS, concretize
 from .context import ProofContext
 from .counterexample import local_origins, trace_candidate
+from .entitlement import translated_regions
 from .findings import finding
 from .lemmas import Violation, guard_violation
 from .spec import IP_FAMILIES, Region, UplinkSpec
@@ -52,8 +53,9 @@ def check_source_addresses(context: ProofContext, uplink: UplinkSpec) -> Finding
             field.name: complement(own, space.max_values[field.name]),
             "saddr": complement(own_sources(uplink, family), _LAST_ADDRESS[family]),
         }
+        translated = list(translated_regions(uplink, family))  # from the addresses of the CLAT, and of other hosts
         region = Region(foreign, oifname=uplink.devices, not_iifname=devices)
-        violation = guard_violation(context, family, context.filter_chains(family, "postrouting"), region)
+        violation = guard_violation(context, family, context.filter_chains(family, "postrouting"), region, translated)
         if violation is not None:
             violations.append(violation)
     subject = f"packets that leave by {', '.join(uplink.devices)} from an address of another device"

@@ -199,15 +199,32 @@ class PublishSpec:
 
 @frozen
 class ResolverSpec:
-    """Resolver of an uplink: listening endpoints (family, address, port), and its UID."""
+    """Resolver of an uplink: listening endpoints (family, address, port), and its UID.
+
+    `upstream`: header conditions of its own queries, by family.
+    """
 
     listen: tuple[tuple[int, int, int], ...]
     uid: int
     origin: OriginPath
+    upstream: Mapping[int, tuple[Region, ...]]
 
     def endpoints(self, family: int) -> tuple[tuple[int, int], ...]:
         """Return the (address, port) pairs of one family."""
         return tuple((address, port) for version, address, port in self.listen if version == family)
+
+
+@frozen
+class ClatSpec:
+    """Translator of 464XLAT: its device, and the addresses that its IPv6 packets are for.
+
+    Its IPv6 packets leave by `network`, the other devices of the uplink.
+    """
+
+    device: str
+    prefix: Ranges
+    network: tuple[str, ...]
+    origin: OriginPath = ()
 
 
 @frozen
@@ -239,6 +256,12 @@ class UplinkSpec:
     publishes: tuple[PublishSpec, ...] = ()
     addresses: Mapping[int, Ranges] = Factory(dict)
     bpdus: tuple[Region, ...] = ()
+    clat: ClatSpec | None = None
+
+    @property
+    def clat_devices(self) -> tuple[str, ...]:
+        """Return the device of the CLAT, by which no exemption lets a packet leave; () without one."""
+        return (self.clat.device,) if self.clat else ()
 
     def lan_networks(self, family: int) -> list[tuple[int, int]]:
         """Return the ranges of the uplink's own network to which packets may leave without a mark."""

@@ -13,6 +13,7 @@ from ..netstate.formats import ip_text
 from ..netstate.nft import CounterRef, Rule
 from ..netstate.routing import IpRule
 from .assumptions import restrict_to_present
+from .clat_cases import clat_notes
 from .context import ProofContext
 from .entitlement import is_of_tunnel
 from .forward_cases import forward_notes
@@ -78,7 +79,9 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
         for name in (result.property, "P4"):
             by_family = results.setdefault((name, case.uplink, case.entry, case.origin), {})
             by_family.setdefault(family, []).append(result)
-    skipped |= dict.fromkeys((*forward_notes(context, present), *lan_notes(context, present)))
+    skipped |= dict.fromkeys(
+        (*forward_notes(context, present), *clat_notes(context, present), *lan_notes(context, present))
+    )
     findings = [_usable(title, by_family) for title, by_family in results.items() if title[0] != "P4"]
     findings += [
         _parity(title, by_family) for title, by_family in results.items() if title[0] == "P4" and len(by_family) == 2

@@ -111,6 +111,11 @@ def needs_device(address: int) -> bool:
     return address >> 118 == _LINK_LOCAL_BITS or address >> 120 == _GROUP_BITS
 
 
+def is_loopback(family: int, address: int) -> bool:
+    """Return True if an address is in 127.0.0.0/8, or is ::1."""
+    return address >> 24 == 127 if family == 4 else address == 1
+
+
 def lacks_source(context: ProofContext, spec: Spec, case: UsabilityCase) -> bool:
     """Return True if the packet has to leave by an uplink's device that has no such address now."""
     packet, device = case.packet, case.device

@@ -23,6 +23,7 @@ from ..model.packet import (
 from ..model.symbolic.box import intersect_boxes, merge_ranges, points, subtract_ranges
 from .answer_cases import answer_cases
 from .assumptions import device_matches, sample_device
+from .clat_cases import by_clat, clat_cases, into_clat
 from .concretize import REMOTE_ADDRESS, choose
 from .context import ProofContext
 from .entitlement import DNS_PORT
@@ -30,7 +31,7 @@ from .exemption_cases import exemption_cases
 from .forward_cases import forward_cases
 from .lan_cases import lan_cases
 from .reply_cases import service_replies
-from .spec import IP_FAMILIES, ServiceSpec, Spec, UplinkSpec
+from .spec import IP_FAMILIES, ResolverSpec, ServiceSpec, Spec, UplinkSpec
 from .tunnel_cases import tunnel_cases
 from .usability_case import (
     UsabilityCase,
@@ -38,6 +39,7 @@ from .usability_case import (
     free_port,
     free_source_port,
     inside_address,
+    is_loopback,
     known_address,
     needs_device,
     region_parts,
@@ -64,7 +66,10 @@ def usability_cases(context: ProofContext, spec: Spec, inside: tuple[str, ...] =
     `inside`: the devices and patterns of the policy, of which `spec` may have only those that are there now.
     """
     for uplink in spec.uplinks:
-        yield from _services(context, uplink, spec)
+        for case in _services(context, uplink, spec):
+            yield by_clat(context, uplink, case)
+            yield from into_clat(context, uplink, case)
+        yield from clat_cases(context, uplink)
         yield from exemption_cases(context, uplink, spec)
         yield from lan_cases(context, uplink)
         yield from answer_cases(context, uplink, spec)
@@ -72,7 +77,7 @@ def usability_cases(context: ProofContext, spec: Spec, inside: tuple[str, ...] =
         yield from _arrivals(context, uplink, spec, inside)
         yield from _frames(uplink)
         if uplink.resolver is not None:
-            yield from _dns(uplink, spec)
+            yield from (by_clat(context, uplink, case) for case in _dns(uplink, spec))
         yield from forward_cases(context, uplink, spec)
     yield from _inside(spec, inside)
 
@@ -237,14 +242,18 @@ def _frames(uplink: UplinkSpec) -> Iterator[UsabilityCase]:
 
 
 def _dns(uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
-    resolver, device, unnamed = uplink.resolver, uplink.devices[0], _unnamed_id(spec)
+    resolver, unnamed = uplink.resolver, _unnamed_id(spec)
     assert resolver is not None
     for family in IP_FAMILIES:
+        for upstream in _upstream_queries(resolver, spec, family):
+            packet = evolve_packet(upstream, uid=resolver.uid, gid=unnamed, mark=uplink.value)
+            device, mark_test = uplink.devices[0], (uplink.value, uplink.mask)
+            if family == 6 and needs_device(packet.destination):
+                packet = evolve_packet(packet, bound=device)
+            title = "queries of the resolver"
+            yield UsabilityCase("P3", uplink.name, title, resolver.origin, packet, "leaves", device, mark_test)
         for protocol in (UDP, TCP):
             query = Packet(family, REMOTE_ADDRESS[family], None, protocol, dport=DNS_PORT)
-            upstream = evolve_packet(query, uid=resolver.uid, gid=unnamed, mark=uplink.value)
-            title, mark_test = "queries of the resolver", (uplink.value, uplink.mask)
-            yield UsabilityCase("P3", uplink.name, title, resolver.origin, upstream, "leaves", device, mark_test)
             for service in uplink.services[:_MAX_SERVICES]:
                 title = f"DNS for service {service.name}"
                 for owner in service.owners:
@@ -275,6 +284,18 @@ def _dns(uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
                 )
                 title = "resolver: last packets of a closed connection"
                 yield UsabilityCase("P3", uplink.name, title, resolver.origin, last_packet, "delivered")
+
+
+def _upstream_queries(resolver: ResolverSpec, spec: Spec, family: int) -> Iterator[Packet]:
+    """Yield a query of a resolver to each server, over UDP and TCP, except to those on this machine."""
+    own = {address for uplink in spec.uplinks if uplink.resolver for address, _ in uplink.resolver.endpoints(family)}
+    for region in resolver.upstream.get(family, ()):
+        ((address, _),) = region.fields.get("daddr", points(REMOTE_ADDRESS[family]))
+        ((port, _),) = region.fields["dport"]
+        for first, last in region.fields["protocol"]:
+            for protocol in range(first, last + 1) if address not in own else ():
+                if not is_loopback(family, address):
+                    yield Packet(family, address, None, protocol, dport=port)
 
 
 def _sent_by_services(spec: Spec, packet: Packet) -> Iterator[tuple[UplinkSpec, ServiceSpec, Packet]]:

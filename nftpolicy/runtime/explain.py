@@ -7,14 +7,15 @@ The cross-check compares each route lookup of the model with the kernel's (RTM_G
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 
 from attrs import evolve, field, frozen
 
 from ..compiler import object_names
 from ..compiler.compile import HostFacts, compile_policy
+from ..compiler.reply_routing import answered_udp_ports
 from ..model.fib.lookup import RouteResult
-from ..model.packet import ADDRESS_BITS, FORWARD, ICMP, ICMPV6, TCP, UDP, Packet, format_address
+from ..model.packet import ADDRESS_BITS, FORWARD, ICMP, ICMPV6, SOCKET, TCP, UDP, Packet, format_address
 from ..model.trace import Model, Trace
 from ..model.trace_step import TraceStep
 from ..netstate.formats.nft_implied_tests import RuleProgram, program_of
@@ -84,10 +85,14 @@ class RouteComparison:
 
 @frozen
 class Explanation:
-    """The trace of one packet, and the comparison of its route lookups with the kernel's."""
+    """The trace of one packet, and the comparison of its route lookups with the kernel's.
+
+    `notes` say what the packet cannot be: a reply to a request by an uplink.
+    """
 
     trace: Trace
     comparisons: tuple[RouteComparison, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def mismatches(self) -> tuple[RouteComparison, ...]:
@@ -117,7 +122,22 @@ class Explainer:
         if self.policy is not None:
             steps = tuple(self._name_service(step, packet) for step in trace.steps)
             trace = evolve(trace, steps=steps)
-        return Explanation(trace, tuple(self._compare_routes(trace)))
+        return Explanation(trace, tuple(self._compare_routes(trace)), tuple(self._reply_notes(packet, trace)))
+
+    def _reply_notes(self, packet: Packet, trace: Trace) -> Iterator[str]:
+        """Yield a note for each uplink that answers the packet's port, if the kernel selects a source of another."""
+        is_unbound = packet.source is None and packet.origin == SOCKET and packet.protocol == UDP
+        if self.policy is None or not is_unbound or trace.source is None:
+            return
+        address_type = self.model.address_types.address_type
+        for name, uplink in self.policy.uplink.items():
+            is_answered = any(port.low <= packet.sport <= port.high for port in answered_udp_ports(uplink))
+            types = [address_type(packet.family, trace.source, device) for device in uplink.devices]
+            if is_answered and "local" not in types:
+                yield (
+                    f"a reply to a request by uplink {name} needs the address that was asked: bind the server to it, "
+                    "or let it send from there (IP_PKTINFO)"
+                )
 
     def _name_service(self, step: TraceStep, packet: Packet) -> TraceStep:
         """Return the step; if its rule matches a service's owner, the service is the origin."""

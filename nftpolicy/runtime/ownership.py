@@ -11,16 +11,25 @@ from collections.abc import Container, Mapping, Sequence
 from ipaddress import ip_address
 
 from ..kernel.netlink.sock_diag import PROTOCOLS, RAW, TCP, UDP, InetSocket
-from ..policy.objects import Policy, Service, Uplink
+from ..policy.objects import DNS_PORT, Lan, Policy, Resolver, Service, Uplink
 
 Addresses = Mapping[str, Sequence[str]]  # device -> its addresses
-_DNS_PORT = 53
 _ECHO_PROTOCOLS = (1, 58)  # ICMP and ICMPv6; the port of a raw socket is its protocol
 
 
 def is_dns(socket: InetSocket) -> bool:
     """Return True if the socket is connected to a DNS server."""
-    return socket.is_connected and socket.dport == _DNS_PORT and socket.protocol in (TCP, UDP)
+    return socket.is_connected and socket.dport == DNS_PORT and socket.protocol in (TCP, UDP)
+
+
+def is_upstream(socket: InetSocket, resolver: Resolver) -> bool:
+    """Return True if the socket is connected to a server that the resolver may query."""
+    if resolver.learns_servers and is_dns(socket):
+        return True
+    servers = {
+        (each, str(server.address), server.port) for server in resolver.named_servers for each in server.protocols
+    }
+    return (PROTOCOLS.get(socket.protocol), socket.remote, socket.dport) in servers
 
 
 def uplink_of_mark(policy: Policy | None, fwmark: int) -> tuple[str, Uplink] | None:
@@ -51,19 +60,29 @@ def service_allows(service: Service, socket: InetSocket, group: int | None) -> b
         return False  # the kernel's tunnels have no socket
     if service.kernel:  # no process holds a socket of the kernel
         return socket.protocol == UDP and group is None
-    if service.group and group not in (None, service.group.number):
+    return _selects(service, socket, group)
+
+
+def lan_allows(policy: Policy, uplink: str, socket: InetSocket, group: int | None) -> bool:
+    """Return True if the socket may send to its peer as one of the uplink's own network; `group` as above."""
+    return any(lan.uplink == uplink and _selects(lan, socket, group) for lan in policy.lan.values())
+
+
+def _selects(entry: Service | Lan, socket: InetSocket, group: int | None) -> bool:
+    """Return True if owner, peer and port of the socket are those of the entry."""
+    if entry.group and group not in (None, entry.group.number):
         return False
-    if service.user and socket.uid != service.user.number:
+    if entry.user and socket.uid != entry.user.number:
         return False
     far = ip_address(socket.remote or "::")
-    if service.to and not any(far in network for network in service.to):
+    if entry.to and not any(far in network for network in entry.to):
         return False
-    if not service.ports:
+    if not entry.ports:
         return True
     if socket.protocol == RAW and socket.sport in _ECHO_PROTOCOLS:
-        return any(port.protocol == "ping" for port in service.ports)
+        return any(port.protocol == "ping" for port in entry.ports)
     protocol = PROTOCOLS[socket.protocol]
-    return any(port.protocol == protocol and port.low <= socket.dport <= port.high for port in service.ports)
+    return any(port.protocol == protocol and port.low <= socket.dport <= port.high for port in entry.ports)
 
 
 def is_answered(uplink: Uplink, socket: InetSocket) -> bool:

@@ -21,7 +21,7 @@ GOLDEN_DIRECTORY = Path(__file__).parent
 SETTINGS = "03-two-uplinks"  # whose settings for other programs are kept, too
 # Topics whose proofs and packets are kept, too: together they have each kind of policy entry.
 PROVED = (
-    SETTINGS, "04-kernel-service", "09-dual-uplink", "11-uid-rule", "12-forward", "14-tunnels", "16-root-services"
+    SETTINGS, "04-kernel-service", "09-dual-uplink", "11-uid-rule", "12-forward", "14-tunnels", "16-root-services", "17-clat"
 )  # fmt: skip
 # Bridges of the machine that the policies are compiled for.
 MACHINE = HostFacts(bridge_ports={"br-wan": ("eth0", "eth1")})

@@ -18,13 +18,13 @@ def serve(address: str, answer: str, delay: float) -> None:
             wait = max(0.0, waiting[0][0] - time.monotonic()) if waiting else None
             if select.select([channel], [], [], wait)[0]:
                 query, client = channel.recvfrom(4096)
-                waiting.append((time.monotonic() + delay, _reply(query, answer), client))
+                waiting.append((time.monotonic() + delay, reply(query, answer), client))
             while waiting and waiting[0][0] <= time.monotonic():
-                _, reply, client = waiting.popleft()
-                channel.sendto(reply, client)
+                _, answered, client = waiting.popleft()
+                channel.sendto(answered, client)
 
 
-def _reply(query: bytes, answer: str) -> bytes:
+def reply(query: bytes, answer: str) -> bytes:
     """Return the query with one A record for its name. If the query has DO (DNSSEC), the answer has AD.
 
     A name below "rcodeN" gets the error N, and one below "empty" no record.

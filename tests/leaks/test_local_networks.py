@@ -1,5 +1,6 @@
 """Words for the uplink's own network: `lan`, multicast DNS and SSDP. A default route leads into the mesh."""
 
+import contextlib
 import errno
 import os
 import socket
@@ -33,6 +34,13 @@ uplink = "wan"
 to = ["192.168.77.0/24", "fd77::/64"]
 user = {USER}
 ports = ["tcp/445", "udp/137-139"]
+"""
+NETBIOS, LLMNR, LLMNR_GROUP = 137, 5355, "ff02::1:3"
+LAN_OF_ANSWERS = f"""
+[lan.names]
+uplink = "wan"
+to = ["192.168.77.0/24", "fe80::/10"]
+sport = ["udp/{NETBIOS}", "udp/{LLMNR}"]
 """
 MASQUERADE = f"""
 table inet test-masquerade {{
@@ -216,3 +224,54 @@ def test_local_discovery_reaches_groups_and_hosts(made: Guarded) -> None:
     made.release()
     public = {str(family): udp(made, at.NEIGHBOUR[family], 40000, MDNS) for family in at.FAMILIES}
     assert arrived(made, public) == set(public), "inconclusive: not sent without the policy either"
+
+
+def answer(family: int, port: int) -> None:
+    """Answer one question to broadcast or multicast, as NetBIOS and LLMNR do."""
+    with socket.socket(socket.AF_INET6 if family == 6 else socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("", port))
+        if family == 6:
+            group = socket.inet_pton(socket.AF_INET6, LLMNR_GROUP) + struct.pack("=I", socket.if_nametoindex(at.WAN))
+            server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group)
+        while True:
+            data, peer = server.recvfrom(2048)
+            with contextlib.suppress(PermissionError):
+                server.sendto(data, peer)
+
+
+def question(group: str, port: int) -> bytes:
+    """Return the answer to a question, which is asked again for some time."""
+    family = socket.AF_INET6 if ":" in group else socket.AF_INET
+    token = os.urandom(8)
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"br-lan")
+        if family == socket.AF_INET:
+            client.bind((NAS[4], 0))
+        client.settimeout(0.1)
+        for _ in range(5):
+            client.sendto(token, (group, port))
+            with contextlib.suppress(TimeoutError):
+                return client.recv(2048) if client.recv(2048, socket.MSG_PEEK) == token else b""
+    return b""
+
+
+def test_questions_to_groups_are_answered_from_a_port(made: Guarded) -> None:
+    lab = made.lab
+    groups = (("255.255.255.255", NETBIOS), ("192.168.77.255", NETBIOS), (LLMNR_GROUP, LLMNR))
+    servers = [lab.node.spawn(answer, 4, NETBIOS), lab.node.spawn(answer, 6, LLMNR)]
+    apply(made)
+    assert not any(lab.home.call(question, *group) for group in groups), "the control: without the words, no answer"
+    apply(made, LAN_OF_ANSWERS)
+    assert all(lab.home.call(question, *group) for group in groups)
+    for process in servers:
+        lab.node.end(process)
+    lab.wan.drain()
+    sents = {
+        "right": udp(made, NAS[4], 40000, NETBIOS, uid=0),
+        "other port": udp(made, NAS[4], 40000, NETBIOS + 1, uid=0),
+        "DNS": udp(made, NAS[4], DNS, NETBIOS, uid=0),
+        "public": udp(made, at.NEIGHBOUR[4], 40000, NETBIOS, uid=0),
+    }
+    assert arrived(made, sents) == {"right"}
+    made.release()

@@ -133,7 +133,7 @@ def dnsmasqs() -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if b"--resolv-file=" in process.read_bytes():
+            if b"--servers-file=" in process.read_bytes():
                 found.append(int(process.parent.name))
     return found
 

@@ -240,7 +240,7 @@ until_ok() {{ tries=$(($1 * {round(limit(1) / 2)})); shift; until "$@"; do tries
 answers() {{ asked 4001 127.0.0.1 | grep -qF "$1"; }}
 again() {{ [ "$(shows NRestarts $wan)" = "$1" ] && [ "$(shows ActiveState $wan)" = active ]; }}
 state() {{ echo "$(systemctl is-active $1) $(systemctl is-enabled $1)"; }}
-dnsmasqs() {{ pgrep -f resolv-file=; }}
+dnsmasqs() {{ pgrep -f servers-file=; }}
 other() {{ [ "$(shows MainPID $wan)" != $1 ] && [ "$(shows ActiveState $wan)" = active ]; }}
 
 {{ state $wan; shows StatusText $wan; }} >boot

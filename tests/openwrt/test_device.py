@@ -1,6 +1,7 @@
 """Further parts of the device: the DNS servers that netifd learned, the resolver's mark, and the init script."""
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -163,6 +164,18 @@ def test_init_script_loads_guard_before_daemons(router: Router) -> None:
         "more command --listen-address=127.0.0.1",
         "more command --listen-address=::1",
     ]
+
+
+def test_init_script_passes_servers_of_domains_to_dnsmasq(router: Router) -> None:
+    servers = 'servers = ["192.0.2.1", "192.0.2.2:5353"]\ndomains = { "corp.example" = ["[2001:db8::1]:54"] }'
+    text = GLUON.read_text().replace("[uplink.wan.resolver]", f"[uplink.wan.resolver]\n{servers}")
+    said = started(router, load(re.sub("(?m)^lease.*", "", text).encode())[0])
+    assert [line for line in said.splitlines() if "--server=" in line] == [
+        "more command --server=192.0.2.2#5353",
+        "more command --server=/corp.example/2001:db8::1#54",
+    ]
+    router.nftpolicy("update-servers")
+    assert router.space.outside(f"{STATE}/wan.servers").read_text() == "nameserver 192.0.2.1\n"
 
 
 def test_init_script_writes_mark_as_decimal(router: Router) -> None:

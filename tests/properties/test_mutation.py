@@ -123,6 +123,16 @@ IDLE = {
         (r"nftpolicy wan\.(identity|answers|arrival):", "no service and no answer needs the mark"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
     ],
+    "17-clat": [
+        (r"nftpolicy arrival: ct status ! confirmed ct mark ", "nobody inside could borrow the mark of a flow"),
+        (r"wwan\.arrival: .*(64:ff9b::/96|icmpv6 type) .* mark set ", "the guard asks for device, direction and prefix"),
+        (r"(rule gone|match \w+): .*wwan\.guard: meta iifname ", "no service of the kernel passes without an owner"),
+        (r"count gone: .*wwan\.(guard|clat): ", "no packet that is tried is one of the translator"),
+        (r"match gone: .*wwan\.clat: .*\[ip saddr != 0\.0\.0\.0\]", "no DHCP client asks by this device"),
+        (r"nftpolicy (restore|wwan\.identity): ct direction reply ", "there are no answers"),
+        (r"type changed: .* restore: route", "there are no answers"),
+        (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
+    ],
     "03-two-uplinks": [(r"match (gone|negated): .* lte.identity: .*\[ct mark ", "there are no answers")],
     "vpn-killswitch": [
         (r"match gone: .*\bidentity: .*\[ct mark ", "there are no answers"),

@@ -183,6 +183,18 @@ def test_leak_test_detects_a_missing_guard(monkeypatch):
 # --- who wears the mark --------------------------------------------------------------------
 
 
+def is_of_resolver(resolver, packet, walk, is_dns):
+    """Return True if the packet is a query of the resolver to a server that it may use."""
+    if not resolver or not packet.has_socket or packet.uid != resolver.user.number:
+        return False
+    if packet.protocol not in (TCP, UDP) or packet.fields.get(("ip", "frag-off")):
+        return False
+    servers = [*resolver.servers, *(server for only in resolver.domains.values() for server in only)]
+    usable = [one for one in servers if packet.protocol == TCP or one.tls_name is None]
+    named = {(one.address.version, int(one.address), one.port) for one in usable}
+    return (is_dns and not resolver.servers) or (packet.family, walk.destination, walk.dport) in named
+
+
 def entitlement(policy, packet, walk):
     """Return the reason why a packet may have its mark as it leaves by the uplink; None without one."""
     name, uplink = next(one for one in policy.uplink.items() if walk.device in one[1].devices)
@@ -199,7 +211,7 @@ def entitlement(policy, packet, walk):
         return "a service of the kernel, by its port"
     if any(is_tunnel(one, packet, walk.destination) for one in mine):
         return "a tunnel of the kernel"
-    if uplink.resolver and packet.has_socket and packet.uid == uplink.resolver.user.number and is_dns:
+    if is_of_resolver(uplink.resolver, packet, walk, is_dns):
         return "the resolver"
     if any(word in ("mld", "igmp") and is_exempt(word, packet, walk) for word in uplink.exempt):
         return "a report that wears the mark by accident"

@@ -55,6 +55,8 @@ FEATURES = {
     "a mask with gaps": lambda one: any("10" in f"{up.mark.mask:b}".rstrip("0") for up in one.uplink.values()),
     "nothing inside": lambda one: not one.inside,
     "no resolver": lambda one: not any(up.resolver for up in one.uplink.values()),
+    "a server over TLS": lambda one: any(up.resolver.uses_tls for up in one.uplink.values() if up.resolver),
+    "servers of a domain": lambda one: any(up.resolver.domains for up in one.uplink.values() if up.resolver),
     "a resolver at port 53": lambda one: any(place.port == 53 for place in _places(one)),
     "a resolver on an address of the machine": lambda one: any(not place.address.is_loopback for place in _places(one)),
     "a service of the kernel": lambda one: any(service.kernel for service in one.service.values()),
@@ -85,7 +87,7 @@ def test_generated_policies_cover_every_feature():
     """Check the strategy that the other properties rely on."""
     seen = set()
 
-    @settings(max_examples=120, database=None, phases=[Phase.generate], derandomize=True)
+    @settings(max_examples=150, database=None, phases=[Phase.generate], derandomize=True)
     @given(policy_strategies.policies())
     def one(policy):
         seen.update(name for name, has in FEATURES.items() if name not in seen and has(policy))

@@ -32,11 +32,15 @@ LETTERS = {ANSWERED: "a", NOWHERE: "-", STRAY: "S"}
 
 @dataclass(frozen=True)
 class Network:
-    """A lab: its uplinks, the default route of table main, and if a policy is in force."""
+    """A lab: its uplinks, the default route of table main, and if a policy is in force.
+
+    `first_is_dead`: the table of the first uplink has none of the routes that a network gives.
+    """
 
     uplinks: str
     default: str
     has_policy: bool
+    first_is_dead: bool = False
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ _OWN, _GATEWAY, _NEIGHBOUR = 2, 1, 50
 _FLOW_SECONDS = 1  # of UDP, ICMP and established TCP
 _FLUSH_FLOWS = struct.pack("=IHHII", 20, 0x0102, 5, 1, 0) + bytes(4)  # IPCTNL_MSG_CT_DELETE of all families
 _NETLINK_NETFILTER = 12
-_PROGRAM = str(Path(sys.executable).with_name("nftpolicy"))
-_POLICY = "/run/lab/policy.toml"
-_ENVIRONMENT = {"NFTPOLICY_STATE": "/run/lab/state", "PYTHONDONTWRITEBYTECODE": "1"}
+PROGRAM = str(Path(sys.executable).with_name("nftpolicy"))
+POLICY = "/run/lab/policy.toml"
+ENVIRONMENT = {"NFTPOLICY_STATE": "/run/lab/state", "PYTHONDONTWRITEBYTECODE": "1"}
 _TIMEOUTS = ("udp_timeout", "udp_timeout_stream", "icmp_timeout", "icmpv6_timeout", "tcp_timeout_established")
 
 
@@ -85,12 +85,12 @@ class ReplyNetwork:
             self.sniffers[device] = self._stack.enter_context(Sniffer(space, "far"))
         self._add_routes()
         if self.network.has_policy:
-            self.node.outside(_POLICY).write_text(self.policy())
-            self.node.run([_PROGRAM, "apply", _POLICY], env=_ENVIRONMENT)
+            self.node.outside(POLICY).write_text(self.policy())
+            self.node.run([PROGRAM, "apply", POLICY], env=ENVIRONMENT)
             for name in _TIMEOUTS:
                 self.node.sysctl(f"net/netfilter/nf_conntrack_{name}", _FLOW_SECONDS)
             if self.network.default != cells.BY_UPLINK:  # `watch` would move that route
-                self.node.popen([_PROGRAM, "watch", _POLICY], env=_ENVIRONMENT)
+                self.node.popen([PROGRAM, "watch", POLICY], env=ENVIRONMENT)
                 for family in FAMILIES:
                     wait_until(lambda family=family: self._closed_networks(family), 10, "the routes of `watch`")
 
@@ -123,7 +123,8 @@ class ReplyNetwork:
         for family in FAMILIES:
             both = [self._routes(family, device) for device in self.uplinks]
             for table, (network, default) in zip(TABLES, both, strict=False):
-                self.node.ip(f"{network} table {table}", f"{default} table {table} onlink")
+                if not (self.network.first_is_dead and table == TABLES[0]):
+                    self.node.ip(f"{network} table {table}", f"{default} table {table} onlink")
             if self.network.default == cells.BY_UPLINK:
                 networks, defaults = zip(*both, strict=True)
                 self.node.ip(

@@ -31,6 +31,7 @@ answer = ["ssh", "ping"]
 [uplink.wan.resolver]
 listen = ["192.0.2.54:54", "[::1]:54"]
 servers = ["192.0.2.53"]
+domains = { "corp.example" = ["192.0.2.53:5353"], "tls.example" = ["tls://192.0.2.53#dns.example"] }
 user = 77
 [uplink.lte]
 devices = ["lte"]

@@ -33,6 +33,7 @@ CONSTANTS = {"PROVED": "proved", "REFUTED": "refuted", "UNKNOWN": "unknown", "__
 CLASSES = {
     "Account",
     "Answer",
+    "Clat",
     "Counterexample",
     "Finding",
     "Forward",

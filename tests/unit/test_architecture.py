@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.lab.limits import limit
-from tests.unit.test_policy_errors import GOOD
+from tests.unit.test_policy_errors import GOOD_ELSEWHERE
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "nftpolicy").rglob("*.py"))
@@ -48,7 +48,7 @@ def run(code):
 
 @pytest.fixture
 def policy(tmp_path):
-    (tmp_path / "policy.toml").write_text(GOOD)
+    (tmp_path / "policy.toml").write_text(GOOD_ELSEWHERE)
     return str(tmp_path / "policy.toml")
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from nftpolicy.kernel.inotify import FilePatternWatch
 from nftpolicy.policy import vocabulary
 from nftpolicy.policy.load import load
+from nftpolicy.policy.objects import Listen
+from nftpolicy.policy.scalars import parse_server
 from nftpolicy.runtime.resolver.discovery import DiscoveryTarget, ServerDiscovery
 from nftpolicy.runtime.resolver.dnsmasq import ResolverError, ResolverJob, _refresh
 from nftpolicy.runtime.resolver.servers_file import LEAVING_SECONDS, ServersFile
@@ -27,6 +29,7 @@ from nftpolicy.runtime.resolver.sources import (
     resolved,
 )
 from nftpolicy.runtime.resolver.sources.filter import MAX_REJECTED, MAX_SERVERS, HostAddresses, usable_servers
+from nftpolicy.runtime.resolver.unbound import unbound_text
 from tests.test_manual import MINIMAL
 
 FIXTURES = Path(__file__).parents[1] / "fixtures/dns"
@@ -362,25 +365,62 @@ def test_removed_server_stays_last_for_a_while(tmp_path: Path) -> None:
     upstream = ServersFile(file)
 
     def written_servers() -> list[str]:
-        return [line.removeprefix("nameserver ") for line in file.read_text().splitlines()]
+        return [line.removeprefix("server=") for line in file.read_text().splitlines()]
 
     assert upstream.update((one,), (), 100.0)
-    before = file.stat()
     assert not upstream.update((one,), (), 101.0)
-    assert file.stat().st_ino == before.st_ino
     assert upstream.update((two,), (), 102.0)
     assert written_servers() == ["192.0.2.2", "192.0.2.1"]
-    assert int(file.stat().st_mtime) > int(before.st_mtime)
     assert upstream.due() == 102.0 + LEAVING_SECONDS
-    assert not upstream.update((two,), (), 102.0 + LEAVING_SECONDS)
+    assert upstream.update((two,), (), 102.0 + LEAVING_SECONDS)
     assert written_servers() == ["192.0.2.2"]
     assert upstream.update((one,), (), 110.0)
-    assert upstream.update((one, two), (), 111.0)
+    assert not upstream.update((one, two), (), 111.0)
     assert written_servers() == ["192.0.2.1", "192.0.2.2"]
     assert upstream.update((two,), {one.address}, 112.0)  # it has become our own address
     assert written_servers() == ["192.0.2.2"]
     assert upstream.update((), (), 113.0)  # without a server names are refused, at once
     assert written_servers() == []
+
+
+def test_servers_of_the_policy_are_written_for_dnsmasq(tmp_path: Path) -> None:
+    """One of this machine is left out, and its domain keeps a line, so that no other server gets the names."""
+    settings = (
+        'servers = ["192.0.2.1:5353", "[fe80::1%br-wan]:54"]\n'
+        'domains = { "corp.example" = ["[2001:db8::53]:54", "192.0.2.53"], lan = ["127.0.0.1"] }\n'
+    )
+    text = MINIMAL.replace("[uplink.wan.resolver]\n", f"[uplink.wan.resolver]\n{settings}")
+    uplink = load(text.encode())[0].uplink["wan"]
+    assert uplink.resolver is not None
+    warnings: list[str] = []
+    with ServerDiscovery(DiscoveryTarget("wan", uplink, uplink.resolver), warnings.append, tmp_path) as learner:
+        servers = learner.refresh().servers
+        assert ServersFile(tmp_path / "servers").update(servers, learner.host.own, 0.0, learner.domains)
+    assert (tmp_path / "servers").read_text().splitlines() == [
+        "server=192.0.2.1#5353",
+        "server=fe80::1%br-wan#54",
+        "server=/corp.example/2001:db8::53#54",
+        "server=/corp.example/192.0.2.53",
+        "server=/lan/",
+    ]
+    assert warnings == ["'127.0.0.1' left out: address of this host: would create a forwarding loop"]
+
+
+def test_unbound_forwards_each_zone_to_its_own_servers() -> None:
+    tls, tls6, plain = map(
+        parse_server, ("tls://192.0.2.1#a.example", "tls://[2001:db8::1]:8853#b.example", "192.0.2.2")
+    )
+    text = unbound_text((Listen(ip_address("::1"), 54),), "nobody", (tls, tls6), {"corp.test": (plain,), "lan": ()})
+    assert "    interface: ::1@54\n" in text
+    assert '    local-zone: "corp.test." transparent\n    local-zone: "lan." refuse\n' in text
+    assert text.partition("forward-zone:\n")[2].split("forward-zone:\n") == [
+        '    name: "."\n    forward-first: no\n    forward-tls-upstream: yes\n'
+        '    forward-addr: "192.0.2.1@853#a.example"\n    forward-addr: "2001:db8::1@8853#b.example"\n',
+        '    name: "corp.test."\n    forward-first: no\n    forward-addr: "192.0.2.2@53"\n',
+    ]
+    without = unbound_text((), "nobody", (), {})
+    assert '    local-zone: "." refuse\n' in without
+    assert "forward-zone" not in without
 
 
 def test_resolver_on_full_disk_stops_with_an_error(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_command_without_root_is_status_4(command):
 
 def test_full_output_is_status_5():
     with Path("/dev/full").open("wb") as full:
-        for arguments in (["--version"], ["check", "rulesets/vpn-killswitch.toml"], ["verify", "--help"]):
+        for arguments in (["--version"], ["check", "rulesets/gluon-fastd.toml"], ["verify", "--help"]):
             command = [sys.executable, "-c", MAIN.format(before="pass"), *arguments]
             done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=limit(60), check=False)
             said = b"nftpolicy: standard output: cannot be written: No space left on device\n"
@@ -148,7 +148,7 @@ def test_full_output_is_status_5():
 def test_closed_output_is_status_141():
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-c", MAIN.format(before="pass"), "check", "rulesets/vpn-killswitch.toml"]
+    command = [sys.executable, "-c", MAIN.format(before="pass"), "check", "rulesets/gluon-fastd.toml"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, timeout=limit(60), check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (common.EXIT_OUTPUT_CLOSED, b"")

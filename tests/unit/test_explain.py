@@ -686,3 +686,23 @@ def test_absent_state_file_is_status_2(tmp_path):
     result = run("--to", "192.0.2.1", "--rules", tmp_path / "absent")
     assert (result.returncode, result.stdout) == (2, b"")
     assert result.stderr == f"nftpolicy: {tmp_path}/absent: cannot be read: No such file or directory\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("change", "count"),
+    [({}, 1), ({"source": parse_address("192.0.2.2")}, 0), ({"sport": 5001}, 0), ({"protocol": TCP}, 0),
+     ({"destination": parse_address("192.0.2.18")}, 0)],
+)  # fmt: skip
+def test_wildcard_udp_reply_has_a_note(change, count):
+    """By table main the reply leaves from an address of the mesh; to the uplink's network from the right one."""
+    routes = (
+        Route(4, 255, "192.0.2.2/32", "local", device="eth0"),
+        Route(4, 255, "10.0.0.2/32", "local", device="bat0"),
+        Route(4, 254, "192.0.2.0/24", device="eth0", prefsrc="192.0.2.2"),
+        Route(4, 254, "default", device="bat0", prefsrc="10.0.0.2"),
+    )
+    policy = load(GOOD.replace('"ssh"', '"ssh", "udp/5000"').encode())[0]
+    found = explain.Explainer(NetState(routes=routes), policy).explain(
+        Packet(4, **{"destination": parse_address("198.51.100.9"), "sport": 5000} | change)
+    )
+    assert [note.partition(" needs")[0] for note in found.notes] == ["a reply to a request by uplink wan"] * count

@@ -12,7 +12,7 @@ from nftpolicy.policy.lint import find_warnings
 from nftpolicy.policy.load import load
 from nftpolicy.policy.mark import FULL_MASK, Mark, parse_mark
 from tests.lab.limits import limit
-from tests.unit.test_policy_errors import GOOD, NAS
+from tests.unit.test_policy_errors import GOOD, GOOD_ELSEWHERE, NAS
 
 ROOT = Path(__file__).parents[2]
 MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
@@ -125,7 +125,7 @@ def test_known_marks_conflict_with_themselves():
 
 def test_warnings_are_stderr_lines_with_status_zero(tmp_path):
     file = tmp_path / "policy.toml"
-    file.write_text(GOOD.replace('lease = "/run/lte.dns"', 'lease = "/etc/resolv.conf"'))
+    file.write_text(GOOD_ELSEWHERE.replace('lease = "/run/lte.dns"', 'lease = "/etc/resolv.conf"'))
     result = subprocess.run([*MAIN, "check", file], capture_output=True, text=True, timeout=limit(30), check=False)
     assert result.returncode == 0
     assert result.stdout.endswith("proved\n")

@@ -49,6 +49,7 @@ uplink = "lte"
 kernel = true
 sport = ["udp/51820"]
 """
+GOOD_ELSEWHERE = GOOD.replace('"eth0"', '"wan-here"')  # no machine has this device, so `check` names no traffic
 
 # Text of the good policy -> replacement, the key, and a part of the message.
 LAN = 'sport = ["udp/51820"]\n'  # the end of the good policy
@@ -64,6 +65,8 @@ BAD = [
     (LAN, NAS.replace("[lan.", "[service."), "service.nas", "for any program and the uplink's own network, use [lan.NAME]"),
     (LAN, NAS + "user = 5\ngroup = 6\n", "lan.nas", "has 'group' and 'user'"),
     (LAN, NAS.replace('"wan"', '"wam"'), "lan.nas.uplink", "unknown uplink 'wam'"),
+    (LAN, NAS + 'ports = ["tcp/445"]\nsport = ["udp/137"]\n', "lan.nas.sport", "excludes 'ports'; make two tables"),
+    (LAN, NAS + 'sport = ["udp/137", "tcp/139"]\n', "lan.nas.sport[1]", "tcp/139 is not UDP"),
     (LAN, NAS + 'ports = ["tcp/445", "tcp/445"]\n', "lan.nas.ports[1]", "is listed twice"),
     # the wrong type, for each kind of key
     ('name = "p"', "name = 5", "name", "expected a string in quotes, got a number ('5')"),
@@ -182,6 +185,23 @@ BAD = [
     ('["192.0.2.1"]', '["192.0.2.1", "192.0.2.1"]', "uplink.wan.gateways[1]", "is listed twice"),
     ('["192.0.2.1"]', '["127.0.0.1"]', "uplink.wan.gateways[0]", "cannot be a gateway"),
     ('["bat0", "mesh*"]', '["bat0", "bat0"]', "inside[1]", "is listed twice"),
+    ('["192.0.2.53"]', '["192.0.2.53:0"]', "uplink.wan.resolver.servers[0]", "a port is 1 to 65535"),
+    ('["192.0.2.53"]', '["192.0.2.53#5353"]', "uplink.wan.resolver.servers[0]", 'write a port as "192.0.2.1:5353"'),
+    ('["192.0.2.53"]', '["[fe80::1]:54"]', "uplink.wan.resolver.servers[0]", 'needs its device: "fe80::1%DEVICE"'),
+    ('["192.0.2.53"]', '["[192.0.2.53"]', "uplink.wan.resolver.servers[0]", "expected an IPv4 or IPv6 address"),
+    ("user = 77", '[uplink.wan.resolver.domains]\n"Corp.example" = []', "uplink.wan.resolver.domains.'Corp.example'", "write it in lower case"),
+    ("user = 77", '[uplink.wan.resolver.domains]\n"*.corp" = []', "uplink.wan.resolver.domains.'*.corp'", "without '*'"),
+    ("user = 77", '[uplink.wan.resolver.domains]\n"corp/#" = []', "uplink.wan.resolver.domains.'corp/#'", "is not a valid domain"),
+    ("user = 77", "domains = { corp = [] }", "uplink.wan.resolver.domains.corp", "names no server"),
+    ("user = 77", 'domains = { corp = "192.0.2.1" }', "uplink.wan.resolver.domains.corp", "expected a list"),
+    ("user = 77", 'domains = { corp = ["::1:x"] }', "uplink.wan.resolver.domains.corp[0]", "expected an IPv4 or IPv6 address"),
+    ("user = 77", 'domains = { corp = ["192.0.2.1", "192.0.2.1:53"] }', "uplink.wan.resolver.domains.corp[1]", "is listed twice"),
+    ("user = 77", 'domains = ["corp"]', "uplink.wan.resolver.domains", "expected a table, got a list"),
+    ('["192.0.2.53"]', '["tls://192.0.2.53"]', "uplink.wan.resolver.servers[0]", "needs the name in its certificate"),
+    ('["192.0.2.53"]', '["tls://192.0.2.53#"]', "uplink.wan.resolver.servers[0]", '"tls://192.0.2.53#dns.example"'),
+    ('["192.0.2.53"]', '["tls://dns.example#dns.example"]', "uplink.wan.resolver.servers[0]", "expected an IPv4 or IPv6 address"),
+    ('["192.0.2.53"]', '["tls://192.0.2.53#d.example", "192.0.2.1"]', "uplink.wan.resolver.servers[1]", "a query could leave without TLS"),
+    ('servers = ["192.0.2.53"]', 'domains = { corp = ["tls://192.0.2.53#d.example"] }', "uplink.wan.resolver.domains", "needs 'servers', too"),
     ('["192.0.2.53"]', '["192.0.2.53", "192.0.2.53"]', "uplink.wan.resolver.servers[1]", "is listed twice"),
     ('["198.51.100.0/24"]', '["198.51.100.0/24", "198.51.100.0/255.255.255.0"]', "service.vpn.to[1]", "twice"),
     ('["udp/10000-10010"]', '["udp/5", "udp/5"]', "service.vpn.ports[1]", "is listed twice"),

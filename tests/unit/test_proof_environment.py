@@ -3,11 +3,16 @@
 import pytest
 from attrs import evolve
 
+from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate.routing import IpRule, Route
 from nftpolicy.netstate.state import Device, NetState
+from nftpolicy.policy.scalars import parse_answer
+from nftpolicy.proof.answer_cases import answer_assumptions
 from nftpolicy.proof.assumptions import add_assumed_environment, restrict_to_present
+from nftpolicy.proof.context import ProofContext
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.spec import Spec, UplinkSpec
-from tests.unit.proved_policy import SPEC, STATE
+from tests.unit.proved_policy import POLICY, SPEC, STATE
 
 NO_ADDRESSES = "addresses on each device, and routes inside, as a machine has them (the state names none)"
 WAN_ROUTE, LTE_ROUTE = (
@@ -137,3 +142,37 @@ def test_absent_and_stopped_devices_are_left_out_and_named() -> None:
         "no packet was tried by lte: the device does not exist or is down",
         "no packet was tried by dmz: no such device is up",
     ]
+
+
+# Replies of UDP servers
+
+ANSWERING = evolve(
+    POLICY, uplink=POLICY.uplink | {"wan": evolve(POLICY.uplink["wan"], answer=(parse_answer("udp/5000"),))}
+)
+DEVICES = tuple(
+    Device(name, addresses) for name, addresses in (("lo", ()), ("wan", ("192.0.2.2/28",)), ("lan", ("192.0.2.34/28",)))
+)
+
+
+@pytest.mark.parametrize(
+    ("devices", "routes", "end"),
+    [
+        ((), IPV4, "where a route leads it inside"),
+        (DEVICES, IPV4[:-1], "true now of one that is bound to no address and selects none: "
+         "to 198.51.100.9 by wan from 192.0.2.2"),
+        (DEVICES, IPV4, "false now of one that is bound to no address and selects none: "
+         "to 198.51.100.9 by lan from 192.0.2.34"),
+        (DEVICES, (*IPV4[:-1], Route(4, 254, "default", "unreachable")), "false now of one that is bound to no "
+         "address and selects none: to 198.51.100.9 no route"),
+        (DEVICES, (*IPV4[:1], *IPV4[2:]), "where a route leads it inside"),  # no address on wan
+    ],
+)  # fmt: skip
+def test_assumption_about_udp_servers_has_the_way_now(devices, routes, end) -> None:
+    compiled = compile_policy(ANSWERING)
+    state = evolve(compiled, routes=(*compiled.routes, *routes, *IPV6[:1], *UPLINKS), devices=devices)
+    rules = tuple(IpRule(4, priority, table=table, protocol=2) for priority, table in ((0, 255), (32766, 254)))
+    state = evolve(state, rules=tuple(sorted((*state.rules, *rules), key=lambda rule: rule.priority)))
+    context = ProofContext(state, ["wan"], [0xFF])
+    (assumption,) = answer_assumptions(context, build_spec(ANSWERING))
+    assert assumption.startswith("the server of answer udp/5000 of uplink wan sends its UDP replies from the address")
+    assert assumption.endswith(end)

@@ -210,10 +210,13 @@ def test_each_port_of_a_bridge_needs_a_link_guard():
 NET, USER = Match(Payload("ip", "daddr"), "198.51.100.0/24"), Match(Meta("skuid"), 900)
 GROUP = Match(Meta("skgid"), 800)
 REPLY, FLOW = Match(Ct("direction"), "reply"), Match(Bitwise(Ct("mark"), and_mask=0xFF), 1)
+TO_SERVER = (IPV4, Match(Payload("ip", "daddr"), "192.0.2.53"))
 ENTITLED = {
     "user": (USER,),
     "group to its network and ports": (GROUP, IPV4, NET, *udp(dport="10000-10010")),
-    "resolver": (Match(Meta("skuid"), 77), *udp(dport=53)),
+    "resolver": (Match(Meta("skuid"), 77), *TO_SERVER, *udp(dport=53)),
+    "resolver to a server of a domain": (Match(Meta("skuid"), 77), *TO_SERVER, *udp(dport=5353)),
+    "resolver over TLS": (Match(Meta("skuid"), 77), *TO_SERVER, Match(Payload("tcp", "dport"), 853)),
     "reply of ssh": (REPLY, FLOW, Match(Payload("tcp", "sport"), 22)),
     "echo reply": (REPLY, FLOW, IPV4, Match(Payload("icmp", "type"), 0)),
     "echo reply of IPv6": (REPLY, FLOW, *icmpv6(129)),
@@ -235,8 +238,11 @@ NOT_ENTITLED = {
     "group to the next network": (GROUP, IPV4, Match(Payload("ip", "daddr"), "198.51.101.0/24"), *udp(dport=10000)),
     "port and network of any socket": (IPV4, NET, *udp(dport=10000)),
     "fragments of UDP": (IPV4, Match(Meta("l4proto"), "udp"), FRAGMENT),
-    "resolver to another port": (Match(Meta("skuid"), 77), *udp(dport=54)),
-    "resolver from its port": (Match(Meta("skuid"), 77), *udp(sport=53)),
+    "resolver to any server": (Match(Meta("skuid"), 77), *udp(dport=53)),
+    "resolver to another port": (Match(Meta("skuid"), 77), *TO_SERVER, *udp(dport=54)),
+    "resolver from its port": (Match(Meta("skuid"), 77), *TO_SERVER, *udp(sport=53)),
+    "resolver to the port of TLS by UDP": (Match(Meta("skuid"), 77), *TO_SERVER, *udp(dport=853)),
+    "another user to a server": (Match(Meta("skuid"), 78), *TO_SERVER, *udp(dport=5353)),
     "queries of any socket": udp(dport=53),
     "replies of another port": (REPLY, FLOW, Match(Payload("tcp", "sport"), 23)),
     "requests from the port": (FLOW, Match(Payload("tcp", "sport"), 22)),

@@ -13,7 +13,7 @@ from nftpolicy.kernel.netlink.conntrack import Conntrack, ConntrackEntry, FlowTu
 from nftpolicy.kernel.netlink.sock_diag import ABSENT, CLOSED, NOT_SUPPORTED, TCP, UDP, InetSocket
 from nftpolicy.policy import scalars
 from nftpolicy.policy.mark import Mark
-from nftpolicy.policy.objects import Account, Policy, Port, Resolver, Service, Uplink
+from nftpolicy.policy.objects import Account, Lan, Policy, Port, Resolver, Service, Uplink
 from nftpolicy.runtime.apply.stale import inodes_needing_group, stale_flows, stale_sockets
 from nftpolicy.runtime.apply.stale_cleanup import close_stale
 from tests import policy_strategies
@@ -464,3 +464,12 @@ def test_failed_reset_suppression_is_reported():
 def test_unchanged_policy_queries_nothing():
     assert close_stale(None, POLICY, POLICY).lines() == []
     assert close_stale(None, None, None).lines() == []
+
+
+@pytest.mark.parametrize(("group", "remote", "count"), [(900, FAR, 0), (901, FAR, 1), (900, "203.0.113.99", 1)])
+def test_connection_of_a_lan_survives_first_policy(group, remote, count):
+    lan = Lan("wan", (ip_network("198.51.100.0/24"),), group=MAIL)
+    policy = evolve(POLICY, lan={"files": lan})
+    one = inet_socket(mark=0, remote=remote)
+    assert inodes_needing_group([one], None, policy) == {7}
+    assert len(stale_reasons([one], None, policy, {7: group})) == count

@@ -27,7 +27,7 @@ from nftpolicy.proof.verdict import UNKNOWN as NOT_KNOWN
 from nftpolicy.runtime import verify as runtime
 from nftpolicy.runtime.snapshot import Snapshot
 from tests.lab.limits import limit
-from tests.unit.test_policy_errors import GOOD
+from tests.unit.test_policy_errors import GOOD, GOOD_ELSEWHERE
 
 ROOT = Path(__file__).parents[2]
 MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
@@ -552,7 +552,7 @@ def test_progress_is_shown_on_a_slow_terminal_run(monkeypatch, terminal, patienc
 
 @pytest.fixture
 def policy_file(tmp_path):
-    (tmp_path / "policy.toml").write_text(GOOD)
+    (tmp_path / "policy.toml").write_text(GOOD_ELSEWHERE)
     return tmp_path / "policy.toml"
 
 

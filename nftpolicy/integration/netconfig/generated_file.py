@@ -29,9 +29,9 @@ def header_line(policy: Policy) -> CheckedText:
 
 
 def uplink_devices(policy: Policy) -> Iterator[tuple[str, str, Uplink]]:
-    """Yield (device, uplink name, uplink) for each device of each uplink."""
+    """Yield (device, uplink name, uplink) for each device of each uplink that leads to its network."""
     for name, uplink in policy.uplink.items():
-        for device in uplink.devices:
+        for device in uplink.network_devices:
             yield device, name, uplink
 
 

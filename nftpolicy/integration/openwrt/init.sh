@@ -18,7 +18,7 @@ start_service() {
 	procd_set_param stderr 1
 	procd_close_instance
 	# No pipe here: procd keeps the instance in variables of this shell.
-	while read -r kind name mark uid port addresses; do
+	while read -r kind name mark uid port options; do
 		[ "$kind" != resolver ] || resolver
 	done </usr/share/nftpolicy/plan
 }
@@ -37,7 +37,7 @@ resolver() {
 		--pid-file="$STATE/resolver-$name.pid" --user="$user" --port="$port" --bind-interfaces \
 		--resolv-file="$STATE/$name.servers" --all-servers --dns-forward-max=1000 --cache-size=0 --proxy-dnssec --edns-packet-max=1232 \
 		--enable-ubus="nftpolicy.$name" # with ubus it keeps CAP_NET_RAW, which allows it to set marks (Linux 5.17)
-	for address in $addresses; do procd_append_param command "--listen-address=$address"; done
+	for option in $options; do procd_append_param command "$option"; done
 	# In decimal: libpacketmark parses it by atoi(3).
 	procd_set_param env LD_PRELOAD="$MARKS" LIBPACKETMARK_MARK="$mark"
 	procd_set_param respawn 60 5 0

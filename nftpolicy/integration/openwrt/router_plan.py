@@ -15,11 +15,12 @@ from attrs import evolve
 from ...compiler import guard
 from ...compiler.compile import policy_ip_rules, policy_routes
 from ...compiler.sysctls import required_sysctls
-from ...generated_text import CheckedText, device_name, fill, join, scoped_address, sysctl_path, word, words
+from ...generated_text import CheckedText, device_name, fill, join, scoped_address, sysctl_path, word
 from ...netstate.formats import nft_text
 from ...netstate.nft import FULL_MASK, Chain
 from ...netstate.routing import ROUTE_TYPES, IpRule, Route
-from ...policy.objects import Policy, Uplink
+from ...policy.objects import DNS_PORT, Policy, Uplink
+from ..dnsmasq_servers import domain_values, server_value
 
 _ROUTE_TYPES = {name: number for number, name in ROUTE_TYPES.items()}
 _PORT = "/"  # placeholder for a bridge port; not valid in a device name
@@ -130,18 +131,23 @@ def _chain_body(chain: Chain) -> CheckedText:
 def _resolver(name: str, uplink: Uplink) -> Iterator[CheckedText]:
     """Yield how the dnsmasq of an uplink is started, and the source of its servers."""
     resolver = uplink.resolver
-    if resolver is None:
+    if resolver is None or resolver.uses_tls:  # unsupported.py refuses TLS
         return
+    # runner.sh writes servers in the form of resolv.conf(5), which has neither ports nor domains.
+    with_port = (server_value(server) for server in resolver.servers if server.port != DNS_PORT)
+    options = [fill("--listen-address={address}", address=word(str(listen.address))) for listen in resolver.listen]
+    options += [fill("--server={value}", value=value) for value in (*with_port, *domain_values(resolver.domains))]
     yield fill(
-        "resolver {name} {mark} {user} {port} {addresses}",
+        "resolver {name} {mark} {user} {port} {options}",
         name=word(name),
         mark=uplink.mark.value,
         user=resolver.user.number,
         port=resolver.listen[0].port,
-        addresses=words(str(endpoint.address) for endpoint in resolver.listen),
+        options=join(" ", options),
     )
     if resolver.servers:
-        servers = join(" ", (scoped_address(str(server.address), server.zone) for server in resolver.servers))
+        in_file = (server for server in resolver.servers if server.port == DNS_PORT)
+        servers = join(" ", (scoped_address(str(server.address), server.zone) for server in in_file))
         yield fill("servers {name} fixed {servers}", name=word(name), servers=servers)
     else:
         yield fill(

@@ -52,6 +52,12 @@ def _uplink_features(uplink: Uplink) -> Iterator[tuple[KeyPath, str]]:
             ("learn",),
             "only netifd moves routes to the uplink's table on the router, and it learns them itself",
         )
+    if uplink.clat is not None:
+        yield (
+            ("clat",),
+            "netifd puts the IPv4 route of its translator into table main on the router, so packets with the mark do "
+            "not get there; give the service the IPv6 addresses of its servers",
+        )
     if uplink.resolver is not None:
         yield from ((("resolver", key), text) for key, text in _resolver_features(uplink.resolver))
 
@@ -60,3 +66,8 @@ def _resolver_features(resolver: Resolver) -> Iterator[tuple[str, str]]:
     is_set = {"lease": resolver.lease is not None, "sources": bool(set(resolver.sources) - {"auto", "netifd"})}
     for key in (key for key, value in is_set.items() if value):
         yield key, "is not read on the router, where netifd provides the servers that the uplink's interfaces learned"
+    if resolver.uses_tls:
+        yield (
+            "servers",
+            "names a server with tls://, which dnsmasq on the router cannot query; name servers without TLS",
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""bpf(2): load programs, attach them to cgroups, list and detach them (include/uapi/linux/bpf.h)."""
+"""bpf(2): load programs, run them, attach them to cgroups, list and detach them (include/uapi/linux/bpf.h)."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..errors import Unavailable
 
 _SYSTEM_CALLS = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "armv7l": 386, "i686": 357}
 _BPF_PROG_LOAD, _BPF_PROG_ATTACH, _BPF_PROG_DETACH = 5, 8, 9
+_BPF_PROG_TEST_RUN, _BPF_F_TEST_XDP_LIVE_FRAMES = 10, 2
 _BPF_PROG_GET_NEXT_ID, _BPF_PROG_GET_FD_BY_ID = 11, 13
 _BPF_OBJ_GET_INFO_BY_FD, _BPF_PROG_QUERY = 15, 16
 _BPF_F_ALLOW_MULTI = 2  # foreign programs on the same cgroup stay
@@ -34,11 +35,15 @@ _QUERY_COUNT = 24  # offset of prog_cnt in the attributes of BPF_PROG_QUERY
 _LOAD = struct.Struct("=IIQQIIQII16sII")
 _ATTACH = struct.Struct("=IIII")  # target_fd, attach_bpf_fd, attach_type, attach_flags
 _QUERY = struct.Struct("=IIIIQII")  # target_fd, attach_type, two flags, prog_ids, prog_cnt, padding
+# prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration, ctx_size_in, ctx_size_out, ctx_in,
+# ctx_out, flags, cpu, batch_size
+_TEST_RUN = struct.Struct("=IIIIQQIIIIQQIII")
+_XDP_MD = struct.Struct("=IIIIII")  # data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
 
 
 @frozen
 class AttachType:
-    """An attach point of cgroups: its name in systemd, its program type, its attach type."""
+    """An attach point of cgroups, or XDP: its name in systemd, its program type, its attach type."""
 
     name: str
     program_type: int
@@ -46,6 +51,7 @@ class AttachType:
 
 
 SOCK_CREATE, SETSOCKOPT = AttachType("sock_create", 9, 2), AttachType("setsockopt", 25, 22)
+XDP = AttachType("xdp", 6, 37)
 ATTACH_TYPES = (SOCK_CREATE, SETSOCKOPT)
 
 
@@ -95,6 +101,18 @@ def load(attach_type: AttachType, code: bytes, name: str) -> int:
         attach_type.number,
     )
     return bpf(_BPF_PROG_LOAD, attributes)[0]
+
+
+def run_on_frame(descriptor: int, frame: bytes, device: int) -> None:
+    """Run an XDP program on a frame that arrives by the device of that index, and let the kernel act on its result.
+
+    Raises OSError, EINVAL before Linux 5.18.
+    """
+    data = ctypes.create_string_buffer(frame, len(frame))
+    context = ctypes.create_string_buffer(_XDP_MD.pack(0, len(frame), 0, device, 0, 0), _XDP_MD.size)
+    places = ctypes.addressof(data), ctypes.addressof(context)
+    request = (descriptor, 0, len(frame), 0, places[0], 0, 1, 0, _XDP_MD.size, 0, places[1], 0)
+    bpf(_BPF_PROG_TEST_RUN, _TEST_RUN.pack(*request, _BPF_F_TEST_XDP_LIVE_FRAMES, 0, 1))
 
 
 def describe(descriptor: int) -> LoadedProgram:

@@ -126,7 +126,7 @@ class SockDiag:
         With `cgroup` only those that were opened in the cgroup of this number, or below it (Linux
         5.9). Skip a protocol that the kernel cannot list. Raises Unavailable.
         """
-        device = cache(_device_name)
+        device = cache(device_name)
         condition = b"" if cgroup is None else _cgroup_condition(cgroup)
         return [
             entry
@@ -214,7 +214,8 @@ def _address(raw: bytes) -> str | None:
     return ip_text(raw) if any(raw) else None
 
 
-def _device_name(index: int) -> str | None:
+def device_name(index: int) -> str | None:
+    """Return the name of a device, or its number as text if it has gone."""
     with suppress(OSError):
         return socket.if_indextoname(index)
     return f"device number {index}"

@@ -21,7 +21,16 @@ from ...kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, UDPLITE, InetSocket
 from ...netstate.nft import AnonymousSet, Match, MatchRight, Payload
 from ...policy.mark import Mark
 from ...policy.objects import Policy, Service, Uplink
-from ..ownership import Addresses, is_answered, is_dns, is_local, service_allows, uplink_of_mark
+from ..ownership import (
+    Addresses,
+    is_answered,
+    is_dns,
+    is_local,
+    is_upstream,
+    lan_allows,
+    service_allows,
+    uplink_of_mark,
+)
 
 _EgressDevice = Callable[[InetSocket], str | None]
 
@@ -94,10 +103,12 @@ def inodes_needing_group(
     after: Policy | None,
 ) -> set[int]:
     """Return the inodes of sockets that are classified by the group of their process."""
-    has_group = any(service.group for service in _services(before, after))
+    has_group = any(entry.group for entry in (*_services(before, after), *(after.lan.values() if after else ())))
     if after is None or before == after or not has_group:
         return set()
     if before is None:
+        if any(lan.group for lan in after.lan.values()):
+            return {socket.inode for socket in sockets if socket.is_connected}
         if not any(map(_has_resolver, _uplinks(after))):
             return set()
         return {socket.inode for socket in sockets if is_dns(socket)}
@@ -230,11 +241,7 @@ class _Classifier:
             name = self._uplink_of_address.get(socket.local or "")
         if name is None:
             return None
-        uplink = self._after.uplink[name]
-        if is_answered(uplink, socket) or _exempt(uplink, socket):
-            return None
-        user = _unmarked_user(self._after, socket)
-        if user and user[0] == name and service_allows(user[1], socket, None):
+        if may_leave_unmarked(self._after, name, socket, self._groups.get(socket.inode)):
             return None
         return f"it is older than the policy, and has no mark of uplink {name}"
 
@@ -250,6 +257,15 @@ class _Classifier:
             if (same_user or same_group) and self._after.uplink[service.uplink].resolver:
                 return service.uplink
         return None
+
+
+def may_leave_unmarked(policy: Policy, name: str, socket: InetSocket, group: int | None) -> bool:
+    """Return True if packets of a socket without a mark may leave by an uplink; True also if unknown."""
+    uplink = policy.uplink[name]
+    if is_answered(uplink, socket) or _exempt(uplink, socket) or lan_allows(policy, name, socket, group):
+        return True
+    user = _unmarked_user(policy, socket)
+    return user is not None and user[0] == name and service_allows(user[1], socket, None)
 
 
 def _has_process(socket: InetSocket) -> bool:
@@ -291,7 +307,7 @@ def _may_use(policy: Policy, name: str, socket: InetSocket, group: int | None) -
     if is_answered(uplink, socket):
         return True
     resolver = uplink.resolver
-    if resolver and socket.uid == resolver.user.number and is_dns(socket):
+    if resolver and socket.uid == resolver.user.number and is_upstream(socket, resolver):
         return True
     services = (service for service in policy.service.values() if service.uplink == name)
     return any(service_allows(service, socket, group) for service in services)

@@ -7,7 +7,8 @@ from ipaddress import ip_address
 
 from attrs import frozen
 
-from ...kernel.packet_sender import ETHERTYPES, ICMP, ICMPV6, TCP, UDP
+from ...kernel.ip_packet import ACK, ICMP, ICMPV6, SYN, TCP, UDP
+from ...kernel.packet_sender import ETHERTYPES
 
 _VLANS = frozenset((0x8100, 0x88A8))  # ethertypes of 802.1Q and 802.1ad
 _VLAN_TAG_SIZE = 4  # bytes: tag, ethertype
@@ -20,7 +21,6 @@ _EXTENSIONS, _FRAGMENT = frozenset((0, 43, 60)), 44  # hop-by-hop, routing, dest
 _EXTENSION_UNIT = 8  # bytes; also the size of a fragment header
 # TCP header, RFC 9293.
 _TCP_SIZE, _TCP_FLAGS = 20, 13
-_SYN, _ACK = 2, 16
 _PORTS_SIZE = 4
 _NAMES = {TCP: "TCP SYN", UDP: "UDP", ICMP: "ICMP", ICMPV6: "ICMPv6"}
 
@@ -51,6 +51,8 @@ class ObservedPacket:
         if self.protocol is None:
             return f"a frame of type {self.ethertype:#06x}"
         name = _NAMES.get(self.protocol, f"protocol {self.protocol}")
+        if self.protocol == TCP and len(self.payload) > _TCP_FLAGS and self.payload[_TCP_FLAGS] & ACK:
+            name = "TCP SYN/ACK"
         source, destination = self.source, self.destination
         if self.ports:
             sport, dport = self.ports
@@ -113,4 +115,4 @@ def may_be_syn(ethertype: int, data: bytes) -> bool:
     else:
         return False
     flags_offset = size + _TCP_FLAGS
-    return protocol == TCP and len(data) > flags_offset and data[flags_offset] & (_SYN | _ACK) == _SYN
+    return protocol == TCP and len(data) > flags_offset and data[flags_offset] & (SYN | ACK) == SYN

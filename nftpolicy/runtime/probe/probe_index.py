@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ...kernel.packet_sender import TCP
+from ...kernel.ip_packet import TCP
 from .observed_packet import ObservedPacket, may_be_syn, parse_packet
 from .probe_types import RUN_TOKEN_SIZE, TOKEN_SIZE, Probe
 

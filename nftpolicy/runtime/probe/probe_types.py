@@ -19,18 +19,15 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 
 from attrs import field, frozen
 
+from ...kernel.ip_packet import ACK, ICMP, ICMPV6, SYN, TCP, UDP
 from ...kernel.packet_sender import (
     ETHERTYPES,
     EXPERIMENTAL_PROTOCOL,
     FORMS_WITH_PORTS,
     FRAME_SOCKETS,
-    ICMP,
-    ICMPV6,
-    TCP,
-    UDP,
     ProbePacket,
 )
-from ...model.packet import FRAME, SOCKET, Packet, parse_address
+from ...model.packet import FORWARD, FRAME, SOCKET, CtInfo, Packet, parse_address
 from .observed_packet import ObservedPacket
 
 Random = Callable[[int], bytes]
@@ -51,6 +48,9 @@ ROOT, STRANGER, THIEF = "root", "stranger", "thief"
 _ANY_SENDER = (ROOT, STRANGER)
 _ROOT_ONLY = (ROOT,)
 
+OTHER_MACHINE = "another machine"  # the sender of forwarded packets
+ARRIVING = "arriving"  # the method of packets of another machine, see arrivals.py
+
 TOKEN_SIZE, RUN_TOKEN_SIZE = 16, 8  # bytes; the probes of a run share the first ones
 _PORT_BITS_SIZE = 4  # random bytes for ports
 # DNS query of one question; the token is its first label.
@@ -70,6 +70,7 @@ _TRANSPORT_HEADER = {
 # Ranges of random ports: first one, size.
 _TCP_DPORTS, _SPORTS = (1024, 64000), (32768, 28000)
 _HOP_LIMIT = 1
+_TRIES = 8  # to find an unused address
 
 
 @frozen
@@ -230,6 +231,13 @@ class AddressPool:
         ]
         return self._host_in((free or networks)[0])
 
+    def unused_host(self, network: IPv4Network | IPv6Network, used: Collection[str]) -> str | None:
+        """Return an address in a network that is not in `used`; None if none was found."""
+        if network.num_addresses <= 2:
+            return next((str(address) for address in network if str(address) not in used), None)
+        addresses = (self._host_in(network) for _ in range(_TRIES))
+        return next((address for address in addresses if address not in used), None)
+
     def _host_in(self, network: IPv4Network | IPv6Network) -> str:
         host = int.from_bytes(self.random(16), "big") % (network.num_addresses - 2) + 1
         return str(network.network_address + host)
@@ -308,7 +316,14 @@ class ProbeFactory:
 # --- for explain ----------------------------------------------------------------------
 
 _NAMES_DEVICE = frozenset({"bound", "unicast-if", "pktinfo", "multicast-if", "zone", "broadcast"})
-_PROTOCOLS = {"udp": UDP, "tcp": TCP, "header": UDP, "raw": EXPERIMENTAL_PROTOCOL, **dict.fromkeys(FRAME_SOCKETS, UDP)}
+_PROTOCOLS = {
+    "udp": UDP,
+    "tcp": TCP,
+    "header": UDP,
+    "raw": EXPERIMENTAL_PROTOCOL,
+    "syn-ack": TCP,
+    **dict.fromkeys(FRAME_SOCKETS, UDP),
+}
 
 
 def explain_packet(probe: Probe, observed: ObservedPacket | None = None) -> Packet | None:
@@ -316,6 +331,8 @@ def explain_packet(probe: Probe, observed: ObservedPacket | None = None) -> Pack
     probe_packet = probe.packet
     if not probe_packet.family:
         return None
+    if probe_packet.method == ARRIVING:
+        return _arriving_packet(probe_packet)
     is_frame = probe_packet.form in FRAME_SOCKETS
     protocol = _PROTOCOLS.get(probe_packet.form, {4: ICMP, 6: ICMPV6}[probe_packet.family])
     sport = observed.ports[0] if observed and observed.ports else probe_packet.sport
@@ -335,4 +352,22 @@ def explain_packet(probe: Probe, observed: ObservedPacket | None = None) -> Pack
         bound=probe_packet.device if is_frame or probe_packet.method in _NAMES_DEVICE else None,
         ethertype=ETHERTYPES[probe_packet.family] if is_frame else None,
         fields={("ip", "ttl") if probe_packet.family == 4 else ("ip6", "hoplimit"): _HOP_LIMIT},
+    )
+
+
+def _arriving_packet(probe_packet: ProbePacket) -> Packet:
+    protocol = _PROTOCOLS.get(probe_packet.form, {4: ICMP, 6: ICMPV6}[probe_packet.family])
+    with_ports = probe_packet.form != "echo"
+    return Packet(
+        probe_packet.family,
+        parse_address(probe_packet.destination),
+        parse_address(probe_packet.source or ""),
+        protocol,
+        probe_packet.sport if with_ports else 0,
+        probe_packet.dport if with_ports else 0,
+        FORWARD,
+        iif=probe_packet.device,
+        # Connection tracking knows no request to a SYN/ACK.
+        flow=CtInfo("invalid") if probe_packet.form == "syn-ack" else CtInfo(),
+        fields={("tcp", "flags"): SYN | ACK} if probe_packet.form == "syn-ack" else {},
     )

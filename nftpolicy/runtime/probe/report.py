@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 
 from attrs import Factory, frozen
 
 from ...kernel.packet_capture import LinkInfo
+from .arrivals import ForwardControl
 from .observed_packet import ObservedPacket
 from .probe_types import DISCARD, Probe
 
@@ -125,17 +127,46 @@ class DeviceResult:
 
 
 @frozen
+class ForwardedResult:
+    """Results for the packets of other machines that arrive by one device.
+
+    `faults`: reasons why silence proves nothing. `notes`: reasons why such packets cannot leave, or were not tested.
+    """
+
+    device: str
+    results: tuple[ProbeResult, ...] = ()
+    controls: tuple[ForwardControl, ...] = ()
+    faults: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def missing_controls(self) -> dict[tuple[str, int], set[str]]:
+        """Return by forward and family the reasons of control packets, where none was captured."""
+        captured = {control.key for control in self.controls if control.captured}
+        missing: dict[tuple[str, int], set[str]] = {}
+        for control in self.controls:
+            if control.key not in captured:
+                missing.setdefault(control.key, set()).add(control.reason)
+        return missing
+
+
+@frozen
 class ProbeReport:
-    """Results of the whole run. `routed`: results of probes without a device, sent by the routes."""
+    """Results of the whole run. `routed`: results of probes without a device, sent by the routes.
+
+    `forwarded`: results of packets of other machines. `absent_forwards`: those of which no packet can arrive.
+    """
 
     devices: tuple[DeviceResult, ...]
     routed: tuple[ProbeResult, ...]
     seconds: float = 0.0
+    forwarded: tuple[ForwardedResult, ...] = ()
+    absent_forwards: tuple[str, ...] = ()
 
     @property
     def results(self) -> list[ProbeResult]:
         """Results of all probes."""
-        return [*self.routed, *(result for device in self.devices for result in device.results)]
+        by_device = [device.results for device in self.devices] + [device.results for device in self.forwarded]
+        return [*self.routed, *chain.from_iterable(by_device)]
 
     @property
     def leaks(self) -> list[ProbeResult]:
@@ -146,7 +177,13 @@ class ProbeReport:
     def faults(self) -> list[str]:
         """Reasons why the run is inconclusive, as sentences."""
         sentences = (f"{device.target.uplink}: {fault}" for device in self.devices for fault in device.faults)
-        return list(dict.fromkeys(sentences))
+        return list(dict.fromkeys((*sentences, *(fault for device in self.forwarded for fault in device.faults))))
+
+    @property
+    def notes(self) -> list[str]:
+        """Reasons why packets of other machines cannot leave, or were not tested, as sentences."""
+        absent = (f"forward {name} is not tested: no device of 'from' is up" for name in self.absent_forwards)
+        return list(dict.fromkeys((*absent, *(note for device in self.forwarded for note in device.notes))))
 
     @property
     def verdict(self) -> str:

@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 from attrs import evolve, field, frozen
 
 from ...kernel.packet_capture import LinkInfo, failed_neighbours, link_info
+from ...kernel.packet_injection import inject_all, random_mac
 from ...kernel.packet_sender import ARPHRD_RAW, FRAME_SOCKETS, ProbePacket, SendOutcome, send_all
 from ...netstate.state import Device as Link
 from ...policy.objects import Policy, Service
 from ..verify import GivenUplink
 from .capture import ProbeCapture
+from .forwarded import ForwardedJudge, absent_forwards, arrival_tests
 from .probe_index import ProbeIndex
 from .probe_types import (
     DISCARD,
@@ -93,16 +95,25 @@ def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[Given
             for target in testable
         }
         controls = [control for target in testable for control in _controls(factory, target, lookups)]
-        with ProbeCapture([device for target in devices for device in target.captured_devices]) as capture:
+        tests = arrival_tests(policy, links, devices, factory)
+        arriving = [probe for test in tests for probe in test.all_probes]
+        captured_devices, mac = [device for target in devices for device in target.captured_devices], random_mac()
+        with ProbeCapture(captured_devices, mac) as capture:
             probes = [*routed, *(probe for of_device in by_device.values() for probe in of_device)]
-            capture.index = ProbeIndex([*probes, *(control.probe for control in controls)])
+            capture.index = ProbeIndex([*probes, *arriving, *(control.probe for control in controls)])
             send_outcomes = send_all([probe.packet for probe in probes], capture.collect_until)
             outcomes = dict(zip((probe.token for probe in probes), send_outcomes, strict=True))
+            injected = inject_all([probe.packet for probe in arriving], mac)
             send_all([control.probe.packet for control in controls], capture.collect_until)
-            capture.collect_controls(controls)
+            capture.collect_controls(controls, [control for test in tests for control in test.controls])
             incomplete = capture.incomplete()
-        is_waiting = _waiting_test(lookups, factory.families, capture.devices)
-        judge = _Judge(outcomes, capture, _named_devices(policy, devices), is_waiting)
+        silent = frozenset().union(*(failed_neighbours(family) for family in factory.families))
+        named = _named_devices(policy, devices)
+        judge = _Judge(outcomes, capture, named, _waiting_test(lookups, silent, capture.devices))
+        uplinks = {device: target.uplink for target in devices for device in target.captured_devices}
+        arrivals = dict(zip((probe.token for probe in arriving), injected, strict=True))
+        forwarded_judge = ForwardedJudge(policy, named, uplinks, arrivals, capture, silent, lookups)
+        forwarded = tuple(map(forwarded_judge.result, tests))
         controls = [
             evolve(control, captured=control.key[0] in capture.captured_on.get(control.probe.token, {}))
             for control in controls
@@ -112,6 +123,7 @@ def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[Given
     all_results = [
         *routed_results,
         *(result for of_device in results.values() for result in of_device),
+        *(result for of_device in forwarded for result in of_device.results),
     ]
     summaries = tuple(
         _device_result(
@@ -125,7 +137,9 @@ def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[Given
         )
         for target in devices
     )
-    return ProbeReport(summaries, routed_results, round(time.monotonic() - start, 2))
+    return ProbeReport(
+        summaries, routed_results, round(time.monotonic() - start, 2), forwarded, absent_forwards(policy, tests)
+    )
 
 
 def _probe_device(target: ProbeTarget) -> ProbeDevice:
@@ -262,10 +276,9 @@ def _named_devices(policy: Policy | None, devices: Sequence[ProbeTarget]) -> fro
 
 
 def _waiting_test(
-    lookups: RouteLookups, families: Iterable[int], watched: Sequence[str]
+    lookups: RouteLookups, silent: frozenset[tuple[str, str]], watched: Sequence[str]
 ) -> Callable[[ProbePacket], bool]:
-    """Return a test for packets that wait for an unresolved neighbour on a watched device."""
-    silent = frozenset().union(*(failed_neighbours(family) for family in families))
+    """Return a test for packets that wait for an unresolved neighbour, one of `silent`, on a watched device."""
 
     def is_waiting(probe_packet: ProbePacket) -> bool:
         if probe_packet.form in FRAME_SOCKETS or not silent or ip_address(probe_packet.destination).is_multicast:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from attrs import define, frozen
 
 from ...kernel.netlink.link_ra_listener import LinkRaListener, ListenerEvents
 from ...kernel.netlink.rtnetlink import Rtnetlink
-from ...policy.objects import Resolver, Uplink, lease_file
+from ...policy.objects import Resolver, Server, Uplink, lease_file
 from ..rate_limiter import RateLimiter, earliest_deadline
 from .sources import registry
 from .sources.filter import MAX_REJECTED, HostAddresses, ServerList, usable_servers
@@ -75,6 +75,7 @@ class ServerDiscovery:
         self.sources = resolver_sources(target.name, target.resolver)
         self.readings: dict[str, SourceReading] = {}
         self.server_list = ServerList()
+        self.domains: dict[str, tuple[Server, ...]] = {}
         self.host = HostAddresses()
         self._indexes: dict[str, int] = {}
         self._announced = RdnssCache()
@@ -196,18 +197,29 @@ class ServerDiscovery:
 
     def _select_servers(self) -> None:
         entries = [entry for name in self.sources for entry in self.readings.get(name, SourceReading()).entries]
-        entries += [(server.zone or self._devices[0], str(server)) for server in self.target.resolver.servers]
-        self.server_list = usable_servers(entries, self._devices, self.host)
-        for entry, why in self.server_list.rejected:
-            self._warn_once(f"{entry[:_MAX_SHOWN]!r} left out: {why}")
-        if self.server_list.rejects_more:
-            self._warn_once(f"more than {MAX_REJECTED} entries left out")
+        self.server_list = self._usable_servers((*entries, *self._named(self.target.resolver.servers)))
+        self.domains = {
+            domain: self._usable_servers(self._named(servers)).servers
+            for domain, servers in self.target.resolver.domains.items()
+        }
         automatic = self.target.resolver.sources == ("auto",)
         for name, reading in self.readings.items():
             source = self.sources[name]
             is_missing = source is not None and reading.error == f"{source.marker} does not exist"
             if reading.error and not (is_missing and (automatic or name == _LEASE)):
                 self._warn_once(f"source {name}: {reading.error}")
+
+    def _named(self, servers: tuple[Server, ...]) -> list[tuple[str, str | Server]]:
+        """Return servers of the policy as entries."""
+        return [(server.zone or self._devices[0], server) for server in servers]
+
+    def _usable_servers(self, entries: Iterable[tuple[str, str | Server]]) -> ServerList:
+        server_list = usable_servers(entries, self._devices, self.host)
+        for entry, why in server_list.rejected:
+            self._warn_once(f"{entry[:_MAX_SHOWN]!r} left out: {why}")
+        if server_list.rejects_more:
+            self._warn_once(f"more than {MAX_REJECTED} entries left out")
+        return server_list
 
     def _warn_once(self, warning: str) -> None:
         """Log a warning, unless it is among the last ones."""

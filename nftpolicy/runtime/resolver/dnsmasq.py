@@ -37,6 +37,7 @@ from ..private_files import make_directory
 from ..rate_limiter import earliest_deadline
 from .discovery import DiscoveryTarget, ServerDiscovery
 from .servers_file import ServersFile, lock_path, servers_file_in_directory
+from .unbound import unbound_text
 
 # Seconds.
 _CHECK_INTERVAL = 1.0  # between two checks of the sockets' marks
@@ -74,6 +75,11 @@ class ResolverJob:
     service_manager: ServiceManager = field(factory=ServiceManager)
 
     @property
+    def program(self) -> str:
+        """Name of the program that forwards the queries; dnsmasq does not query over TLS."""
+        return "unbound" if self.resolver.uses_tls else "dnsmasq"
+
+    @property
     def servers_file(self) -> Path:
         """Path of the file with dnsmasq's servers."""
         return servers_file_in_directory(self.directory)
@@ -81,19 +87,17 @@ class ResolverJob:
 
 def run_resolver(job: ResolverJob) -> None:
     """Run the resolver until a signal ends it. Raises ResolverError, or Unavailable."""
-    dnsmasq = shutil.which("dnsmasq", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if not dnsmasq:
-        raise Unavailable("dnsmasq is missing: apt-get install dnsmasq-base")
+    program = _find_program(job)
     job = evolve(job, resolver=evolve(job.resolver, listen=_usable_addresses(job)))
     with ExitStack() as stack:
         _lock(job, stack)
         _create_directory(job.directory)
         stack.callback(shutil.rmtree, job.directory, ignore_errors=True)
         learner = stack.enter_context(ServerDiscovery(DiscoveryTarget(job.name, job.uplink, job.resolver), job.warn))
-        upstream = ServersFile(job.servers_file)
+        upstream = _servers_file(job)
         _refresh(job, learner, upstream)
         marking = stack.enter_context(_marking(job))
-        command = [dnsmasq, *dnsmasq_arguments(job), *_option_if_supported(dnsmasq, _QUICK_RETRY)]
+        command = _command(job, program)
         parent = os.getpid()
         child = subprocess.Popen(
             command,
@@ -111,12 +115,45 @@ def run_resolver(job: ResolverJob) -> None:
         _supervise(job, child, marking, learner, upstream)
 
 
-def dnsmasq_arguments(job: ResolverJob) -> list[str]:
-    """Return the options of dnsmasq(8). Raises ResolverError."""
+def _find_program(job: ResolverJob) -> str:
+    """Return the path of dnsmasq or unbound. Raises Unavailable."""
+    path = shutil.which(job.program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if path:
+        return path
+    if job.program == "dnsmasq":
+        raise Unavailable("dnsmasq is missing: apt-get install dnsmasq-base")
+    raise Unavailable(
+        "unbound, which queries servers over TLS, is missing: apt-get install unbound; "
+        "its own service is not needed: systemctl disable --now unbound"
+    )
+
+
+def _servers_file(job: ResolverJob) -> ServersFile:
+    """Return the file of dnsmasq's servers, or the configuration of unbound."""
+    if job.program == "dnsmasq":
+        return ServersFile(job.servers_file)
+    listen, user = job.resolver.listen, _user_and_group(job)[0]
+    return ServersFile(job.servers_file, lambda servers, domains: unbound_text(listen, user, servers, domains))
+
+
+def _command(job: ResolverJob, program: str) -> list[str]:
+    if job.program == "unbound":
+        return [program, "-d", "-c", str(job.servers_file)]
+    return [program, *dnsmasq_arguments(job), *_option_if_supported(program, _QUICK_RETRY)]
+
+
+def _user_and_group(job: ResolverJob) -> tuple[str, str]:
+    """Return the names of the resolver's user and its group. Raises ResolverError."""
     user = accounts.user_and_group(job.resolver.user.number)
     if user is None:
         name = job.resolver.user.name
-        raise ResolverError(f"user {name} has no name on this host, and dnsmasq needs one: create the user")
+        raise ResolverError(f"user {name} has no name on this host, and {job.program} needs one: create the user")
+    return user
+
+
+def dnsmasq_arguments(job: ResolverJob) -> list[str]:
+    """Return the options of dnsmasq(8). Raises ResolverError."""
+    user = _user_and_group(job)
     return [
         "--keep-in-foreground",
         "--conf-file=/dev/null",
@@ -127,13 +164,14 @@ def dnsmasq_arguments(job: ResolverJob) -> list[str]:
         fill("--port={port}", port=job.resolver.listen[0].port),
         "--bind-interfaces",
         *(fill("--listen-address={address}", address=word(str(listen.address))) for listen in job.resolver.listen),
-        fill("--resolv-file={path}", path=word(str(job.servers_file))),
+        "--no-resolv",
+        fill("--servers-file={path}", path=word(str(job.servers_file))),
         "--no-hosts",
         "--cache-size=0",
         "--proxy-dnssec",
         "--edns-packet-max=1232",
         # The first answer counts. In strict order dnsmasq 2.90 drops the REFUSED or SERVFAIL of the last server, and
-        # the client waits in vain.
+        # repeats a query to a server that does not answer until the client does, which waits 5 seconds for each name.
         "--all-servers",
         "--dns-forward-max=1000",
     ]
@@ -208,16 +246,17 @@ def _before_exec(marking: MarkedCgroup | SocketCallMarker, parent: int) -> None:
     marking.before_exec()
 
 
-def _refresh(job: ResolverJob, learner: ServerDiscovery, upstream: ServersFile) -> None:
-    """Pass the current servers to dnsmasq."""
+def _refresh(job: ResolverJob, learner: ServerDiscovery, upstream: ServersFile) -> bool:
+    """Write the current servers for dnsmasq; return True if it has to read them again."""
+    known = upstream.servers
     try:
         servers = learner.refresh().servers
-        changed = upstream.update(servers, learner.host.own, time.monotonic())
+        changed = upstream.update(servers, learner.host.own, time.monotonic(), learner.domains)
     except OSError as error:  # such as a full disk
         where = error.filename2 or error.filename or "the servers"
         why = "stopped: cannot update the server list, the old servers may be stale"
         raise ResolverError(f"{where}: {error.strerror}; {why}") from None
-    if changed:
+    if servers != known:
         sources = learner.sources.items()
         awaited = ", ".join(source.marker if source and key == "lease" else key for key, source in sources)
         server_text = (
@@ -225,6 +264,7 @@ def _refresh(job: ResolverJob, learner: ServerDiscovery, upstream: ServersFile) 
         )
         job.warn(f"servers of uplink {job.name}: {server_text}")
         job.service_manager.notify(STATUS=f"servers: {server_text}")
+    return changed
 
 
 def _verify_sockets(job: ResolverJob, marking: MarkedCgroup | SocketCallMarker, pid: int) -> bool:
@@ -247,7 +287,7 @@ def _verify_sockets(job: ResolverJob, marking: MarkedCgroup | SocketCallMarker, 
         except PermissionError:
             return False  # it has opened none yet, or it cannot be verified and never counts as ready
     if without_mark:
-        raise ResolverError(f"a socket of dnsmasq lacks the mark {mark}: {without_mark[0]}; stopped")
+        raise ResolverError(f"a socket of {job.program} lacks the mark {mark}: {without_mark[0]}; stopped")
     return ready
 
 
@@ -271,22 +311,35 @@ def _supervise(
     terminated, wakeup = os.pipe()
     old_handlers = {number: signal.signal(number, lambda *_: os.write(wakeup, b"!")) for number in _TERMINATION_SIGNALS}
     try:
-        ready = False
+        ready = is_outdated = False
         while not _wait(terminated, learner, upstream, _CHECK_INTERVAL if ready else _STARTUP_INTERVAL):
             status = child.poll()
             if status is not None:
-                raise ResolverError(f"dnsmasq ended with status {status}; see its messages above")
+                raise ResolverError(f"{job.program} ended with status {status}; see its messages above")
             if _verify_sockets(job, marking, child.pid) and not ready:
                 ready = True
                 addresses = ", ".join(map(str, job.resolver.listen))
                 job.warn(f"resolver of uplink {job.name} answers on {addresses}")
                 job.service_manager.notify(READY=1)
-            _refresh(job, learner, upstream)
+            is_outdated = _refresh(job, learner, upstream) or is_outdated
+            if ready and is_outdated:  # before, SIGHUP could end it
+                _reload(job, child)
+                is_outdated = False
     finally:
         for number, handler in old_handlers.items():
             signal.signal(number, handler)
         os.close(terminated)
         os.close(wakeup)
+
+
+def _reload(job: ResolverJob, child: subprocess.Popen[bytes]) -> None:
+    """Have dnsmasq read its servers again. Raises ResolverError for unbound.
+
+    unbound may be unable to read its configuration again, and would go on without one, as a recursive server.
+    """
+    if job.program == "unbound":
+        raise ResolverError("the usable servers of the policy changed; stopped, to start with the new ones")
+    child.send_signal(signal.SIGHUP)
 
 
 def _wait(terminated: int, learner: ServerDiscovery, upstream: ServersFile, longest: float) -> bool:

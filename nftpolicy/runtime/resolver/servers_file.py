@@ -7,13 +7,14 @@ a removed server stays for a while, and may answer new queries until then.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from attrs import define, field
 
-from ...generated_text import CheckedText, fill, join, scoped_address
+from ...generated_text import CheckedText, fill, join
+from ...integration.dnsmasq_servers import domain_values, server_value
 from ...policy.objects import Address, Server
 from ..atomic_file import write_temporary
 
@@ -45,32 +46,39 @@ def servers_file_in_directory(directory: Path) -> Path:
     return directory / _FILE_NAME
 
 
-def servers_text(servers: Iterable[Server]) -> CheckedText:
-    """Return the servers as dnsmasq reads them, in the form of resolv.conf(5). Raises Unwritable."""
-    lines = (
-        fill("nameserver {server}\n", server=scoped_address(str(server.address), server.zone)) for server in servers
-    )
-    return join("", lines)
+def servers_text(servers: Iterable[Server], domains: Mapping[str, tuple[Server, ...]]) -> CheckedText:
+    """Return the lines of dnsmasq's --servers-file, with the servers for names in domains. Raises Unwritable."""
+    values = (*map(server_value, servers), *domain_values(domains))
+    return join("", (fill("server={value}\n", value=value) for value in values))
 
 
 @define
 class ServersFile:
-    """Servers file of one dnsmasq, which reads it again when another file replaces it (inotify)."""
+    """Servers file of one dnsmasq, which reads it again on SIGHUP.
+
+    `write_text` returns the text of servers and domains.
+    """
 
     path: Path
+    write_text: Callable[[tuple[Server, ...], Mapping[str, tuple[Server, ...]]], CheckedText] = servers_text
     servers: tuple[Server, ...] | None = None
     # Removed server -> time when it leaves the file.
     _leaving: dict[Server, float] = field(factory=dict)
-    _written: tuple[Server, ...] | None = None
-    _mtime: int = 0
+    _written: str | None = None
 
-    def update(self, servers: tuple[Server, ...], own: Collection[Address], now: float) -> bool:
-        """Write the file for these servers; return True if they differ from the last ones.
+    def update(
+        self,
+        servers: tuple[Server, ...],
+        own: Collection[Address],
+        now: float,
+        domains: Mapping[str, tuple[Server, ...]] = MappingProxyType({}),
+    ) -> bool:
+        """Write the file for these servers; return True if dnsmasq has to read it again.
 
-        `own`: addresses of this host. `now`: monotonic seconds. Raises OSError.
+        `own`: addresses of this host. `now`: monotonic seconds. `domains`: the servers for names in domains.
+        Raises OSError.
         """
-        changed = servers != self.servers
-        if changed:
+        if servers != self.servers:
             for server in self.servers or ():
                 self._leaving[server] = now + LEAVING_SECONDS
         self.servers = servers
@@ -79,21 +87,15 @@ class ServersFile:
             for server, end in self._leaving.items()
             if servers and end > now and server not in servers and server.address not in own
         }
-        all_servers = (*servers, *self._leaving)
-        if all_servers != self._written:
-            self._write(all_servers)
-            self._written = all_servers
-        return changed
+        text = self.write_text((*servers, *self._leaving), domains)
+        if text == self._written:
+            return False
+        new = self.path.with_suffix(".new")
+        write_temporary(new, text.encode(), _MODE)
+        new.replace(self.path)
+        self._written = text
+        return True
 
     def due(self) -> float | None:
         """Return the time when the next removed server leaves the file; None without one."""
         return min(self._leaving.values(), default=None)
-
-    def _write(self, all_servers: tuple[Server, ...]) -> None:
-        new = self.path.with_suffix(".new")
-        write_temporary(new, servers_text(all_servers).encode(), _MODE)
-        # dnsmasq reads a file again if its inode or the whole seconds of its mtime differ. A file
-        # system may reuse an inode, so each file gets a later mtime.
-        self._mtime = max(self._mtime + 1, int(new.stat().st_mtime))
-        os.utime(new, (self._mtime, self._mtime))
-        new.replace(self.path)

@@ -18,7 +18,7 @@ from ...kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, InetSocket
 from ...kernel.socket_owners import SocketOwner
 from ...policy.objects import ROOT, Policy, Service, Uplink
 from ...policy.scalars import matching_pattern
-from ..ownership import Addresses, is_answered, is_dns, is_local, service_allows, uplink_of_mark
+from ..ownership import Addresses, is_answered, is_dns, is_local, is_upstream, service_allows, uplink_of_mark
 
 RIGHT, UNMARKED, FORGED, UNKNOWN = "right", "unmarked", "forged", "unknown"
 WRONG_DEVICE = "wrong-device"
@@ -140,22 +140,23 @@ def classify_sockets(
 
 def inodes_to_resolve(sockets: Iterable[InetSocket], policy: Policy, addresses: Addresses) -> set[int]:
     """Return the inodes of the sockets with a process that the verdict, or its report, needs."""
-    own = _own_addresses(addresses)
+    own = own_addresses(addresses)
     any_group = any(service.group for service in policy.service.values())
     uids = {service.user.number for service in policy.service.values() if service.user and not service.of_root}
     return {
         inet_socket.inode
         for inet_socket in sockets
-        if _is_relevant(inet_socket, own)
+        if is_relevant(inet_socket, own)
         and (any_group or inet_socket.uid in uids or uplink_of_mark(policy, inet_socket.mark or 0) is not None)
     }
 
 
-def _own_addresses(addresses: Addresses) -> set[str]:
+def own_addresses(addresses: Addresses) -> set[str]:
+    """Return the addresses of all devices."""
     return {address for of_device in addresses.values() for address in of_device}
 
 
-def _is_relevant(inet_socket: InetSocket, own: set[str]) -> bool:
+def is_relevant(inet_socket: InetSocket, own: set[str]) -> bool:
     """Return True if a program owns the socket, and its packets may leave this host."""
     return bool(inet_socket.inode) and inet_socket.state != _HALF_OPEN and not is_local(inet_socket, own)
 
@@ -172,7 +173,7 @@ class _SocketClassifier:
         cgroups: Mapping[str, set[int]],
     ) -> None:
         self._policy, self._processes, self._cgroups = policy, processes, cgroups
-        self._own = _own_addresses(addresses)
+        self._own = own_addresses(addresses)
         self._listening_ports = {
             inet_socket.sport
             for inet_socket in sockets
@@ -181,7 +182,7 @@ class _SocketClassifier:
 
     def classify(self, inet_socket: InetSocket) -> SocketVerdict | None:
         """Return the verdict on a socket; None if it does not concern an uplink."""
-        if not _is_relevant(inet_socket, self._own):
+        if not is_relevant(inet_socket, self._own):
             return None
         process = self._processes.get(inet_socket.inode)
         services = {
@@ -238,9 +239,9 @@ class _SocketClassifier:
             (owner for owner in entitled if self._may_send(services[owner], uplink, inet_socket, process)),
             None,
         )
-        is_resolver_user = uplink.resolver is not None and inet_socket.uid == uplink.resolver.user.number
-        if owner is None and is_resolver_user and (is_dns(inet_socket) or not inet_socket.is_connected):
-            owner = "resolver"
+        resolver = uplink.resolver
+        if owner is None and resolver is not None and inet_socket.uid == resolver.user.number:
+            owner = "resolver" if is_upstream(inet_socket, resolver) or not inet_socket.is_connected else None
         if owner is None and is_answered(uplink, inet_socket):
             owner = "answer"
         if owner is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from attrs import Factory, frozen
+from attrs import Factory, evolve, frozen
 
 from ....policy.objects import Address, Server
 from ....policy.scalars import parse_address
@@ -40,8 +40,10 @@ class ServerList:
     rejects_more: bool = False
 
 
-def usable_servers(entries: Iterable[tuple[str, str]], devices: tuple[str, ...], host: HostAddresses) -> ServerList:
-    """Return the usable servers of these (device, entry) pairs.
+def usable_servers(
+    entries: Iterable[tuple[str, str | Server]], devices: tuple[str, ...], host: HostAddresses
+) -> ServerList:
+    """Return the usable servers of these (device, entry) pairs; an entry is text, or a server of the policy.
 
     Rejected are addresses of this host, and servers behind another device than those of the uplink.
     """
@@ -60,19 +62,14 @@ def usable_servers(entries: Iterable[tuple[str, str]], devices: tuple[str, ...],
                 continue
             reason = f"more than {MAX_SERVERS} servers"
         if len(rejected) <= MAX_REJECTED:
-            rejected[entry] = reason
+            rejected[str(entry)] = reason
     return ServerList(tuple(servers), tuple(rejected.items())[:MAX_REJECTED], len(rejected) > MAX_REJECTED)
 
 
-def _server(entry: str, device: str, devices: tuple[str, ...], host: HostAddresses) -> Server:
+def _server(entry: str | Server, device: str, devices: tuple[str, ...], host: HostAddresses) -> Server:
     """Return the server of an entry. Raises ValueError with the reason for its rejection."""
-    text, zone, port = _parts(entry)
-    try:
-        server = parse_address(text)
-    except ValueError:
-        raise ValueError(_NOT_A_SERVER) from None
-    if port not in _DNS_PORTS:
-        raise ValueError(f"port {port[:_MAX_SHOWN_PORT]}: the guard lets only queries to port 53 pass")
+    named = entry if isinstance(entry, Server) else _parse_entry(entry)
+    server, zone = named.address, named.zone or ""
     if server.is_loopback or server in host.own:
         raise ValueError("address of this host: would create a forwarding loop")
     if server.is_unspecified or server.is_multicast:
@@ -80,14 +77,27 @@ def _server(entry: str, device: str, devices: tuple[str, ...], host: HostAddress
     if server.version == 4:
         if server.is_reserved or server.packed[0] == 0:
             raise ValueError(_NOT_A_SERVER)
-        return Server(server)
+        return evolve(named, zone=None)
     if not server.is_link_local:
-        return Server(server)
+        return evolve(named, zone=None)
     if zone.isdecimal() and len(zone) <= _MAX_INDEX_DIGITS:
         zone = host.device_names.get(int(zone), zone)
     if zone and zone not in devices:
         raise ValueError(f"behind {zone[:_MAX_SHOWN_ZONE]}, which is not a device of the uplink")
-    return Server(server, zone or device)
+    if "@" in (zone or device):
+        raise ValueError(f"behind {zone or device}, a name that dnsmasq cannot read")
+    return evolve(named, zone=zone or device)
+
+
+def _parse_entry(entry: str) -> Server:
+    text, zone, port = _parts(entry)
+    try:
+        address = parse_address(text)
+    except ValueError:
+        raise ValueError(_NOT_A_SERVER) from None
+    if port not in _DNS_PORTS:
+        raise ValueError(f"port {port[:_MAX_SHOWN_PORT]}: the guard lets only queries to port 53 pass")
+    return Server(address, zone or None)
 
 
 def _parts(entry: str) -> tuple[str, str, str]:

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Present traffic of this machine that stops under a policy, for a note before the policy is applied.
+
+It proves nothing: a socket tells neither all its destinations nor the packets of the next minute. The judge of a
+connection is that of the cleanup after a change (stale.py); that of a marked socket is the socket classifier.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+
+from attrs import field, frozen
+
+from ..compiler.exemptions import EXEMPTION_MATCHES
+from ..kernel.errors import DumpInterrupted, Unavailable
+from ..kernel.live_sockets import LiveSockets
+from ..kernel.netlink.conntrack import ConntrackEntry
+from ..kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, UDPLITE, InetSocket
+from ..kernel.packet_sockets import FrameUser, frame_users
+from ..kernel.socket_owners import SocketOwner
+from ..policy.objects import Network, Policy, Port, Uplink
+from ..policy.scalars import matching_pattern
+from ..policy.vocabulary import NAMED_ANSWERS
+from .apply.stale import may_leave_unmarked, uplink_addresses
+from .ownership import Addresses, is_answered, uplink_of_mark
+from .services.socket_classifier import UNMARKED, SocketVerdict, classify_sockets, is_relevant, own_addresses
+
+_MOST_LINES = 20
+_MOST_FLOWS = 50_000  # conntrack entries; a dump of more takes seconds
+_FLOW_COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+_FIRST_CLIENT_PORT = 32768  # of sockets that chose no port (net.ipv4.ip_local_port_range)
+# Addresses that only a default route, or a half of one, leads to: reserved (RFC 1112), documentation (RFC 9637).
+_FAR = {4: "240.0.0.1", 6: "3fff::1"}
+_ANSWER_WORDS = {text: name for name, text in NAMED_ANSWERS.items()}
+_EXEMPTION_OF_FRAME = {ethertype: word for word, each in EXEMPTION_MATCHES.items() for ethertype in each.frames}
+# Programs whose sockets get frames of all types, and that send those of one.
+_EXEMPTION_OF_PROGRAM = {"lldpd": "lldp"}
+_ALL_FRAMES, _IP_FRAMES = 3, frozenset({0x0800, 0x86DD, 0x0806})  # include/uapi/linux/if_ether.h
+
+EgressDevice = Callable[[InetSocket], str | None]
+RouteDevice = Callable[[int, str], str | None]  # family, destination -> output device
+
+
+@frozen
+class StoppedTraffic:
+    """Present traffic that stops: its owner, the socket or flow, the reason, and what to write into the policy.
+
+    `is_live`: packets go to and fro now; else a program waits for some.
+    """
+
+    owner: str
+    subject: str
+    reason: str
+    is_live: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.owner} {self.subject}: {self.reason}"
+
+
+@frozen
+class TrafficJudge:
+    """Judge of sockets under a policy, from the state of this machine.
+
+    `processes`: owner by inode of a socket. `egress_device`: the output device of a connected socket by the routes
+    of now. `route_device`: that of a packet of no socket.
+    """
+
+    policy: Policy
+    addresses: Addresses
+    processes: Mapping[int, SocketOwner]
+    egress_device: EgressDevice
+    route_device: RouteDevice
+    _uplink_of_device: Mapping[str, str] = field(init=False)
+
+    @_uplink_of_device.default
+    def _by_device(self) -> Mapping[str, str]:
+        present = self.addresses.keys()
+        return {each: name for name, uplink in self.policy.uplink.items() for each in uplink.devices if each in present}
+
+    def stopped_sockets(self, sockets: Iterable[InetSocket]) -> Iterator[StoppedTraffic]:
+        """Yield the sockets whose packets the guard drops, and the servers that cannot answer by an uplink."""
+        own = own_addresses(self.addresses)
+        relevant = [each for each in sockets if is_relevant(each, own) and each.protocol in (TCP, UDP, UDPLITE)]
+        listening = {each.sport for each in relevant if each.protocol == TCP and each.state == "listen"}
+        verdicts = {
+            each.socket.cookie: each for each in classify_sockets(relevant, self.policy, self.addresses, self.processes)
+        }
+        for each in relevant:
+            verdict = verdicts.get(each.cookie)
+            if uplink_of_mark(self.policy, each.mark or 0) is not None:
+                if verdict is not None and verdict.counter:
+                    yield StoppedTraffic(self._owner(each), str(each), verdict.description)
+            elif each.is_connected:
+                yield from self._connection(each, verdict, listening)
+            elif each.sport:
+                yield from self._server(each)
+
+    def _connection(
+        self, each: InetSocket, verdict: SocketVerdict | None, listening: set[int]
+    ) -> Iterator[StoppedTraffic]:
+        name = self._uplink_of(each)
+        process = self.processes.get(each.inode)
+        if name is None or may_leave_unmarked(self.policy, name, each, process.gid if process else None):
+            return
+        if each.protocol == TCP and each.sport in listening:
+            reason = _unanswered(self.policy.uplink[name], name, each)
+        elif verdict is not None and verdict.verdict == UNMARKED:
+            reason = f"it is of service {verdict.owner}, and has no mark: start its program anew under the policy"
+        else:
+            reason = (
+                f"no service of uplink {name} has its user or group; add [service.NAME] if it should use the uplink"
+            )
+        yield StoppedTraffic(self._owner(each), str(each), reason)
+
+    def _server(self, each: InetSocket) -> Iterator[StoppedTraffic]:
+        """Yield what becomes of the requests that arrive by uplinks at a listening or unconnected socket."""
+        if each.protocol != TCP and each.sport >= _FIRST_CLIENT_PORT:
+            return
+        names = self._served_uplinks(each)
+        answering = [name for name in names if is_answered(self.policy.uplink[name], each)]
+        if names and not any(
+            may_leave_unmarked(self.policy, name, each, None) or _is_published(self.policy, name, _port(each))
+            for name in names
+        ):
+            reason = _unanswered(self.policy.uplink[names[0]], names[0], each)
+            yield StoppedTraffic(self._owner(each), str(each), f"requests by an uplink: {reason}", is_live=False)
+        if each.protocol == UDP and each.local is None and each.bound is None:
+            first = self.policy.uplink[answering[0]].devices[0] if answering else None  # its table is looked up first
+            for name in answering:
+                device = self._default_elsewhere(each, name) or (first if name != answering[0] else None)
+                if device is not None:
+                    yield StoppedTraffic(self._owner(each), str(each), _misrouted(name, device), is_live=False)
+
+    def _served_uplinks(self, each: InetSocket) -> list[str]:
+        """Return the uplinks whose requests an unconnected socket gets."""
+        if each.bound is not None:
+            names = [self._uplink_of_device.get(each.bound)]
+        elif each.local is not None:
+            names = [uplink_addresses(self.addresses, self.policy).get(each.local)]
+        else:
+            names = list(self._uplink_of_device.values())
+        return list(dict.fromkeys(name for name in names if name is not None))
+
+    def _default_elsewhere(self, each: InetSocket, name: str) -> str | None:
+        """Return the device to which the default route leads packets without a source, unless it is the uplink's."""
+        for family in (4, 6) if each.family == 6 else (4,):
+            device = self.route_device(family, _FAR[family])
+            if device is not None and device != "lo" and device not in self.policy.uplink[name].devices:
+                return device
+        return None
+
+    def _uplink_of(self, each: InetSocket) -> str | None:
+        """Return the uplink by which a connected socket without a mark sends."""
+        if each.bound is not None:
+            return self._uplink_of_device.get(each.bound)
+        by_address = uplink_addresses(self.addresses, self.policy).get(each.local or "")
+        return by_address or self._uplink_of_device.get(self.egress_device(each) or "")
+
+    def _owner(self, each: InetSocket) -> str:
+        return owner_text(self.processes.get(each.inode), each.uid)
+
+    def stopped_flows(self, flows: Iterable[ConntrackEntry]) -> Iterator[StoppedTraffic]:
+        """Yield the flows of other machines by an uplink that no forward and no published port is for."""
+        own = own_addresses(self.addresses)
+        for flow in flows:
+            source, destination = flow.original.source, flow.reply.source  # the destination after NAT
+            if source in own or destination in own or not source or ip_address(destination).is_multicast:
+                continue
+            arrives, leaves = (self.route_device(flow.family, each) or "" for each in (source, destination))
+            origin, target = self._uplink_of_device.get(arrives), self._uplink_of_device.get(leaves)
+            port = Port(PROTOCOLS.get(flow.protocol, ""), flow.original.dport, flow.original.dport)
+            if (
+                target is not None
+                and origin != target
+                and not _is_forwarded(self.policy, target, arrives, source, destination, port)
+            ):
+                reason = f'no forward of uplink {target} is for it; add [forward.NAME] with from = ["{arrives}"]'
+            elif origin is not None and target is None and not _is_published(self.policy, origin, port):
+                reason = f'uplink {origin} publishes no such port; add [publish.NAME] with port = "{port}"'
+            else:
+                continue
+            yield StoppedTraffic(f"flow from {arrives} to {leaves},", str(flow), reason)
+
+    def stopped_frames(self, users: Iterable[FrameUser]) -> Iterator[StoppedTraffic]:
+        """Yield the receivers of frames that are not IP, at an uplink's device, whose answers no exemption names."""
+        for user in users:
+            process = self.processes.get(user.inode)
+            word = _EXEMPTION_OF_FRAME.get(user.ethertype)
+            if user.ethertype == _ALL_FRAMES and process is not None:
+                word = _EXEMPTION_OF_PROGRAM.get(process.name)
+            if user.ethertype in _IP_FRAMES or (user.ethertype < 0x600 and word is None):
+                continue
+            devices = [user.device] if user.device is not None else list(self._uplink_of_device)
+            names = {name: None for each in devices if (name := self._uplink_of_device.get(each)) is not None}
+            for name in names:
+                if word in self.policy.uplink[name].exempt:
+                    continue
+                advice = f'add "{word}" to exempt of [uplink.{name}]' if word else "no exemption is for them"
+                owner = owner_text(process, user.uid) if user.inode else f"the kernel ({user.handler})"
+                kind = f"frames of type {user.ethertype:#06x}" if user.ethertype != _ALL_FRAMES else f"frames of {word}"
+                yield StoppedTraffic(owner, f"{kind} by {user.device or 'all devices'}", advice)
+
+
+def owner_text(process: SocketOwner | None, uid: int) -> str:
+    """Return a process with its user, for a message."""
+    return f"{process.name or '?'} (PID {process.pid}, user {uid})" if process else f"a process of user {uid}"
+
+
+def _port(each: InetSocket) -> Port:
+    return Port(PROTOCOLS[each.protocol], each.sport, each.sport)
+
+
+def _unanswered(uplink: Uplink, name: str, each: InetSocket) -> str:
+    word = _ANSWER_WORDS.get(str(_port(each)), str(_port(each)))
+    if any(answer.port is not None and answer.port.contains(_port(each)) for answer in uplink.answer):
+        return f"answer {word} of uplink {name} is not for {each.remote}"
+    return f'answer {word} is not in the policy; add "{word}" to answer of [uplink.{name}]'
+
+
+def _misrouted(name: str, device: str) -> str:
+    return (
+        f"the default route gives its replies beyond the gateway of uplink {name} an address of {device}, so they are "
+        f"dropped; bind it to the uplink's address, unless it sends from the address that was asked (IP_PKTINFO)"
+    )
+
+
+def _is_published(policy: Policy, uplink: str, port: Port) -> bool:
+    return any(each.uplink == uplink and each.port.contains(port) for each in policy.publish.values())
+
+
+def _is_forwarded(policy: Policy, uplink: str, device: str, source: str, destination: str, port: Port) -> bool:
+    def holds(networks: Sequence[Network], address: str) -> bool:
+        return not networks or any(ip_address(address) in network for network in networks)
+
+    return any(
+        each.uplink == uplink
+        and matching_pattern(device, each.devices) is not None
+        and holds(each.source, source)
+        and holds(each.to, destination)
+        # A port of a protocol without ports, such as ping, is not compared.
+        and (not each.ports or not port.protocol or any(other.contains(port) for other in each.ports))
+        for each in policy.forward.values()
+    )
+
+
+def describe_traffic(traffic: Iterable[StoppedTraffic], most: int = _MOST_LINES) -> list[str]:
+    """Return lines, live traffic first: one for all of an owner with the same reason; the number beyond `most`."""
+    groups: dict[tuple[str, str], list[StoppedTraffic]] = {}
+    for each in sorted(traffic, key=lambda each: not each.is_live):
+        groups.setdefault((each.owner, each.reason), []).append(each)
+    lines = []
+    for first, *more in groups.values():
+        count = len({each.subject for each in more} - {first.subject})
+        extra = f" and {count} more" if count else ""
+        lines.append(f"stops under this policy: {first.owner} {first.subject}{extra}: {first.reason}")
+    left = len(lines) - most
+    return lines if left <= 0 else [*lines[:most], f"stops under this policy: and {left} more"]
+
+
+def find_stopped_traffic(policy: Policy) -> list[StoppedTraffic]:
+    """Return the traffic of this machine that stops under a policy; none without root."""
+    from ..kernel.netlink.rtnetlink import RouteLookups
+
+    try:
+        if os.geteuid():
+            return []
+        with LiveSockets() as live, RouteLookups() as lookups:
+
+            def route_device(family: int, destination: str) -> str | None:
+                route = lookups.get_route(family, destination)
+                return None if isinstance(route, int) or route.kind != "unicast" else route.device
+
+            sockets, users = live.sockets(), frame_users()
+            inodes = {each.inode for each in sockets} | {user.inode for user in users}
+            judge = TrafficJudge(
+                policy, live.addresses(), live.socket_owners(inodes - {0}), live.egress_device, route_device
+            )
+            return [
+                *judge.stopped_sockets(sockets),
+                *judge.stopped_flows(_flows(live)),
+                *judge.stopped_frames(users),
+            ]
+    except (Unavailable, DumpInterrupted, OSError):
+        return []  # this kernel does not tell
+
+
+def _flows(live: LiveSockets) -> list[ConntrackEntry]:
+    """Return all conntrack entries; [] if there are too many, or the kernel lists none."""
+    try:
+        if int(_FLOW_COUNT.read_text()) > _MOST_FLOWS:
+            return []
+        return live.flows(0, 0)
+    except (Unavailable, OSError, ValueError):
+        return []
