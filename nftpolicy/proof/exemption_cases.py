@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ..model.fib.output_route import is_link_scoped
 from ..model.packet import FRAME, KERNEL, Packet, evolve_packet, parse_address
 from ..model.symbolic.box import points
-from . import policy_spec
+from . import exemption_spec
 from .assumptions import sample_device
 from .context import ProofContext
 from .spec import Spec, UplinkSpec
@@ -58,8 +58,8 @@ def _marked_reports(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> It
     """Yield membership reports inside: they may carry marks by accident and must not be lost."""
     if not spec.inside:
         return
-    for name in policy_spec.REPORT_EXEMPTIONS:
-        for family, regions in policy_spec.exemption(name, uplink.name).headers.items():
+    for name in exemption_spec.REPORT_EXEMPTIONS:
+        for family, regions in exemption_spec.exemption(name, uplink.name).headers.items():
             device = sample_device(spec.inside[0])
             for region in (part for full_region in regions for part in region_parts(family, full_region)):
                 report = evolve_packet(sample_packet(context, family, region, KERNEL, device), mark=uplink.value)

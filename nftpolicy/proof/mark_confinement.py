@@ -10,9 +10,9 @@ from ..model.symbolic.field_values import CT_STATES
 from .bypass import confinement_violations
 from .context import ProofContext
 from .counterexample import search_mark_misuse, search_outcome
+from .exemption_spec import REPORT_EXEMPTIONS, exemption
 from .findings import finding
 from .lemmas import Violation, final_chains, guard_violation, hook_bypasses
-from .policy_spec import REPORT_EXEMPTIONS, exemption
 from .spec import IP_FAMILIES, Region, Spec, UplinkSpec
 from .verdict import Finding
 

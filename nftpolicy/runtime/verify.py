@@ -18,8 +18,8 @@ from ..netstate.formats.nft_json_hidden import hidden_tests
 from ..netstate.state import NetState
 from ..policy.mark import Mark
 from ..policy.objects import Policy
+from ..proof.exemption_spec import exemption
 from ..proof.policy_spec import build_spec as promised
-from ..proof.policy_spec import exemption
 from ..proof.prover import Progress, prove
 from ..proof.spec import IP_FAMILIES, Spec, UplinkSpec
 from ..proof.verdict import REFUTED, Counterexample, Finding, Proof

@@ -6,7 +6,7 @@ from attrs import evolve
 
 from nftpolicy.model.packet import ETHERTYPES
 from nftpolicy.proof.context import ProofContext
-from nftpolicy.proof.policy_spec import REPORT_EXEMPTIONS, exemption
+from nftpolicy.proof.exemption_spec import REPORT_EXEMPTIONS, exemption
 from nftpolicy.proof.spec import ARRIVAL, Region, UplinkSpec
 
 from . import z3_chains

@@ -120,7 +120,7 @@ FAULTS = (
     Fault("proof/entitlement.py", "entitled_regions", '"fragment": points(0), ', "", _REGIONS),
     Fault("proof/policy_spec.py", "_resets", '"fragment": points(0), ', "", _REGIONS),
     Fault("proof/policy_spec.py", "_ports", '"fragment": points(0), ', "", _REGIONS),
-    Fault("proof/policy_spec.py", "_udp", '"fragment": points(0), ', "", _REGIONS),
+    Fault("proof/exemption_spec.py", "_udp", '"fragment": points(0), ', "", _REGIONS),
     # P5.
     Fault(DNS, "check_dns_isolation", "from_outside += _arriving_queries(context, resolver, family)", "pass", tests(TEST_DNS, "test_queries_from_outside_are_not_proved")),
     Fault(DNS, "check_dns_isolation", "foreign_clients += _foreign_clients(context, resolver, owners, family)", "pass", tests(TEST_DNS, "test_clients_of_no_service_are_not_proved")),

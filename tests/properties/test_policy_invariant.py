@@ -10,7 +10,8 @@ from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, SOCKET, TCP, UDP
 from nftpolicy.model.trace import Model
 from nftpolicy.netstate.formats import nft_text
 from nftpolicy.proof.assumptions import add_assumed_environment, device_matches
-from nftpolicy.proof.policy_spec import EXEMPTIONS, build_spec
+from nftpolicy.proof.exemption_spec import EXEMPTIONS
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED, REFUTED, worst
 from tests import foreign_table_strategies, policy_strategies, state_mutants

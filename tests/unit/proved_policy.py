@@ -16,7 +16,8 @@ from nftpolicy.netstate.nft import (
     Table,
 )
 from nftpolicy.policy.load import load
-from nftpolicy.proof.policy_spec import EXEMPTIONS, build_spec
+from nftpolicy.proof.exemption_spec import EXEMPTIONS
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove_guard
 
 TEXT = """\

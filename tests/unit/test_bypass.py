@@ -48,7 +48,8 @@ from nftpolicy.netstate.nft import (
 from nftpolicy.netstate.routing import Route, Sysctl
 from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.policy.load import load
-from nftpolicy.proof.policy_spec import build_spec, exemption
+from nftpolicy.proof.exemption_spec import exemption
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove, prove_guard
 from nftpolicy.proof.spec import Spec, UplinkSpec
 from nftpolicy.proof.transition_proof import NamedSpec, prove_states

@@ -9,8 +9,8 @@ from nftpolicy.netstate.routing import IpRule, Route
 from nftpolicy.netstate.state import NetState
 from nftpolicy.proof.context import ProofContext
 from nftpolicy.proof.counterexample import search_leaks, search_mark_misuse, search_outcome
+from nftpolicy.proof.exemption_spec import exemption
 from nftpolicy.proof.lemmas import Violation
-from nftpolicy.proof.policy_spec import exemption
 from nftpolicy.proof.spec import UplinkSpec
 
 UPLINK = UplinkSpec("wan", ("wan",), 1, 0xFF, 7)

@@ -37,7 +37,7 @@ from nftpolicy.netstate.nft import (
 )
 from nftpolicy.netstate.routing import IpRule, Route
 from nftpolicy.netstate.state import Device, NetState
-from nftpolicy.proof.policy_spec import exemption
+from nftpolicy.proof.exemption_spec import exemption
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.spec import Spec, UplinkSpec
 from nftpolicy.proof.verdict import describe_packet

@@ -13,8 +13,8 @@ from nftpolicy.proof.candidates import candidate_packets
 from nftpolicy.proof.concretize import choose, concretize, host_ranges
 from nftpolicy.proof.context import ProofContext
 from nftpolicy.proof.counterexample import is_entitled, is_exempt
+from nftpolicy.proof.exemption_spec import exemption
 from nftpolicy.proof.lemmas import Violation
-from nftpolicy.proof.policy_spec import exemption
 from nftpolicy.proof.spec import UplinkSpec
 from nftpolicy.proof.verdict import describe_packet
 from tests.unit.proved_policy import STATE

@@ -32,7 +32,7 @@ from nftpolicy.netstate.nft import (
     VerdictMapRef,
 )
 from nftpolicy.netstate.state import Device
-from nftpolicy.proof.policy_spec import exemption
+from nftpolicy.proof.exemption_spec import exemption
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.spec import Spec, UplinkSpec
 from tests.unit import test_proof

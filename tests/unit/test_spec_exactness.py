@@ -13,7 +13,8 @@ from nftpolicy.netstate.nft import (
     Meta,
     Payload,
 )
-from nftpolicy.proof.policy_spec import build_spec, exemption
+from nftpolicy.proof.exemption_spec import exemption
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove, prove_guard
 from tests.unit.proved_policy import (
     EXEMPT,

@@ -10,7 +10,8 @@ from nftpolicy.model.symbolic.box import points
 from nftpolicy.policy.objects import Lan
 from nftpolicy.proof.context import ProofContext
 from nftpolicy.proof.entitlement import entitled_regions, reply_regions
-from nftpolicy.proof.policy_spec import EXEMPTIONS, build_spec
+from nftpolicy.proof.exemption_spec import EXEMPTIONS
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove_guard
 from nftpolicy.proof.spec import Region, ServiceSpec, UplinkSpec
 from nftpolicy.proof.verdict import REFUTED
