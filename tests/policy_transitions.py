@@ -141,6 +141,7 @@ def _placed(policy: Policy, random_: random.Random, passing: bool) -> Scene:
             mark=worn[index],
             table=table if index == 0 else 1000 + index if uplink.table in (table, *TABLES) else uplink.table,
             gateways=tuple(map(ip_address, _GATEWAYS[device])) if own and device else (),
+            clat=None,  # its devices are not those of the lab
         )
     first = next(iter(uplinks))
     if passing and table not in TABLES:
