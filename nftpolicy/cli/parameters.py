@@ -11,14 +11,13 @@ import inspect
 from collections.abc import Callable
 from copy import copy
 from functools import wraps
-from importlib.metadata import version
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import typer
 import typer.core
 
-_READS_ANNOTATIONS = tuple(int(part) for part in version("typer").split(".")[:2]) >= (0, 9)
+_READS_ANNOTATIONS = tuple(int(part) for part in typer.__version__.split(".")[:2]) >= (0, 9)
 if not _READS_ANNOTATIONS:
     typer.core.rich = None  # type: ignore[attr-defined]  # boxes that cut lines; later versions leave them out for rich_markup_mode=None
 _NO_DEFAULT = () if _READS_ANNOTATIONS else (...,)  # the place of the default in the calls of an earlier typer

@@ -1,6 +1,7 @@
 """A router with two uplinks: packets of one LAN by either, each with the address of its uplink, or by none."""
 
 import contextlib
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -58,6 +59,14 @@ def test_each_forward_uses_its_uplink_and_address(router: DualUplinkNode, family
     answer = router.lab.client.call(inbound_clients.udp, at.SERVER[family], at.ECHO_PORT, b"answer", 5)
     assert answer == b"answer"
     assert router.lab.client.call(inbound_clients.tcp, at.SERVER[family], at.ECHO_PORT, b"tcp", 5) == b"tcp"
+
+
+def test_probe_captures_each_forward_on_its_uplink(router: DualUplinkNode) -> None:
+    report = json.loads(router.guarded.nftpolicy("probe", "--json").stdout)
+    controls = [control for arrival in report["forwarded"] for control in arrival["controls"]]
+    captured = {(control["forward"], control["family"]) for control in controls if control["seen"]}
+    assert captured == {(forward, family) for forward in ("echo", "rest") for family in at.FAMILIES}
+    assert (report["verdict"], report["uncertain"], report["notes"]) == ("held", [], [])
 
 
 @families

@@ -183,4 +183,4 @@ def _notes(device_result: ForwardedResult) -> Iterator[str]:
     for (forward, family), reasons in device_result.missing_controls().items():
         if disabled_forwarding(device, family) is None and reasons.isdisjoint({"", _WAITS}):
             reason = ", ".join(sorted(reasons))
-            yield f"forward {forward}: its IPv{family} packets by {device} have no route ({reason})"
+            yield f"forward {forward}: its IPv{family} packets by {device} have no route, or fail rp_filter ({reason})"
