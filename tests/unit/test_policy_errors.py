@@ -227,6 +227,7 @@ BAD = [
     ("group = 800\n", "", "service.vpn", "exactly one of"),
     ("kernel = true", "kernel = true\nports = ['udp/1']", "service.wg.ports[0]", "look like those of other programs"),
     ("kernel = true", "kernel = true\nports = ['tcp/50-60']", "service.wg.ports[0]", "the kernel sends no DNS queries"),
+    ("kernel = true", "kernel = true\nports = ['tcp/60000-65535']", "service.wg.ports[0]", "an ip rule takes no port above 65534"),
     ('kernel = true\nsport = ["udp/51820"]', "kernel = true\nports = ['tcp/2049']", "service.wg", "'to' is missing: the kernel's tcp/2049"),
     ("kernel = true", "kernel = true\nports = ['ping']", "service.wg.ports[0]", "run the program with a group or user"),
     ('["udp/10000-10010"]', '["pings"]', "service.vpn.ports[0]", "or ping, ipip, 6in4, gre (did you mean 'ping'?)"),
