@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 from ..model.packet import SOCKET, address_range, evolve_packet
 from ..model.symbolic.box import Ranges, intersect_ranges, merge_ranges, points, subtract_ranges
-from ..netstate.routing import TABLE_MAIN
-from .assumptions import TABLE_LOCAL
+from ..netstate.routing import TABLE_MAIN, Route
 from .context import ProofContext
 from .spec import Spec, UplinkSpec
-from .usability_case import UsabilityCase, needs_device, region_parts, sample_packet
+from .usability_case import UsabilityCase, needs_device, own_addresses, region_parts, sample_packet
 
 
 def lan_cases(context: ProofContext, uplink: UplinkSpec) -> Iterator[UsabilityCase]:
@@ -40,19 +39,32 @@ def lan_notes(context: ProofContext, spec: Spec) -> Iterator[str]:
 
 def _neighbours(context: ProofContext, uplink: UplinkSpec, family: int, addresses: Ranges) -> list[tuple[str, int]]:
     """Return (device, an address) of each connected network of the uplink that has some of these addresses."""
-    own = [
-        address_range(route.destination, family)
-        for route in context.state.routes
-        if (route.family, route.table) == (family, TABLE_LOCAL)
-    ]
+    own = own_addresses(context, family)
     neighbours = []
     devices = [device for device in uplink.devices if device not in uplink.clat_devices]
-    for route in context.state.routes:
-        is_connected = (route.family, route.table, route.kind, route.gateway) == (family, TABLE_MAIN, "unicast", None)
-        if is_connected and route.device in devices and route.destination != "default":
-            low, high = address_range(route.destination, family)
+    # A route of another device that is more specific, or better, leads the packets of its network elsewhere.
+    taken: list[tuple[str | None, tuple[int, int]]] = []
+    for route in sorted(_routes_of_main(context, family), key=lambda route: _preference(route, family)):
+        low, high = address_range(route.destination, family)
+        if route.device in devices and route.gateway is None:
             hosts = ((low + 1, high - 1),) if high - low > 1 else ((low, high),)
-            free = subtract_ranges(intersect_ranges(hosts, addresses), merge_ranges(own))
+            elsewhere = [network for device, network in taken if device != route.device]
+            free = subtract_ranges(intersect_ranges(hosts, addresses), merge_ranges([*own, *elsewhere]))
             if free:
                 neighbours.append((str(route.device), free[0][0]))
+        taken.append((route.device, (low, high)))
     return neighbours
+
+
+def _routes_of_main(context: ProofContext, family: int) -> list[Route]:
+    return [
+        route
+        for route in context.state.routes
+        if (route.family, route.table, route.kind) == (family, TABLE_MAIN, "unicast") and route.destination != "default"
+    ]
+
+
+def _preference(route: Route, family: int) -> tuple[int, int]:
+    """Return the order in which the kernel prefers the routes of a table: most specific first, then the metric."""
+    low, high = address_range(route.destination, family)
+    return high - low, route.metric or 0

@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import count, islice, product
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..model.packet import KERNEL, SOCKET, Packet, address_range
-from ..model.symbolic.box import Ranges, intersect_ranges, points
+from ..model.symbolic.box import Ranges, intersect_ranges, merge_ranges, points, subtract_ranges
 from ..model.trace import Trace
 from ..netstate.nft import OriginPath
 from ..netstate.state import NetState
@@ -83,9 +83,33 @@ def _has_mark(mark: int, required: tuple[int, int] | None) -> bool:
 
 
 def sample_packet(context: ProofContext, family: int, region: Region, origin: str, bound: str | None = None) -> Packet:
-    """Return a packet of the region; of any headers if the family has none in it."""
+    """Return a packet of the region; of any headers if the family has none in it.
+
+    To another machine, if the region has such packets.
+    """
+    packet = _sample(context, family, region, origin, bound)
+    own, destinations = own_addresses(context, family), region.fields.get("daddr")
+    if destinations and any(low <= packet.destination <= high for low, high in own):
+        elsewhere = subtract_ranges(destinations, own)
+        if elsewhere:  # in the largest range, which is not only the address of a network
+            largest = max(elsewhere, key=lambda span: span[1] - span[0])
+            region = evolve(region, fields={**region.fields, "daddr": (largest,)})
+            return _sample(context, family, region, origin, bound)
+    return packet
+
+
+def _sample(context: ProofContext, family: int, region: Region, origin: str, bound: str | None) -> Packet:
     boxes = region.readable_boxes(context.space(family))
     return concretize(context.space(family), boxes[0] if boxes else {}, origin, bound)
+
+
+def own_addresses(context: ProofContext, family: int) -> Ranges:
+    """Return the addresses of this machine, and those of broadcasts and groups, by its table local."""
+    return merge_ranges(
+        address_range(route.destination, family)
+        for route in context.state.routes
+        if (route.family, route.table) == (family, TABLE_LOCAL)
+    )
 
 
 def region_parts(family: int, region: Region, with_ends: bool = False) -> Iterator[Region]:

@@ -172,9 +172,11 @@ class TrafficJudge:
         for flow in flows:
             source, destination = flow.original.source, flow.reply.source  # the destination after NAT
             is_of_others = source and destination and own.isdisjoint((source, destination))
-            if not is_of_others or ip_address(destination).is_multicast:
+            if not is_of_others or ip_address(source).is_unspecified or ip_address(destination).is_multicast:
                 continue
-            arrives, leaves = (self.route_device(flow.family, each) or "" for each in (source, destination))
+            arrives, leaves = (self.route_device(flow.family, each) for each in (source, destination))
+            if arrives is None or leaves is None:
+                continue
             origin, target = self._uplink_of_device.get(arrives), self._uplink_of_device.get(leaves)
             port = Port(PROTOCOLS.get(flow.protocol, ""), flow.original.dport, flow.original.dport)
             if (

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 import time
@@ -142,6 +143,13 @@ def timer(made: Guarded) -> int:
     return int(json.loads(note.read_text())["deadman"]["pid"])  # type: ignore[attr-defined]
 
 
+def handles_sigterm(made: Guarded, pid: int) -> bool:
+    """Return True if a process has a handler; before it starts Python, the signal would kill it."""
+    status = made.lab.node.run(["cat", f"/proc/{pid}/status"]).stdout
+    caught = re.search(r"^SigCgt:\s+(\w+)$", status, re.MULTILINE)
+    return caught is not None and bool(int(caught[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
 def test_watch_restarts_killed_timer(made: Guarded) -> None:
     """Killed twice, the second time in the place of the first: the policy on trial is taken back in the end."""
     watch = made.lab.node.popen([PROGRAM, "watch"], env=ENVIRONMENT, stderr=subprocess.PIPE)
@@ -152,6 +160,7 @@ def test_watch_restarts_killed_timer(made: Guarded) -> None:
             made.lab.node.call(os.kill, killed, signal.SIGKILL)
             wait_until(lambda killed=killed: timer(made) != killed, 10, "the next timer")  # type: ignore[misc]
             assert "has ended" not in made.nftpolicy("status", check=False).stderr
+        wait_until(lambda: handles_sigterm(made, timer(made)), 10, "the timer's start")
         made.lab.node.call(os.kill, timer(made), signal.SIGTERM)  # as at the deadline
         wait_until(lambda: not pending(made), 20, "the way back")
         assert in_force(made) == POLICY

@@ -252,6 +252,9 @@ systemctl show -p Before,After $wan >order
 
 watch=nftpolicy-watch.service
 for unit in $watch $wan; do grep -hE '^(NoNewPrivs|Seccomp|CapBnd):' /proc/$(shows MainPID $unit)/status; done >sandbox
+# What watch does when it starts is not logged as a repair.
+watches() {{ journalctl -b --no-pager -u $watch | grep -q event=proof; }}
+until_ok 10 watches
 nft delete table inet nftpolicy
 until_ok 10 nft list table inet nftpolicy
 nft list table inet nftpolicy >repaired

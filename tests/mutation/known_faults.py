@@ -117,13 +117,13 @@ FAULTS = (
     Fault(NO_LEAK, "check_unnamed_devices", "violations.append(violation)", "pass", tests(TEST_SPEC, "test_packets_by_an_unnamed_device_are_not_proved")),
     Fault("proof/prover.py", "prove_guard", "findings += check_unnamed_devices(context, spec)", "pass", tests(TEST_SPEC, "test_packets_by_an_unnamed_device_are_not_proved")),
     Fault("proof/mark_confinement.py", "check_mark_confinement", "violations.append(violation)", "pass", tests(TEST_SPEC, "test_marked_packets_by_an_inside_device_are_refuted")),
-    Fault("proof/entitlement.py", "entitled_regions", '"fragment": points(0), ', "", _REGIONS),
+    Fault("proof/policy_spec.py", "_upstream", ', "fragment": points(0)', "", _REGIONS),
     Fault("proof/policy_spec.py", "_resets", '"fragment": points(0), ', "", _REGIONS),
     Fault("proof/policy_spec.py", "_ports", '"fragment": points(0), ', "", _REGIONS),
     Fault("proof/exemption_spec.py", "_udp", '"fragment": points(0), ', "", _REGIONS),
     # P5.
     Fault(DNS, "check_dns_isolation", "from_outside += _arriving_queries(context, resolver, family)", "pass", tests(TEST_DNS, "test_queries_from_outside_are_not_proved")),
-    Fault(DNS, "check_dns_isolation", "foreign_clients += _foreign_clients(context, resolver, owners, family)", "pass", tests(TEST_DNS, "test_clients_of_no_service_are_not_proved")),
+    Fault(DNS, "check_dns_isolation", "foreign_clients += _foreign_clients(context, uplink, resolver, owners, family)", "pass", tests(TEST_DNS, "test_clients_of_no_service_are_not_proved")),
     Fault(DNS, "check_dns_isolation", "bypasses += _bypasses(context, spec, uplink, resolver, owners, family)", "pass", tests(TEST_DNS, "test_queries_of_a_service_to_another_server_are_not_proved")),
     Fault(DNS, "check_dns_isolation", "redirected += _wrong_redirects(context, family, queries, resolver)", "pass", tests(TEST_DNS, "test_redirection_to_another_address_is_not_proved")),
     # Rulesets applied to sets of packets.

@@ -173,6 +173,7 @@ def flow(source, destination, dport, protocol=TCP, to=None):
         (flow("203.0.113.5", "192.0.2.7", 81, to="10.9.0.5"), '[publish.NAME] with port = "tcp/81"'),
         (flow("10.9.0.5", "224.0.0.5", 25), None),
         (flow("", "", 0, 47), None),
+        (flow("0.0.0.0", "203.0.113.5", 25), None),  # no host has this address
     ],
     ids=str,
 )

@@ -7,7 +7,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import HostFacts, compile_policy
-from nftpolicy.model.packet import parse_address
+from nftpolicy.model.packet import format_address, parse_address
 from nftpolicy.model.symbolic.box import points
 from nftpolicy.netstate.routing import Route
 from nftpolicy.netstate.state import NetState
@@ -220,3 +220,64 @@ def test_exempt_packet_that_needs_a_route_is_no_kernel_case():
 def test_port_of_another_entry_is_no_case(more: str) -> None:
     policy = load((UPLINK + more).encode())[0]
     assert prove(compile_policy(policy), build_spec(policy)).verdict == PROVED
+
+
+def test_reply_is_not_tried_to_this_machine():
+    """The host that would be tried is this machine's own address."""
+    policy = load(
+        UPLINK.replace("table = 7", 'table = 7\nanswer = [{ name = "ping", source = ["192.0.2.0/24"] }]').encode()
+    )[0]
+    spec = build_spec(policy)
+    state = add_assumed_environment(compile_policy(policy), spec)[0]
+
+    def tried(*routes):
+        context = ProofContext(evolve(state, routes=(*state.routes, *routes)), spec.devices, spec.masks)
+        cases = [case for case in usability_cases(context, spec) if case.entry == "answer ping"]
+        return {case.packet.destination for case in cases}
+
+    (first,) = tried()
+    (other,) = tried(Route(4, 255, f"{format_address(4, first)}/32", "local", device="wan"))
+    assert parse_address("192.0.2.1") <= other <= parse_address("192.0.2.254") and other != first
+
+
+def test_answer_to_this_machine_alone_is_not_tried():
+    text = UPLINK.replace(
+        "table = 7",
+        'table = 7\nanswer = [{ name = "ping", source = ["198.51.100.7/32"] }]\naddresses = ["198.51.100.7/32"]',
+    )
+    assert [case for case in cases_of(text) if case.entry == "answer ping"] == []
+
+
+LANS = """
+[uplink.lte]
+devices = ["lte"]
+mark = "0x2/0xff"
+table = 8
+[lan.first]
+uplink = "wan"
+to = ["10.0.0.0/8"]
+[lan.other]
+uplink = "lte"
+to = ["10.0.0.0/8"]
+"""
+
+
+@pytest.mark.parametrize(
+    ("others", "tried"),
+    [
+        (("10.0.0.0/24", None), {("first", "10.0.0.1")}),  # the first route of two that are equal
+        (("10.0.0.0/25", None), {("first", "10.0.0.128"), ("other", "10.0.0.1")}),  # the more specific one
+        (("10.0.1.0/24", None), {("first", "10.0.0.1"), ("other", "10.0.1.1")}),
+    ],
+)
+def test_lan_is_tried_where_the_route_leads(others, tried):
+    policy = load((UPLINK + LANS).encode())[0]
+    spec = build_spec(policy)
+    compiled = compile_policy(policy)
+    routes = [Route(4, 254, "10.0.0.0/24", device="wan"), Route(4, 254, others[0], device="lte", metric=others[1])]
+    state = evolve(compiled, routes=(*compiled.routes, *routes))
+    context = ProofContext(state, spec.devices, spec.masks)
+    cases = [case for uplink in spec.uplinks for case in lan_cases(context, uplink) if case.packet.family == 4]
+    assert {(case.entry.removeprefix("lan "), case.packet.destination) for case in cases} == {
+        (name, parse_address(address)) for name, address in tried
+    }
