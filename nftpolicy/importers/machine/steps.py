@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Steps from a drafted policy to one that is in force, in their order."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+
+from .draft import DraftedService, PolicyDraft, listen_ports
+from .facts import MachineFacts, WireguardTunnel
+
+_UNITS = {"openvpn": "openvpn-client@{name}.service", "fastd": "fastd@{name}.service"}
+_PLAIN_UNIT_PART = re.compile(r"[A-Za-z0-9:_.-]+\Z")
+_TRIAL = 60  # seconds of apply --confirm
+
+
+def next_steps(facts: MachineFacts, draft: PolicyDraft, file: str) -> Iterator[str]:
+    """Yield what to do with the policy in `file`, each step a sentence or a command with its reason."""
+    policy = shlex.quote(file)
+    yield from _settings(draft)
+    yield f"nftpolicy check {policy}    # again after each change of the file"
+    if facts.manager is not None:
+        tables = ", ".join(str(uplink.table) for uplink in draft.uplinks)
+        yield f"nftpolicy netconfig {policy} --for {facts.manager} --to /    # routes of the uplink: table {tables}"
+    yield f"nftpolicy apply {policy} --confirm {_TRIAL}    # undone after {_TRIAL} s; test, then: nftpolicy confirm"
+    if any(service.looks_up_names for service in draft.services):
+        yield f"nftpolicy resolver {policy}    # in another terminal, until 'install': names for the services"
+    units = list(_unit_options(draft))
+    if units:
+        yield f"nftpolicy units {policy} {' '.join(units)} --to /etc/systemd/system    # groups of the services"
+    yield f"nftpolicy install {policy} --enable    # in force from boot"
+    if draft.tunnels or draft.vpns:
+        names = ", ".join([*(each.name for each in draft.tunnels), *(each.name for each in draft.vpns)])
+        yield f"start again, so that its sockets get group and mark: {names}"
+    yield "nftpolicy status    # counts what was stopped; 'nftpolicy release' opens the uplink again"
+
+
+def _settings(draft: PolicyDraft) -> Iterator[str]:
+    """Yield the lines that configuration files of VPN programs need."""
+    mark = draft.uplinks[0].mark.value
+    ports = listen_ports([tunnel for tunnel in draft.tunnels if not tunnel.user_space])
+    for tunnel in draft.tunnels:
+        lines = []
+        if ports.get(tunnel.name, tunnel.listen_port) != tunnel.listen_port:
+            lines.append(f"ListenPort = {ports[tunnel.name]}")
+        if tunnel.fwmark != mark and not (_is_marked_by_wg_quick(tunnel) and len(draft.tunnels) == 1):
+            lines.append(f"FwMark = {mark:#x}")
+        if lines and tunnel.file is not None:
+            yield f"write into [Interface] of {tunnel.file}: {', and '.join(lines)}"
+        elif lines:
+            yield f"wg set {shlex.quote(tunnel.name)} {_wg_arguments(lines)}    # and where its program configures it"
+    for vpn in draft.vpns:
+        if vpn.mark != mark and vpn.program in _UNITS:
+            line = f"packet mark {mark};" if vpn.program == "fastd" else f"mark {mark}"
+            yield f"write into {vpn.file}: {line}"
+
+
+def _is_marked_by_wg_quick(tunnel: WireguardTunnel) -> bool:
+    return tunnel.file is not None and tunnel.has_default_route and not tunnel.fwmark
+
+
+def _wg_arguments(lines: list[str]) -> str:
+    return " ".join(line.lower().replace(" = ", " ").replace("listenport", "listen-port") for line in lines)
+
+
+def _unit_options(draft: PolicyDraft) -> Iterator[str]:
+    """Yield the options --unit for the services that a unit of the distribution starts."""
+    by_name = {tunnel.name: tunnel for tunnel in draft.tunnels}
+    for service in draft.services:
+        if service.name == "names":
+            named = [tunnel.name for tunnel in draft.tunnels if not tunnel.user_space and tunnel.endpoint_names]
+            yield _unit(service, f"wg-quick@{'' if len(named) > 1 else named[0]}.service")
+        elif service.name in by_name:
+            yield _unit(service, f"wg-quick@{service.name}.service")
+        else:
+            for vpn in draft.vpns:
+                if vpn.name == service.name and vpn.program in _UNITS and _PLAIN_UNIT_PART.match(vpn.name):
+                    yield _unit(service, _UNITS[vpn.program].format(name=vpn.name))
+
+
+def _unit(service: DraftedService, unit: str) -> str:
+    return f"--unit {service.name}={shlex.quote(unit)}"
