@@ -140,13 +140,9 @@ def _wireguard(devices: Iterable[Device], etc: Path) -> Iterator[WireguardTunnel
     for name, tunnel in tunnels.items():
         port, mark = by_wg.get(name, (0, 0))
         is_program = kinds[name] == "tun" if name in kinds else user_space
-        keeps_port = tunnel.file is None  # else the kernel chose the port, and chooses another one next time
-        yield evolve(
-            tunnel,
-            listen_port=tunnel.listen_port or (port if keeps_port else 0),
-            fwmark=tunnel.fwmark or mark,
-            user_space=is_program,
-        )
+        if tunnel.file is None:  # else wg-quick chooses what the file does not say anew at each start
+            tunnel = evolve(tunnel, listen_port=port, fwmark=mark)
+        yield evolve(tunnel, user_space=is_program)
 
 
 def _wg_show(key: str) -> list[str]:
@@ -202,10 +198,18 @@ def _text(file: Path) -> str:
 
 
 def _programs() -> Iterator[str]:
-    """Yield the names of the processes, of at most 15 characters (proc_pid_comm(5))."""
+    """Yield the names of the processes in this network namespace, of at most 15 characters (proc_pid_comm(5)).
+
+    Where the namespace of a process is hidden, it counts as this one.
+    """
+    own = Path("/proc/self/ns/net").stat().st_ino
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
-            yield _text(entry / "comm").strip()
+            namespace = own
+            with suppress(OSError):  # of another user
+                namespace = (entry / "ns/net").stat().st_ino
+            if namespace == own:
+                yield _text(entry / "comm").strip()
 
 
 def _manager(programs: frozenset[str], etc: Path) -> str | None:

@@ -140,7 +140,7 @@ def test_wg_quick_laptop_gets_the_port_as_first_step():
     assert uplink.mark == Mark(51820, 0xFFFFFFFF)
     assert policy.service["wireguard"].sport == (Port("udp", 51820, 51820),)
     assert uplink.resolver is None  # the endpoint is an address
-    assert steps[0] == "write into [Interface] of /etc/wireguard/wg0.conf: ListenPort = 51820"
+    assert steps[0] == "write into [Interface] of /etc/wireguard/wg0.conf: ListenPort = 51820, and FwMark = 0xca6c"
     assert "enp0s31f6 has no network now, and is an uplink as well" in draft.warnings
 
 
@@ -207,7 +207,7 @@ def test_published_ports_lead_to_their_bridge():
     assert policy.publish["tcp-8080"].to == "docker0"
     assert [answer.name for answer in policy.uplink["wan"].answer] == ["ssh", "ping"]
     assert set(policy.inside) == {"docker*", "br-*", "veth*"}
-    assert policy.uplink["wan"].mark == Mark(0x100, 0xF00)  # another program uses 0x10
+    assert policy.uplink["wan"].mark == Mark(0x1000, 0xF000)  # another program uses 0x10
     assert "#[publish.udp-53]" in draft.text
     assert policy.forward == {}
     assert '#from = ["docker*", "br-*"]' in draft.text

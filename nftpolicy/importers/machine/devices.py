@@ -121,6 +121,9 @@ def inside_devices(facts: MachineFacts, uplinks: Sequence[str]) -> tuple[list[In
     inside: dict[str, str] = {}
     warnings = []
     below = {device.link for device in facts.devices if device.name in uplinks and device.kind in _ABOVE_ANOTHER}
+    for tunnel in facts.wireguard:
+        if _is_nameable(tunnel.name):
+            inside.setdefault(_pattern(tunnel.name, uplinks), "WireGuard")
     for device in facts.devices:
         name = device.name
         if name == "lo" or name in uplinks or device.master in uplinks:
@@ -135,9 +138,6 @@ def inside_devices(facts: MachineFacts, uplinks: Sequence[str]) -> tuple[list[In
             inside.setdefault(_pattern(name, uplinks), _describe(device))
         else:
             warnings.append(f"{name} has no address: the policy does not name it, so it counts as an uplink")
-    for tunnel in facts.wireguard:
-        if _is_nameable(tunnel.name) and scalars.matching_pattern(tunnel.name, inside) is None:
-            inside.setdefault(_pattern(tunnel.name, uplinks), "the tunnel")
     return [InsideDevice(pattern, reason) for pattern, reason in inside.items()], warnings
 
 

@@ -8,7 +8,7 @@ from ipaddress import ip_interface
 
 from attrs import evolve, frozen
 
-from ...netstate.routing import RTPROT_RA, RTPROT_STATIC
+from ...netstate.routing import RTPROT_RA, RTPROT_STATIC, Route
 from ...netstate.state import Device
 from ...policy.known_marks import conflicting_users
 from ...policy.mark import FULL_MASK, Mark
@@ -36,7 +36,7 @@ _WG_QUICK_MARK = 51820  # wg-quick/linux.bash: add_default()
 _LISTEN_PORT = 51820
 _FIRST_TABLE, _FIRST_GROUP, _FIRST_RESOLVER_PORT = 51, 851, 5351
 # One mask for all uplinks, so that no packet carries two marks.
-_MARK_MASKS = (0xF0, 0xF00, 0xF000, 0xF00000, 0xF000000, 0xF0000000, 0xF)
+_MARK_MASKS = (0xF0, 0xF000, 0xF000000, 0xF0000000, 0xF, 0xF00, 0xF00000)  # first those of no known program
 
 
 @frozen
@@ -58,6 +58,7 @@ class DraftedUplink:
     devices: tuple[str, ...]
     mark: Mark
     table: int
+    gateways: tuple[str, ...] = ()
 
 
 @frozen
@@ -113,7 +114,7 @@ def draft_machine_policy(facts: MachineFacts, program: str | None = None, reques
     warnings += [f"{device} has no network now, and is an uplink as well" for device in unplugged]
     warnings += session_warnings(facts, named)
     if facts.in_force:
-        warnings.append("a policy of nftpolicy is in force here: its own mark and table were in_use for free ones")
+        warnings.append("a policy of nftpolicy is in force here: its own mark and table count as free ones")
     if not facts.is_complete:
         warnings.append(
             "without root, rules, VPN files and owners of sockets were not read: run it again as root, the policy may "
@@ -162,7 +163,7 @@ def _uplinks(
     else:
         marks = _free_marks(facts, len(groups))
     return tuple(
-        DraftedUplink(name, devices, mark, table)
+        DraftedUplink(name, devices, mark, table, _static_gateways(facts, devices))
         for name, devices, mark, table in zip(names, groups, marks, tables, strict=False)
     )
 
@@ -208,10 +209,7 @@ def _uplink(
     is_full = uplink.mark.mask == FULL_MASK
     yield f"mark = {toml_string(f'{uplink.mark.value:#x}' if is_full else str(uplink.mark))}"
     yield f"table = {uplink.table}  # routing table of the uplink: free on this machine"
-    routes = [each for each in default_routes(facts) if any(hop.device in uplink.devices for hop in each.all_nexthops)]
-    is_static = not facts.uses_dhcp or (bool(routes) and all(each.protocol == RTPROT_STATIC for each in routes))
-    is_static = is_static or not routes
-    dhcp = () if is_static else ("dhcpv4", "dhcpv6")
+    dhcp = () if _is_static(facts, uplink.devices) else ("dhcpv4", "dhcpv6")
     yield f"exempt = {toml_list(('arp', *dhcp, 'ndp', 'mld', 'igmp'))}  # they need no mark"
     if answers:
         yield "answer = [  # services of this machine that the uplink may reach"
@@ -220,20 +218,33 @@ def _uplink(
         yield "]"
     for text in unanswered:
         yield f"# listens, and is not answered: {toml_comment(text)}"
-    gateways = dict.fromkeys(
-        str(hop.gateway)
-        for route in routes
-        for hop in route.all_nexthops
-        if hop.gateway and hop.device in uplink.devices and route.protocol != RTPROT_RA
-    )
-    if gateways and is_static and len(uplink.devices) == 1:
-        yield f"gateways = {toml_list(gateways)}  # the address is static"
+    if uplink.gateways:
+        yield f"gateways = {toml_list(uplink.gateways)}  # the address is static"
     if any(service.looks_up_names for service in services):
         port = _free_port(facts)
         yield ""
         yield f"[uplink.{uplink.name}.resolver]  # name server for the services alone: it finds the VPN's servers"
         yield f"listen = {toml_list((f'127.0.0.1:{port}', f'[::1]:{port}'))}"
         yield 'sources = ["auto"]  # the name servers of DHCP and router advertisements'
+
+
+def _is_static(facts: MachineFacts, devices: Sequence[str]) -> bool:
+    """Return True if no DHCP client configures these devices."""
+    routes = _default_routes_by(facts, devices)
+    return not (facts.uses_dhcp and routes) or all(each.protocol == RTPROT_STATIC for each in routes)
+
+
+def _default_routes_by(facts: MachineFacts, devices: Sequence[str]) -> list[Route]:
+    return [each for each in default_routes(facts) if any(hop.device in devices for hop in each.all_nexthops)]
+
+
+def _static_gateways(facts: MachineFacts, devices: Sequence[str]) -> tuple[str, ...]:
+    """Return the gateways for the policy: those of one device with a static address."""
+    if len(devices) > 1 or not _is_static(facts, devices):
+        return ()
+    routes = (each for each in _default_routes_by(facts, devices) if each.protocol != RTPROT_RA)
+    hops = (hop for each in routes for hop in each.all_nexthops if hop.device in devices)
+    return tuple(dict.fromkeys(hop.gateway for hop in hops if hop.gateway))
 
 
 def _free_port(facts: MachineFacts) -> int:

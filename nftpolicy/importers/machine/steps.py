@@ -6,9 +6,11 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from ipaddress import ip_interface
 
+from .devices import default_routes
 from .draft import DraftedService, PolicyDraft, listen_ports
-from .facts import MachineFacts, WireguardTunnel
+from .facts import MachineFacts
 
 _UNITS = {"openvpn": "openvpn-client@{name}.service", "fastd": "fastd@{name}.service"}
 _PLAIN_UNIT_PART = re.compile(r"[A-Za-z0-9:_.-]+\Z")
@@ -23,6 +25,8 @@ def next_steps(facts: MachineFacts, draft: PolicyDraft, file: str) -> Iterator[s
     if facts.manager is not None:
         tables = ", ".join(str(uplink.table) for uplink in draft.uplinks)
         yield f"nftpolicy netconfig {policy} --for {facts.manager} --to /    # routes of the uplink: table {tables}"
+    else:
+        yield from (f"{command}    # 'watch' keeps it later" for command in _route_commands(facts, draft))
     yield f"nftpolicy apply {policy} --confirm {_TRIAL}    # undone after {_TRIAL} s; test, then: nftpolicy confirm"
     if any(service.looks_up_names for service in draft.services):
         yield f"nftpolicy resolver {policy}    # in another terminal, until 'install': names for the services"
@@ -36,6 +40,22 @@ def next_steps(facts: MachineFacts, draft: PolicyDraft, file: str) -> Iterator[s
     yield "nftpolicy status    # counts what was stopped; 'nftpolicy release' opens the uplink again"
 
 
+def _route_commands(facts: MachineFacts, draft: PolicyDraft) -> Iterator[str]:
+    """Yield the commands that copy the uplinks' routes into their tables, without which no marked packet leaves."""
+    for uplink in draft.uplinks:
+        for device in facts.devices:
+            if device.name not in uplink.devices:
+                continue
+            for address in map(ip_interface, device.addresses):
+                if not address.is_link_local and address.network.prefixlen < address.network.max_prefixlen:
+                    yield f"ip route add {address.network} dev {device.name} table {uplink.table}"
+        for route in default_routes(facts):
+            for hop in route.all_nexthops:
+                if hop.device in uplink.devices and hop.gateway not in uplink.gateways:
+                    via = f"via {hop.gateway} " if hop.gateway else ""
+                    yield f"ip -{route.family} route add default {via}dev {hop.device} table {uplink.table}"
+
+
 def _settings(draft: PolicyDraft) -> Iterator[str]:
     """Yield the lines that configuration files of VPN programs need."""
     mark = draft.uplinks[0].mark.value
@@ -44,7 +64,8 @@ def _settings(draft: PolicyDraft) -> Iterator[str]:
         lines = []
         if ports.get(tunnel.name, tunnel.listen_port) != tunnel.listen_port:
             lines.append(f"ListenPort = {ports[tunnel.name]}")
-        if tunnel.fwmark != mark and not (_is_marked_by_wg_quick(tunnel) and len(draft.tunnels) == 1):
+        if tunnel.fwmark != mark:
+            # Also if it is the mark that wg-quick chooses: it sets that one after the first handshake.
             lines.append(f"FwMark = {mark:#x}")
         if lines and tunnel.file is not None:
             yield f"write into [Interface] of {tunnel.file}: {', and '.join(lines)}"
@@ -54,10 +75,6 @@ def _settings(draft: PolicyDraft) -> Iterator[str]:
         if vpn.mark != mark and vpn.program in _UNITS:
             line = f"packet mark {mark};" if vpn.program == "fastd" else f"mark {mark}"
             yield f"write into {vpn.file}: {line}"
-
-
-def _is_marked_by_wg_quick(tunnel: WireguardTunnel) -> bool:
-    return tunnel.file is not None and tunnel.has_default_route and not tunnel.fwmark
 
 
 def _wg_arguments(lines: list[str]) -> str:
