@@ -14,6 +14,7 @@ from nftpolicy.importers.machine.facts import (
     WireguardTunnel,
 )
 from nftpolicy.importers.machine.steps import next_steps
+from nftpolicy.importers.machine.tunnel_files import parse_fastd, parse_openvpn, parse_wg_quick, parse_wg_show
 from nftpolicy.netstate.routing import Route
 from nftpolicy.netstate.state import Device
 from nftpolicy.policy.load import load
@@ -236,7 +237,7 @@ def test_each_uplink_of_a_server_has_its_mark_and_table():
         (LAPTOP, None, ["wlan0"], "--uplink 'wlan0' is not a network device of this machine; it has"),
         (LAPTOP, None, ["lo"], "--uplink 'lo' is not a network device"),
         (with_facts(SERVER, marks=0xFFFFFFFF), None, [], "other programs use the bits"),
-        (with_facts(SERVER, devices=(LO, ethernet("a\u2028b")), routes=(default("a\u2028b"),)), None, [], "not a valid"),
+        (with_facts(SERVER, devices=(LO, ethernet("a\u2028b")), routes=(default("a\u2028b"),)), None, [], "is not a valid device name"),
     ],
 )  # fmt: skip
 def test_machine_without_a_policy_is_refused(facts, program, requested, message):
@@ -258,3 +259,62 @@ def test_hostile_names_stay_in_comments_and_strings():
     assert set(policy.service) == {"vpn1"}
     assert policy.name == "machine"
     assert any("cannot be named in a policy" in text for text in draft.warnings)
+
+
+def test_files_of_a_provider_share_a_port_and_a_step():
+    tunnels = [WireguardTunnel(f"se{n}", f"/etc/wireguard/se{n}.conf", 0, 0, True, (), True) for n in (1, 2)]
+    policy, _, steps = drafted(with_facts(LAPTOP, wireguard=tuple(tunnels)))
+    assert policy.service["wireguard"].sport == (Port("udp", 51820, 51820),)
+    files = "/etc/wireguard/se1.conf and /etc/wireguard/se2.conf"
+    assert steps[0] == f"write into [Interface] of {files}: ListenPort = 51820, and FwMark = 0xca6c"
+
+
+def test_published_port_never_takes_the_port_of_the_session():
+    facts = with_facts(SERVER, devices=DOCKER.devices, forwarded_ports=(ForwardedPort(Port("tcp", 20, 30), "docker0"),))
+    policy, _, _ = drafted(facts)
+    assert policy.publish == {}
+    assert "ssh" in [answer.name for answer in policy.uplink["wan"].answer]
+
+
+def test_routes_are_copied_where_no_network_manager_is_known():
+    steps = drafted(MANAGEMENT, requested=["eth1"])[2]
+    assert any(step.startswith("ip route add 198.51.100.0/24 dev eth1 table 51    #") for step in steps)
+    steps = drafted(with_facts(MANAGEMENT, manager="networkd"))[2]
+    assert any("netconfig nftpolicy.toml --for networkd --to /" in step for step in steps)
+    assert not any(step.startswith("ip route") for step in steps)
+
+
+WG_TEXT = """
+[Interface]
+PrivateKey = QUJD=   # not read
+listenport=51821
+FwMark = 0xCA6C
+[Peer]
+Endpoint = vpn.example:51820
+AllowedIPs = 10.0.0.0/8, ::/0
+[Peer]
+Endpoint = [2001:db8::1]:51820
+"""
+
+
+def test_wg_quick_file_has_port_mark_and_names():
+    assert parse_wg_quick(WG_TEXT, "wg0", "/f") == WireguardTunnel(
+        "wg0", "/f", 51821, 51820, True, ("vpn.example",), has_endpoint=True
+    )
+    assert not parse_wg_quick(f"{WG_TEXT}[Interface]\nTable = off\n", "wg0", "/f").has_default_route
+    assert parse_wg_quick("FwMark = off\nListenPort = x", "wg0", "/f") == WireguardTunnel("wg0", "/f")
+
+
+def test_openvpn_and_fastd_files_have_mark_and_names():
+    client = parse_openvpn("client\n;mark 1\nremote 192.0.2.1 1194\nmark 16\n", "office", "/f")
+    assert client == VpnProgram("openvpn", "office", "/f", 16, looks_up_names=False)
+    assert parse_openvpn("server 10.0.0.0 255.0.0.0\nremote x\n", "s", "/f") is None
+    assert parse_openvpn("dev tun\n", "s", "/f") is None
+    assert parse_fastd("log level warn;\npacket mark 0x1;\n", "mesh", "/f").mark == 1
+
+
+def test_wg_show_gives_port_and_mark_of_each_device():
+    assert parse_wg_show(["wg0\t51820", "wg1\t1"], ["wg0\t0xca6c", "wg1\toff"]) == {
+        "wg0": (51820, 51820),
+        "wg1": (1, 0),
+    }

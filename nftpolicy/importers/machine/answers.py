@@ -26,11 +26,11 @@ def uplink_answers(
         if session.device in devices:
             answers[_word(Port("tcp", session.port, session.port))] = "the SSH session of now comes by this uplink"
     own = {ip_interface(text).ip for each in facts.devices if each.name in devices for text in each.addresses}
-    of_tunnels = {Port("udp", tunnel.listen_port, tunnel.listen_port) for tunnel in tunnels}
-    published = {each.port for each in facts.forwarded_ports if each.device is not None}
+    own_ports = {Port("udp", tunnel.listen_port, tunnel.listen_port) for tunnel in tunnels}
+    unserved = [*_NOT_SERVED, *own_ports, *published_ports(facts)]
     served: dict[str, str] = {}
     for each in sorted(facts.listening, key=lambda each: (each.port != _SSH, each.port.protocol, each.port.low)):
-        if each.port in _NOT_SERVED | of_tunnels | published or not _is_reachable(each, devices, own):
+        if any(each.port.overlaps(port) for port in unserved) or not _is_reachable(each, devices, own):
             continue
         if each.port.protocol == "udp" and each.port.low >= _CLIENT_PORTS:
             continue
@@ -39,6 +39,16 @@ def uplink_answers(
         return list(answers.items()), [f"{word} ({program})" for word, program in served.items() if word not in answers]
     ping = {"ping": "echo requests"}
     return list({**answers, **{word: text for word, text in served.items() if word not in answers}, **ping}.items()), []
+
+
+def published_ports(facts: MachineFacts) -> list[Port]:
+    """Return the ports that are forwarded to a known device, without overlaps and without those of SSH sessions."""
+    ports: list[Port] = []
+    sessions = [Port("tcp", each.port, each.port) for each in facts.sessions]
+    for each in facts.forwarded_ports:
+        if each.device is not None and not any(each.port.overlaps(port) for port in (*ports, *sessions)):
+            ports.append(each.port)
+    return ports
 
 
 def _word(port: Port) -> str:

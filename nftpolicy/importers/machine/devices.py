@@ -90,10 +90,8 @@ def uplink_devices(facts: MachineFacts, requested: Sequence[str]) -> tuple[tuple
             "name one with --uplink DEVICE"
         )
     for name in names:
-        try:
-            scalars.parse_device(name)
-        except ValueError as error:
-            raise NoUplink(str(error)) from None
+        if not _is_nameable(name):
+            raise NoUplink(f"{quote_excerpt(name)} is not a valid device name in a policy")
     return names, reason
 
 
@@ -122,7 +120,7 @@ def inside_devices(facts: MachineFacts, uplinks: Sequence[str]) -> tuple[list[In
     warnings = []
     below = {device.link for device in facts.devices if device.name in uplinks and device.kind in _ABOVE_ANOTHER}
     for tunnel in facts.wireguard:
-        if _is_nameable(tunnel.name):
+        if _is_nameable(tunnel.name) and tunnel.name not in uplinks:
             inside.setdefault(_pattern(tunnel.name, uplinks), "WireGuard")
     for device in facts.devices:
         name = device.name
@@ -138,7 +136,13 @@ def inside_devices(facts: MachineFacts, uplinks: Sequence[str]) -> tuple[list[In
             inside.setdefault(_pattern(name, uplinks), _describe(device))
         else:
             warnings.append(f"{name} has no address: the policy does not name it, so it counts as an uplink")
-    return [InsideDevice(pattern, reason) for pattern, reason in inside.items()], warnings
+    patterns = [pattern for pattern in inside if pattern.endswith("*")]
+    entries = [
+        InsideDevice(name, reason)
+        for name, reason in inside.items()
+        if name in patterns or scalars.matching_pattern(name, patterns) is None
+    ]
+    return entries, warnings
 
 
 def _pattern(name: str, uplinks: Sequence[str]) -> str:

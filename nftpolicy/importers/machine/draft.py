@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ipaddress import ip_interface
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from ...netstate.routing import RTPROT_RA, RTPROT_STATIC, Route
 from ...netstate.state import Device
@@ -15,7 +15,7 @@ from ...policy.mark import FULL_MASK, Mark
 from ...policy.scalars import matching_pattern, parse_name
 from ...policy.validate import RESERVED_TABLES
 from ..policy_text import toml_comment, toml_list, toml_string
-from .answers import session_warnings, uplink_answers
+from .answers import published_ports, session_warnings, uplink_answers
 from .devices import (
     InsideDevice,
     NoUplink,
@@ -27,27 +27,16 @@ from .devices import (
     uplink_devices,
 )
 from .facts import MachineFacts, VpnProgram, WireguardTunnel
+from .services import DraftedService, drafted_services, free_group
 
 WG_QUICK, SERVER, ROUTER = "wg-quick", "server", "router"
 VPN_PROGRAMS = ("openvpn", "fastd", "tunneldigger")
 PROGRAMS = (WG_QUICK, *VPN_PROGRAMS, SERVER, ROUTER)
 
 _WG_QUICK_MARK = 51820  # wg-quick/linux.bash: add_default()
-_LISTEN_PORT = 51820
-_FIRST_TABLE, _FIRST_GROUP, _FIRST_RESOLVER_PORT = 51, 851, 5351
+_FIRST_TABLE, _FIRST_RESOLVER_PORT = 51, 5351
 # One mask for all uplinks, so that no packet carries two marks.
 _MARK_MASKS = (0xF0, 0xF000, 0xF000000, 0xF0000000, 0xF, 0xF00, 0xF00000)  # first those of no known program
-
-
-@frozen
-class DraftedService:
-    """Service of the draft: its lines of TOML below `uplink`, without the table's head."""
-
-    name: str
-    lines: tuple[str, ...]
-    comment: str
-    group: int | None = None
-    looks_up_names: bool = False
 
 
 @frozen
@@ -89,7 +78,7 @@ def draft_machine_policy(facts: MachineFacts, program: str | None = None, reques
     unplugged = () if requested or not is_client else unplugged_devices(facts, devices)
     groups = [(*devices, *unplugged)] if tunnels or vpns else [(device,) for device in devices]
     uplinks = _uplinks(facts, groups, tunnels, vpns)
-    services = _unique(_services(facts, uplinks[0].mark, tunnels, vpns))
+    services = drafted_services(facts, uplinks[0].mark, tunnels, vpns)
     named = tuple(device for uplink in uplinks for device in uplink.devices)
     inside, warnings = inside_devices(facts, named)
     answers = {uplink.name: uplink_answers(facts, uplink.devices, is_client, tunnels) for uplink in uplinks}
@@ -102,9 +91,9 @@ def draft_machine_policy(facts: MachineFacts, program: str | None = None, reques
             *_head(facts, inside),
             *(line for each in uplinks for line in _uplink(facts, each, services, *answers[each.name])),
             *(line for service in services for line in _service(uplinks[0].name, service)),
-            *(() if services else _EXAMPLE.format(uplink=uplinks[0].name, group=_free_group(facts, 0)).splitlines()),
+            *(() if services else _EXAMPLE.format(uplink=uplinks[0].name, group=free_group(facts, 0)).splitlines()),
             *_forwards(uplinks[0].name, lans, is_router),
-            *_published(facts, uplinks[0].name, named),
+            *_published(facts, uplinks[0].name, [each.pattern for each in inside]),
             "",
         ]
     )
@@ -252,75 +241,6 @@ def _free_port(facts: MachineFacts) -> int:
     return next(port for port in range(_FIRST_RESOLVER_PORT, _FIRST_RESOLVER_PORT + 9999) if port not in in_use)
 
 
-# --- services ---------------------------------------------------------------------------------
-
-
-def _services(
-    facts: MachineFacts, mark: Mark, tunnels: Sequence[WireguardTunnel], vpns: Sequence[VpnProgram]
-) -> Iterator[DraftedService]:
-    number = 0
-    lines: tuple[str, ...]
-    kernel = [tunnel for tunnel in tunnels if not tunnel.user_space]
-    if kernel:
-        ports = toml_list(f"udp/{port}" for port in listen_ports(kernel).values())
-        names = ", ".join(tunnel.name for tunnel in kernel)
-        yield DraftedService("wireguard", ("kernel = true", f"sport = {ports}  # ListenPort"), f"the kernel's {names}")
-        if any(tunnel.endpoint_names for tunnel in kernel):
-            group = _free_group(facts, number)
-            number += 1
-            lines = (f"group = {group}", 'ports = ["udp/53", "tcp/53"]  # DNS only')
-            yield DraftedService("names", lines, "wg-quick, which looks up the endpoint", group, looks_up_names=True)
-    for tunnel in tunnels:
-        if tunnel.user_space:
-            group = _free_group(facts, number)
-            number += 1
-            has_names = bool(tunnel.endpoint_names)
-            comment = f"wireguard-go of {tunnel.name}"
-            yield DraftedService(_name(tunnel.name, number), (f"group = {group}",), comment, group, has_names)
-    for vpn in vpns:
-        group = _free_group(facts, number)
-        number += 1
-        if vpn.program == "tunneldigger":
-            lines = (f"group = {group}", 'ports = ["udp/1-65535"]', 'marks = "cgroup"')
-            comment = "nftpolicy run tunneldigger -- tunneldigger ..."
-        else:
-            option = f"packet mark {mark.value}" if vpn.program == "fastd" else f"mark {mark.value}"
-            lines = (f"group = {group}", f'marks = "itself"  # {option}')
-            comment = vpn.file or vpn.program
-        yield DraftedService(_name(vpn.name, number), lines, comment, group, vpn.looks_up_names)
-
-
-def _unique(services: Iterable[DraftedService]) -> tuple[DraftedService, ...]:
-    by_name: dict[str, DraftedService] = {}
-    for each in services:
-        numbers = (f"{each.name[:20]}{number}" for number in range(2, 999))
-        name = next(name for name in (each.name, *numbers) if name not in by_name)
-        by_name[name] = evolve(each, name=name)
-    return tuple(by_name.values())
-
-
-def listen_ports(tunnels: Iterable[WireguardTunnel]) -> dict[str, int]:
-    """Return the port of each tunnel: its own, else the first that no other one has."""
-    in_use = {tunnel.listen_port for tunnel in tunnels}
-    ports: dict[str, int] = {}
-    for tunnel in tunnels:
-        port = tunnel.listen_port or next(each for each in range(_LISTEN_PORT, 65536) if each not in in_use)
-        in_use.add(port)
-        ports[tunnel.name] = port
-    return ports
-
-
-def _name(text: str, number: int) -> str:
-    try:
-        return parse_name(text)
-    except ValueError:
-        return f"vpn{number}"
-
-
-def _free_group(facts: MachineFacts, number: int) -> int:
-    return [group for group in range(_FIRST_GROUP, _FIRST_GROUP + 9999) if group not in facts.groups][number]
-
-
 def _service(uplink: str, service: DraftedService) -> Iterator[str]:
     yield ""
     yield f"[service.{service.name}]  # {toml_comment(service.comment)}"
@@ -369,11 +289,12 @@ def _forwards(uplink: str, lans: Mapping[str, Sequence[Device]], is_router: bool
     yield f"{sign}masquerade = true"
 
 
-def _published(facts: MachineFacts, uplink: str, uplinks: Sequence[str]) -> Iterator[str]:
+def _published(facts: MachineFacts, uplink: str, inside: Sequence[str]) -> Iterator[str]:
     """Yield a published port for each that rules of other programs forward; as a comment if its device is unknown."""
+    published = published_ports(facts)
     for port, device in {each.port: each.device for each in facts.forwarded_ports}.items():
-        if device in uplinks:
-            continue
+        if device is not None and (port not in published or matching_pattern(device, inside) is None):
+            continue  # it is published already, or leads back to an uplink or to this machine
         sign = "" if device is not None else "#"
         yield ""
         if device is None:

@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator
 from ipaddress import ip_interface
 
 from .devices import default_routes
-from .draft import DraftedService, PolicyDraft, listen_ports
+from .draft import PolicyDraft
 from .facts import MachineFacts
+from .services import listen_ports
 
-_UNITS = {"openvpn": "openvpn-client@{name}.service", "fastd": "fastd@{name}.service"}
-_PLAIN_UNIT_PART = re.compile(r"[A-Za-z0-9:_.-]+\Z")
 _TRIAL = 60  # seconds of apply --confirm
 
 
@@ -30,7 +28,7 @@ def next_steps(facts: MachineFacts, draft: PolicyDraft, file: str) -> Iterator[s
     yield f"nftpolicy apply {policy} --confirm {_TRIAL}    # undone after {_TRIAL} s; test, then: nftpolicy confirm"
     if any(service.looks_up_names for service in draft.services):
         yield f"nftpolicy resolver {policy}    # in another terminal, until 'install': names for the services"
-    units = list(_unit_options(draft))
+    units = [f"--unit {each.name}={shlex.quote(each.unit)}" for each in draft.services if each.unit is not None]
     if units:
         yield f"nftpolicy units {policy} {' '.join(units)} --to /etc/systemd/system    # groups of the services"
     yield f"nftpolicy install {policy} --enable    # in force from boot"
@@ -60,6 +58,7 @@ def _settings(draft: PolicyDraft) -> Iterator[str]:
     """Yield the lines that configuration files of VPN programs need."""
     mark = draft.uplinks[0].mark.value
     ports = listen_ports([tunnel for tunnel in draft.tunnels if not tunnel.user_space])
+    files: dict[str, list[str]] = {}  # by the lines that they need
     for tunnel in draft.tunnels:
         lines = []
         if ports.get(tunnel.name, tunnel.listen_port) != tunnel.listen_port:
@@ -68,33 +67,15 @@ def _settings(draft: PolicyDraft) -> Iterator[str]:
             # Also if it is the mark that wg-quick chooses: it sets that one after the first handshake.
             lines.append(f"FwMark = {mark:#x}")
         if lines and tunnel.file is not None:
-            yield f"write into [Interface] of {tunnel.file}: {', and '.join(lines)}"
+            files.setdefault(", and ".join(lines), []).append(tunnel.file)
         elif lines:
             yield f"wg set {shlex.quote(tunnel.name)} {_wg_arguments(lines)}    # and where its program configures it"
+    yield from (f"write into [Interface] of {' and '.join(names)}: {text}" for text, names in files.items())
     for vpn in draft.vpns:
-        if vpn.mark != mark and vpn.program in _UNITS:
+        if vpn.mark != mark and vpn.file:
             line = f"packet mark {mark};" if vpn.program == "fastd" else f"mark {mark}"
             yield f"write into {vpn.file}: {line}"
 
 
 def _wg_arguments(lines: list[str]) -> str:
     return " ".join(line.lower().replace(" = ", " ").replace("listenport", "listen-port") for line in lines)
-
-
-def _unit_options(draft: PolicyDraft) -> Iterator[str]:
-    """Yield the options --unit for the services that a unit of the distribution starts."""
-    by_name = {tunnel.name: tunnel for tunnel in draft.tunnels}
-    for service in draft.services:
-        if service.name == "names":
-            named = [tunnel.name for tunnel in draft.tunnels if not tunnel.user_space and tunnel.endpoint_names]
-            yield _unit(service, f"wg-quick@{'' if len(named) > 1 else named[0]}.service")
-        elif service.name in by_name:
-            yield _unit(service, f"wg-quick@{service.name}.service")
-        else:
-            for vpn in draft.vpns:
-                if vpn.name == service.name and vpn.program in _UNITS and _PLAIN_UNIT_PART.match(vpn.name):
-                    yield _unit(service, _UNITS[vpn.program].format(name=vpn.name))
-
-
-def _unit(service: DraftedService, unit: str) -> str:
-    return f"--unit {service.name}={shlex.quote(unit)}"
