@@ -21,7 +21,7 @@ _UNIT_PART = re.compile(r"[A-Za-z0-9:_.-]*\Z")
 
 @frozen
 class DraftedService:
-    """Service of the draft: its lines of TOML below `uplink`, without the table's head.
+    """Service of the draft: the lines of its table in TOML that follow the key uplink.
 
     `unit` is the unit of systemd that the distribution starts it by, if there is one.
     """
