@@ -1,5 +1,7 @@
 """First policies of machines: each loads, is proved, and has what the machine needs."""
 
+from pathlib import Path
+
 import pytest
 
 from nftpolicy.compiler.compile import compile_policy
@@ -23,6 +25,7 @@ from nftpolicy.policy.objects import Port
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
 
+ROOT = Path(__file__).parents[2]
 LO = Device("lo", ("127.0.0.1/8", "::1/128"), link_type=772)
 
 
@@ -201,6 +204,8 @@ def test_port_without_gateway_answers_its_ssh_session(facts, requested):
     assert policy.uplink["wan"].devices == ("eth1",)
     assert [answer.name for answer in policy.uplink["wan"].answer] == ["ssh", "ping"]
     assert policy.uplink["wan"].gateways == ()
+    (shipped,) = load((ROOT / "rulesets/server-port.toml").read_bytes())[0].uplink.values()
+    assert (policy.uplink["wan"].exempt, policy.uplink["wan"].answer) == (shipped.exempt, shipped.answer)
 
 
 def test_published_ports_lead_to_their_bridge():
