@@ -89,6 +89,8 @@ def test_reader_finds_tunnel_files_and_published_ports(machines: tuple[Namespace
     node.run(["mount", "-t", "tmpfs", "none", "/etc/wireguard"])
     node.run(["tee", "/etc/wireguard/vpn.conf"], input=WG_FILE)
     node.run(["chmod", "700", "/etc/wireguard"])
+    node.run(["mount", "-t", "tmpfs", "none", "/etc/openvpn"])
+    node.run(["tee", "/etc/openvpn/office.conf"], input="client\nremote 203.0.113.9 1194\n")
     node.ip("link add docker0 type bridge", "addr add 172.17.0.1/16 dev docker0")
     node.nft(
         "table ip docker { chain pre { type nat hook prerouting priority -100; tcp dport 8080 dnat to 172.17.0.2:80; }\n"
@@ -98,13 +100,14 @@ def test_reader_finds_tunnel_files_and_published_ports(machines: tuple[Namespace
     assert status == 0
     assert {"[publish.tcp-8080]", 'to = "docker0"', 'devices = ["eth0"]', 'mark = "0xca6c"'} <= set(lines)
     assert "table = 51  # routing table of the uplink: free on this machine" in lines
+    assert "[service.office]  # /etc/openvpn/office.conf" in lines
     assert any("write into [Interface] of /etc/wireguard/vpn.conf: " in line for line in lines)
     assert 'mark = "0x1000/0xf000"' in init(node, "--for", "server", "-")[1]  # the other program's bits are 0xf0
     status, lines = init(node, "-", uid=65534, gid=65534)
     assert status == 0
     assert any(line.startswith("note: without root, ") for line in lines)
     assert "/etc/wireguard" not in " ".join(lines)
-    assert init(node, "--for", "openvpn", "-")[1][0].startswith("nftpolicy: --for openvpn: ")
+    assert init(node, "--for", "fastd", "-")[1][0].startswith("nftpolicy: --for fastd: ")
 
 
 def test_machine_without_a_network_gets_no_policy() -> None:

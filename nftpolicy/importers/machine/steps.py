@@ -25,8 +25,11 @@ def next_steps(facts: MachineFacts, draft: PolicyDraft, file: str) -> Iterator[s
         yield f"nftpolicy netconfig {policy} --for {facts.manager} --to /    # routes of the uplink: table {tables}"
     else:
         yield from (f"{command}    # 'watch' keeps it later" for command in _route_commands(facts, draft))
+    has_resolver = any(service.looks_up_names for service in draft.services)
+    if has_resolver:
+        yield f"nftpolicy resolver {policy} --show    # its name servers; none: write servers in the policy"
     yield f"nftpolicy apply {policy} --confirm {_TRIAL}    # undone after {_TRIAL} s; test, then: nftpolicy confirm"
-    if any(service.looks_up_names for service in draft.services):
+    if has_resolver:
         yield f"nftpolicy resolver {policy}    # in another terminal, until 'install': names for the services"
     units = [f"--unit {each.name}={shlex.quote(each.unit)}" for each in draft.services if each.unit is not None]
     if units:
