@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 
 from attrs import evolve, frozen
@@ -23,13 +24,15 @@ _UNIT_PART = re.compile(r"[A-Za-z0-9:_.-]*\Z")
 class DraftedService:
     """Service of the draft: the lines of its table in TOML that follow the key uplink.
 
-    `unit` is the unit of systemd that the distribution starts it by, if there is one.
+    `unit` is the unit of systemd that the distribution starts it by, if there is one; `start` are commands that
+    start its programs in their group.
     """
 
     name: str
     lines: tuple[str, ...]
     comment: str
     unit: str | None = None
+    start: tuple[str, ...] = ()
     looks_up_names: bool = False
 
 
@@ -57,7 +60,8 @@ def _services(
             comment = "wg-quick, which looks up the endpoint"
             looking_up = [tunnel.name for tunnel in kernel if tunnel.endpoint_names]
             unit = _unit("wg-quick", looking_up[0] if len(looking_up) == 1 else "")
-            yield DraftedService("names", lines, comment, unit, looks_up_names=True)
+            start = tuple(_in_group(group, f"wg-quick up {shlex.quote(name)}") for name in looking_up)
+            yield DraftedService("names", lines, comment, unit, start, looks_up_names=True)
     for tunnel in tunnels:
         if tunnel.user_space:
             group = free_group(facts, number)
@@ -65,7 +69,8 @@ def _services(
             has_names = bool(tunnel.endpoint_names)
             comment = f"wireguard-go of {tunnel.name}"
             unit = _unit("wg-quick", tunnel.name)
-            yield DraftedService(_name(tunnel.name, number), (f"group = {group}",), comment, unit, has_names)
+            start = (_in_group(group, f"wg-quick up {shlex.quote(tunnel.name)}"),)
+            yield DraftedService(_name(tunnel.name, number), (f"group = {group}",), comment, unit, start, has_names)
     for vpn in vpns:
         group = free_group(facts, number)
         number += 1
@@ -77,7 +82,12 @@ def _services(
             lines = (f"group = {group}", f'marks = "itself"  # {option}')
             comment = vpn.file or vpn.program
         unit = _unit(_UNITS[vpn.program], vpn.name) if vpn.program in _UNITS else None
-        yield DraftedService(_name(vpn.name, number), lines, comment, unit, vpn.looks_up_names)
+        start = (comment,) if not vpn.file else (_in_group(group, f"{vpn.program} --config {shlex.quote(vpn.file)}"),)
+        yield DraftedService(_name(vpn.name, number), lines, comment, unit, start, vpn.looks_up_names)
+
+
+def _in_group(group: int, command: str) -> str:
+    return f"setpriv --regid {group} --clear-groups {command}"
 
 
 def _unit(template: str, instance: str) -> str | None:

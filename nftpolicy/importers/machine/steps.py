@@ -31,13 +31,17 @@ def next_steps(facts: MachineFacts, draft: PolicyDraft, file: str) -> Iterator[s
     yield f"nftpolicy apply {policy} --confirm {_TRIAL}    # undone after {_TRIAL} s; test, then: nftpolicy confirm"
     if has_resolver:
         yield f"nftpolicy resolver {policy}    # in another terminal, until 'install': names for the services"
+    started = [command for each in draft.services for command in each.start]
+    yield from (f"{command}    # start it anew like this, before 'nftpolicy confirm'" for command in started)
+    if not started and draft.tunnels:
+        yield f"start anew, so that the settings above are in force: {', '.join(each.name for each in draft.tunnels)}"
     units = [f"--unit {each.name}={shlex.quote(each.unit)}" for each in draft.services if each.unit is not None]
     if units:
         yield f"nftpolicy units {policy} {' '.join(units)} --to /etc/systemd/system    # groups of the services"
     yield f"nftpolicy install {policy} --enable    # in force from boot"
-    if draft.tunnels or draft.vpns:
-        names = ", ".join([*(each.name for each in draft.tunnels), *(each.name for each in draft.vpns)])
-        yield f"start again, so that its sockets get group and mark: {names}"
+    names = " ".join(shlex.quote(each.unit) for each in draft.services if each.unit is not None)
+    if names:
+        yield f"systemctl daemon-reload && systemctl restart {names}"
     yield "nftpolicy status    # counts what was stopped; 'nftpolicy release' opens the uplink again"
 
 
