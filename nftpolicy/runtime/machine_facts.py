@@ -8,7 +8,7 @@ import os
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from ipaddress import ip_address, ip_interface
 from pathlib import Path
@@ -32,7 +32,7 @@ from ..kernel.netlink.rtnetlink import Rtnetlink
 from ..kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, InetSocket
 from ..kernel.socket_owners import SocketOwner
 from ..netstate import nft
-from ..netstate.routing import RTPROT_NFTPOLICY, IpRule
+from ..netstate.routing import RTPROT_NFTPOLICY, IpRule, Route
 from ..netstate.state import Device
 from ..policy.known_marks import MARK_USER_FILES
 from ..policy.objects import Port
@@ -67,7 +67,6 @@ def read_machine_facts(etc: Path = Path("/etc")) -> MachineFacts:
         with suppress(OSError):  # a kernel without this family
             rules += rtnetlink.rules(family)
             routes += rtnetlink.routes(family)
-    own_tables = {rule.table for rule in rules if rule.protocol == RTPROT_NFTPOLICY}
     tables: tuple[nft.Table, ...] = ()
     with suppress(NftpolicyError, OSError):
         tables = nft_ruleset.read_tables()
@@ -79,7 +78,7 @@ def read_machine_facts(etc: Path = Path("/etc")) -> MachineFacts:
         routes=tuple(route for route in routes if route.destination == "default"),
         rules=tuple(rules),
         marks=_marks_in_use(tables, rules),
-        tables=frozenset({rule.table for rule in rules} | {route.table for route in routes}) - own_tables,
+        tables=_tables_in_use(rules, routes),
         mark_user_files=frozenset(file for file in MARK_USER_FILES if Path(file).exists()),
         groups=frozenset(group.gr_gid for group in grp.getgrall()),
         wireguard=tuple(_wireguard(devices, etc)),
@@ -93,6 +92,17 @@ def read_machine_facts(etc: Path = Path("/etc")) -> MachineFacts:
         is_complete=os.geteuid() == 0,
         in_force=any(table.name == TABLE for table in tables),
     )
+
+
+def _tables_in_use(rules: Iterable[IpRule], routes: Sequence[Route]) -> frozenset[int]:
+    """Return the tables of rules and routes, except nftpolicy's.
+
+    A table without a rule that has routes of an uplink alone is one that its network manager fills for nftpolicy.
+    """
+    uplinks = {hop.device for each in routes if each.destination == "default" for hop in each.all_nexthops} - {None}
+    by_route = {each.table for each in routes if any(hop.device not in uplinks for hop in each.all_nexthops)}
+    own = {rule.table for rule in rules if rule.protocol == RTPROT_NFTPOLICY}
+    return frozenset({rule.table for rule in rules} | by_route) - own
 
 
 # --- marks ------------------------------------------------------------------------------------

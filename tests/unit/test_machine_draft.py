@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.importers.machine.devices import NoUplink
@@ -47,11 +48,6 @@ WG_FILE = WireguardTunnel("wg0", "/etc/wireguard/wg0.conf", has_default_route=Tr
 LAPTOP = MachineFacts("laptop", (LO, WIFI, ethernet("enp0s31f6", up=False)), (default("wlp2s0"),))
 
 
-def with_facts(facts, **changes):
-    values = {name: getattr(facts, name) for name in MachineFacts.__slots__ if not name.startswith("__")}
-    return MachineFacts(**{**values, **changes})
-
-
 SERVER = MachineFacts(
     "web",
     (LO, ETH0),
@@ -89,19 +85,19 @@ ROUTER = MachineFacts(
     forwards=True,
 )
 MACHINES = {
-    "wg-quick": with_facts(LAPTOP, wireguard=(WG_FILE,)),
-    "wg-quick-name": with_facts(
+    "wg-quick": evolve(LAPTOP, wireguard=(WG_FILE,)),
+    "wg-quick-name": evolve(
         LAPTOP, wireguard=(WireguardTunnel("vpn", "/etc/wireguard/vpn.conf", 0, 0, True, ("vpn.example",), True),)
     ),
-    "wireguard-go": with_facts(
+    "wireguard-go": evolve(
         LAPTOP,
         wireguard=(WireguardTunnel("wg0", "/f", 51820, 7, True, ("vpn.example",), True, user_space=True),),
     ),
-    "two-tunnels": with_facts(LAPTOP, wireguard=(WG_FILE, WireguardTunnel("wg1", None, 51820, 9))),
-    "openvpn": with_facts(LAPTOP, vpns=(VpnProgram("openvpn", "office", "/etc/openvpn/client/office.conf"),)),
-    "fastd": with_facts(LAPTOP, vpns=(VpnProgram("fastd", "mesh", "/etc/fastd/mesh/fastd.conf", 1),)),
-    "tunneldigger": with_facts(LAPTOP, vpns=(VpnProgram("tunneldigger", "tunneldigger"),)),
-    "all-at-once": with_facts(
+    "two-tunnels": evolve(LAPTOP, wireguard=(WG_FILE, WireguardTunnel("wg1", None, 51820, 9))),
+    "openvpn": evolve(LAPTOP, vpns=(VpnProgram("openvpn", "office", "/etc/openvpn/client/office.conf"),)),
+    "fastd": evolve(LAPTOP, vpns=(VpnProgram("fastd", "mesh", "/etc/fastd/mesh/fastd.conf", 1),)),
+    "tunneldigger": evolve(LAPTOP, vpns=(VpnProgram("tunneldigger", "tunneldigger"),)),
+    "all-at-once": evolve(
         DOCKER,
         wireguard=(WG_FILE,),
         vpns=(VpnProgram("openvpn", "wg0", "/x"), VpnProgram("fastd", "an odd name", "/y")),
@@ -111,14 +107,14 @@ MACHINES = {
     "management": MANAGEMENT,
     "docker": DOCKER,
     "router": ROUTER,
-    "two-uplinks": with_facts(
+    "two-uplinks": evolve(
         SERVER,
         devices=(LO, ETH0, ethernet("wwan0", "10.0.0.2/30")),
         routes=(default("eth0"), default("wwan0", "10.0.0.1")),
     ),
-    "no-default-route": with_facts(MANAGEMENT, routes=()),
-    "only-an-address": with_facts(SERVER, routes=(), sessions=()),
-    "vlan": with_facts(SERVER, devices=(LO, ethernet("eth0"), Device("eth0.42", ("192.0.2.10/24",), kind="vlan", link="eth0")),
+    "no-default-route": evolve(MANAGEMENT, routes=()),
+    "only-an-address": evolve(SERVER, routes=(), sessions=()),
+    "vlan": evolve(SERVER, devices=(LO, ethernet("eth0"), Device("eth0.42", ("192.0.2.10/24",), kind="vlan", link="eth0")),
                        routes=(default("eth0.42"),)),
 }  # fmt: skip
 
@@ -185,7 +181,7 @@ def test_server_answers_ssh_first_and_not_its_loopback():
 
 
 def test_client_answers_the_ssh_session_alone():
-    facts = with_facts(SERVER, wireguard=(WG_FILE,))
+    facts = evolve(SERVER, wireguard=(WG_FILE,))
     policy, draft, _ = drafted(facts)
     assert [answer.name for answer in policy.uplink["network"].answer] == ["ssh"]
     assert "# listens, and is not answered: https (server)" in draft.text
@@ -243,8 +239,8 @@ def test_each_uplink_of_a_server_has_its_mark_and_table():
         (MachineFacts(devices=(LO,)), None, [], "only lo has neither a default route nor an address"),
         (LAPTOP, None, ["wlan0"], "--uplink 'wlan0' is not a network device of this machine; it has"),
         (LAPTOP, None, ["lo"], "--uplink 'lo' is not a network device"),
-        (with_facts(SERVER, marks=0xFFFFFFFF), None, [], "other programs use the bits"),
-        (with_facts(SERVER, devices=(LO, ethernet("a\u2028b")), routes=(default("a\u2028b"),)), None, [], "is not a valid device name"),
+        (evolve(SERVER, marks=0xFFFFFFFF), None, [], "other programs use the bits"),
+        (evolve(SERVER, devices=(LO, ethernet("a\u2028b")), routes=(default("a\u2028b"),)), None, [], "is not a valid device name"),
     ],
 )  # fmt: skip
 def test_machine_without_a_policy_is_refused(facts, program, requested, message):
@@ -255,7 +251,7 @@ def test_machine_without_a_policy_is_refused(facts, program, requested, message)
 
 def test_hostile_names_stay_in_comments_and_strings():
     hostile = 'x"\n[service.evil]'
-    facts = with_facts(
+    facts = evolve(
         SERVER,
         name=hostile,
         devices=(LO, ETH0, Device(hostile, ("10.0.0.1/8",), kind="bridge")),
@@ -270,14 +266,14 @@ def test_hostile_names_stay_in_comments_and_strings():
 
 def test_files_of_a_provider_share_a_port_and_a_step():
     tunnels = [WireguardTunnel(f"se{n}", f"/etc/wireguard/se{n}.conf", 0, 0, True, (), True) for n in (1, 2)]
-    policy, _, steps = drafted(with_facts(LAPTOP, wireguard=tuple(tunnels)))
+    policy, _, steps = drafted(evolve(LAPTOP, wireguard=tuple(tunnels)))
     assert policy.service["wireguard"].sport == (Port("udp", 51820, 51820),)
     files = "/etc/wireguard/se1.conf and /etc/wireguard/se2.conf"
     assert steps[0] == f"write into [Interface] of {files}: ListenPort = 51820, and FwMark = 0xca6c"
 
 
 def test_published_port_never_takes_the_port_of_the_session():
-    facts = with_facts(SERVER, devices=DOCKER.devices, forwarded_ports=(ForwardedPort(Port("tcp", 20, 30), "docker0"),))
+    facts = evolve(SERVER, devices=DOCKER.devices, forwarded_ports=(ForwardedPort(Port("tcp", 20, 30), "docker0"),))
     policy, _, _ = drafted(facts)
     assert policy.publish == {}
     assert "ssh" in [answer.name for answer in policy.uplink["wan"].answer]
@@ -286,7 +282,7 @@ def test_published_port_never_takes_the_port_of_the_session():
 def test_routes_are_copied_where_no_network_manager_is_known():
     steps = drafted(MANAGEMENT, requested=["eth1"])[2]
     assert any(step.startswith("ip route add 198.51.100.0/24 dev eth1 table 51    #") for step in steps)
-    steps = drafted(with_facts(MANAGEMENT, manager="networkd"))[2]
+    steps = drafted(evolve(MANAGEMENT, manager="networkd"))[2]
     assert any("netconfig nftpolicy.toml --for networkd --to /" in step for step in steps)
     assert not any(step.startswith("ip route") for step in steps)
 
