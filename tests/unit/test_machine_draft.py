@@ -158,6 +158,8 @@ def test_wireguard_go_is_a_service_of_a_group():
     assert policy.service["wg0"].group.number == 851
     assert policy.uplink["network"].mark.value == 7
     assert not any(step.startswith("write into") for step in steps)
+    facts = evolve(LAPTOP, wireguard=(evolve(WG_FILE, user_space=True),))
+    assert drafted(facts)[0].uplink["network"].mark.value == 51821
 
 
 def test_tunnels_with_one_port_and_two_marks_get_steps():

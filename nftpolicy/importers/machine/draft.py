@@ -34,6 +34,7 @@ VPN_PROGRAMS = ("openvpn", "fastd", "tunneldigger")
 PROGRAMS = (WG_QUICK, *VPN_PROGRAMS, SERVER, ROUTER)
 
 _WG_QUICK_MARK = 51820  # wg-quick/linux.bash: add_default()
+_WIREGUARD_GO_MARK = 51821  # so that no other tunnel of wg-quick has it by default
 _FIRST_TABLE, _FIRST_RESOLVER_PORT = 51, 5351
 # One mask for all uplinks, so that no packet carries two marks.
 _MARK_MASKS = (0xF0, 0xF000, 0xF000000, 0xF0000000, 0xF, 0xF00, 0xF00000)  # first those of no known program
@@ -148,7 +149,8 @@ def _uplinks(
     if chosen_marks:
         marks = [Mark(chosen_marks[0], FULL_MASK)]
     elif tunnels:
-        marks = [Mark(_WG_QUICK_MARK, FULL_MASK)]
+        by_kernel = any(not tunnel.user_space for tunnel in tunnels)
+        marks = [Mark(_WG_QUICK_MARK if by_kernel else _WIREGUARD_GO_MARK, FULL_MASK)]
     else:
         marks = _free_marks(facts, len(groups))
     return tuple(
