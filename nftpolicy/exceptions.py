@@ -17,6 +17,7 @@ NftpolicyError
   UciLintError          integration.openwrt.tree               netifd or fw4 would not apply a generated section
   UciError              importers.openwrt.uci_parser           a UCI file has a syntax error
   NotImportable         importers.openwrt.uplinks              a router configuration cannot become a policy
+  NoUplink              importers.machine.devices              this machine has no device that a policy could guard
   StepRefused           kernel.errors                          the kernel refused a step of a plan
     SysctlMissing       kernel.errors                          a sysctl to set does not exist, nor its device
   Unavailable           kernel.errors                          the kernel, a right or a library is missing

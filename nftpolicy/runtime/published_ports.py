@@ -24,10 +24,11 @@ _MAX_DEPTH = 16  # of jumps; NFT_JUMP_STACK_SIZE, include/net/netfilter/nf_table
 
 @frozen
 class PublishedPort:
-    """Port that a rule of `table` (family and name) forwards."""
+    """Port that a rule of `table` (family and name) forwards to `address`, or to one that the rule does not name."""
 
     port: Port
     table: str
+    address: str | None = None
 
 
 def unpublished_notes(policy: Policy) -> Iterator[str]:
@@ -68,8 +69,8 @@ def published_ports(tables: Iterable[nft.Table]) -> Iterator[PublishedPort]:
         sets |= {named_map.name: named_map for named_map in table.maps}
         for chain in table.chains:
             if chain.hook is not None and (chain.hook.type, chain.hook.hook) == ("nat", "prerouting"):
-                for port in _translated(chain, chains, sets, (), 0):
-                    yield PublishedPort(port, f"{table.family} {table.name}")
+                for port, address in _translated(chain, chains, sets, (), 0):
+                    yield PublishedPort(port, f"{table.family} {table.name}", address)
 
 
 def _translated(
@@ -78,8 +79,11 @@ def _translated(
     sets: Mapping[str, nft.Set | nft.Map],
     before: tuple[Port, ...],
     depth: int,
-) -> Iterator[Port]:
-    """Yield the ports that a chain translates; `before`: the ports of the packets that reach it, empty for all."""
+) -> Iterator[tuple[Port, str | None]]:
+    """Yield the ports that a chain translates, with the new address, if the rule names one.
+
+    `before`: the ports of the packets that reach the chain; empty for all.
+    """
     for rule in chain.rules:
         ports, protocol = before, ""
         for statement in rule.statements:
@@ -88,7 +92,9 @@ def _translated(
                     protocol = str(statement.right)
                 ports = tuple(_matched(statement, sets, protocol)) or ports
             elif isinstance(statement, nft.Dnat):
-                yield from tuple(_mapped(statement, sets, protocol)) or ports
+                mapped = tuple(_mapped(statement, sets, protocol))
+                address = statement.address if isinstance(statement.address, str) else None
+                yield from ((port, address) for port in mapped or ports)
             elif depth < _MAX_DEPTH:
                 for verdict, entry_ports in _verdicts(statement, sets, protocol):
                     if verdict.target is not None and verdict.target in chains:

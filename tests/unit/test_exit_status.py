@@ -22,6 +22,7 @@ WITHOUT_FILE = {
     "recover",
     "demo",
     "import",
+    "init",
     "uninstall",
     "rollback",
     "run",

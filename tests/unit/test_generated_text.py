@@ -244,6 +244,7 @@ CODE = re.compile(
 # Text like code that no program reads, or whose values this program has chosen, by module.
 DISPLAYED = {
     "integration/openwrt/uci_lint.py": "messages",
+    "importers/machine/steps.py": "steps for a person",
     "cli/watch.py": "tables of this program, by constants",
     "model/fib/rpdb.py": "steps of a trace",
     "kernel/nft_list.py": "names that nft_text has checked",

@@ -6,12 +6,12 @@ The draft is TOML, with the source of each line as a comment.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from attrs import frozen
 
 from ...policy import scalars
+from ..policy_text import toml_comment, toml_list, toml_string
 from .firewall import AllowedInbound, allowed_inbound
 from .forwards import ForwardedTraffic, forwarded_traffic
 from .interfaces import MODEM_PROTOCOLS, NAMED_TABLES, NetworkConfig, add_assumed_leases, read_network
@@ -169,7 +169,7 @@ def _toml(
     yield f'name = "{"gluon-node" if is_gluon else "openwrt"}"'
     yield "inside = ["
     for device, location in inside.items():
-        yield f"  {_string(device)},  # {_comment(location)}"
+        yield f"  {toml_string(device)},  # {toml_comment(location)}"
     yield "]  # all other devices count as uplinks"
     for uplink in uplinks:
         yield ""
@@ -177,30 +177,31 @@ def _toml(
         sources = ", ".join(
             f"{interface.section.location()} {interface.section.title}" for interface in uplink.interfaces
         )
-        yield f"devices = {_list(uplink.devices)}  # {_comment(sources)}"
+        yield f"devices = {toml_list(uplink.devices)}  # {toml_comment(sources)}"
         origin = ", ".join(interface.location("mark") for interface in uplink.mark_sections) or "chosen here"
-        yield f'mark = "{uplink.mark}"  # {_comment(origin)}'
+        yield f'mark = "{uplink.mark}"  # {toml_comment(origin)}'
         tables = [interface.section.location(option) for interface in uplink.interfaces for family, option in _TABLES
                   if interface.tables.get(family) == uplink.table]  # fmt: skip
-        yield f"table = {uplink.table}  # {_comment(', '.join(tables) or 'chosen here')}"
-        yield f"exempt = {_list(exempt[uplink.name])}  # needed by {_comment(', '.join(sorted(uplink.protocols)))}"
+        yield f"table = {uplink.table}  # {toml_comment(', '.join(tables) or 'chosen here')}"
+        protocols = toml_comment(", ".join(sorted(uplink.protocols)))
+        yield f"exempt = {toml_list(exempt[uplink.name])}  # needed by {protocols}"
         yield from _answers(inbound)
         yield from _gateways(uplink)
         yield from _resolver(packages, uplink, first=uplink is uplinks[0])
     for service in services:
         yield ""
-        yield f"[service.{service.name}]  # {_comment(service.source)}"
+        yield f"[service.{service.name}]  # {toml_comment(service.source)}"
         yield f'uplink = "{service.uplink}"'
         yield f"{service.selector[0]} = {service.selector[1]}"
         if service.sport:
-            yield f"sport = {_list(service.sport)}"
+            yield f"sport = {toml_list(service.sport)}"
         yield f'marks = "{service.marks}"'
         for location, step in service.manual_steps:
-            yield f"# TO DO, {_comment(location)}: {_comment(step)}"
+            yield f"# TO DO, {toml_comment(location)}: {toml_comment(step)}"
     locations = {table: traffic.section.location() for traffic in forwarded for table in traffic.tables}
     for table, location in locations.items():
         yield ""
-        yield f"# Forwarded now by {_comment(location)}; to keep it, remove the first '#' of these lines."
+        yield f"# Forwarded now by {toml_comment(location)}; to keep it, remove the first '#' of these lines."
         yield from (f"#{line}" for line in table)
     yield ""
 
@@ -217,7 +218,7 @@ def _answers(inbound: Iterable[AllowedInbound]) -> Iterator[str]:
         return
     yield "answer = ["
     for answer, locations in locations_by_answer.items():
-        yield f"  {_string(answer)},  # {_comment(', '.join(locations))}"
+        yield f"  {toml_string(answer)},  # {toml_comment(', '.join(locations))}"
     yield "]"
 
 
@@ -227,7 +228,7 @@ def _gateways(role: UplinkCandidate) -> Iterator[str]:
              for interface in role.interfaces if interface.proto == "static" for gateway in interface.gateways
              if not (gateway.is_loopback or gateway.is_multicast or gateway.is_unspecified)}  # fmt: skip
     if gateways:
-        yield f"gateways = {_list(tuple(gateways))}  # {_comment(', '.join(dict.fromkeys(gateways.values())))}"
+        yield f"gateways = {toml_list(tuple(gateways))}  # {toml_comment(', '.join(dict.fromkeys(gateways.values())))}"
 
 
 def _resolver(packages: Packages, role: UplinkCandidate, first: bool) -> Iterator[str]:
@@ -245,20 +246,8 @@ def _resolver(packages: Packages, role: UplinkCandidate, first: bool) -> Iterato
             except ValueError:
                 continue
     if servers:
-        yield f"servers = {_list(tuple(dict.fromkeys(servers)))}  # {_comment(gluon_sections[0].location('server'))}"
-
-
-def _string(text: str) -> str:
-    return json.dumps(text)
-
-
-def _list(items: Iterable[str]) -> str:
-    return f"[{', '.join(map(_string, items))}]"
-
-
-def _comment(text: str) -> str:
-    """Return text that is valid in a TOML comment, without control characters."""
-    return "".join(char if char.isprintable() else "?" for char in text)
+        location = toml_comment(gluon_sections[0].location("server"))
+        yield f"servers = {toml_list(tuple(dict.fromkeys(servers)))}  # {location}"
 
 
 # --- the report -------------------------------------------------------------------------------
