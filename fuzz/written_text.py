@@ -26,6 +26,7 @@ from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.policy.load import load
 from nftpolicy.proof.reproduce.script import reproduction_script
 from nftpolicy.runtime.resolver.servers_file import servers_text
+from nftpolicy.runtime.resolver.unbound import unbound_text
 from nftpolicy.runtime.watch.repair_plan import format_log_line
 
 POLICY = b"""
@@ -189,6 +190,7 @@ def _path_texts(paths):
 
 def _servers_texts(servers):
     yield "lines", servers_text(servers, {"corp.example": servers})
+    yield "lines", unbound_text((), "nobody", servers, {"corp.example": servers})
 
 
 def _log_texts(facts):

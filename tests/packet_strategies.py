@@ -28,6 +28,7 @@ from nftpolicy.policy.mark import FULL_MASK
 from nftpolicy.policy.objects import Policy, Port
 from nftpolicy.proof import assumptions
 
+CLAT_ADDRESS = parse_address("2001:db8:77:ffff::9")  # of proof.assumptions
 FAR = {4: parse_address("198.51.100.9"), 6: parse_address("2001:db8:9::9")}
 NOBODY = 65533
 TTL = {4: ("ip", "ttl"), 6: ("ip6", "hoplimit")}
@@ -222,6 +223,7 @@ def _plain(aim: Aims, policy: Policy) -> Iterator[Packet]:
             yield evolve(mine, dport=53, mark=0)
             yield evolve(mine, dport=53, mark=0, flow=CtInfo("untracked"))
         yield from _forwarded(policy, family)
+    yield from _translated(policy)
 
 
 def _to_port(packet: Packet, port: Port) -> Packet:
@@ -254,6 +256,20 @@ def _forwarded(policy: Policy, family: int) -> Iterator[Packet]:
         yield Packet(
             family, **ends, protocol=protocol, sport=publish.port.low, origin=FORWARD, iif=publish.to, flow=flow
         )
+
+
+def _translated(policy: Policy) -> Iterator[Packet]:
+    """Yield packets of each CLAT and answers to it, and such packets in the other direction or to another place."""
+    for uplink in policy.uplink.values():
+        if uplink.clat is None:
+            continue
+        ends = {"source": int(uplink.clat.prefix.network_address) + 9, "destination": CLAT_ADDRESS}
+        for device in (uplink.devices[0], uplink.clat.device):
+            for flow in (CtInfo(), CtInfo("established", "reply"), CtInfo("related", "reply")):
+                packet = Packet(6, **ends, origin=FORWARD, iif=device, flow=flow)
+                yield packet
+                yield evolve(packet, source=packet.destination, destination=packet.source)
+                yield evolve(packet, source=FAR[6], protocol=ICMPV6, fields={("icmpv6", "type"): 2})
 
 
 def exempt(family: int) -> Iterator[Packet]:

@@ -141,6 +141,7 @@ def _placed(policy: Policy, random_: random.Random, passing: bool) -> Scene:
             mark=worn[index],
             table=table if index == 0 else 1000 + index if uplink.table in (table, *TABLES) else uplink.table,
             gateways=tuple(map(ip_address, _GATEWAYS[device])) if own and device else (),
+            clat=None,  # its devices are not those of the lab
         )
     first = next(iter(uplinks))
     if passing and table not in TABLES:
@@ -172,12 +173,12 @@ def _marks(count: int, random_: random.Random) -> list[Mark]:
 
 def _services(policy: Policy, wan: str, random_: random.Random, passing: bool) -> tuple[dict[str, Service], bool]:
     """Return the policy's services, often with one of the flood's group, and True if that one may
-    send to the flood's target.
+    send to the flood's target. None is of root, which sends the flood.
     """
     kept = {
         name: one
         for name, one in policy.service.items()
-        if (not one.group or one.group.number not in (SERVICE_GID, OTHER_GID)) and not _lends(one)
+        if (not one.group or one.group.number not in (SERVICE_GID, OTHER_GID)) and not (_lends(one) or one.of_root)
     }
     how = random_.choice(("anywhere", "anywhere", "there", "there", "elsewhere", "not"))
     if passing and how in ("elsewhere", "not"):

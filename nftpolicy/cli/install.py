@@ -15,6 +15,7 @@ from .install_common import (
     nft_path,
     print_written,
     program_path,
+    require_readable_by_units,
     select_init,
     target_root,
     warn_of_numeric_ids,
@@ -120,8 +121,11 @@ def _wanted_files(
     chosen = policy_file(None, root) if file is None and installed_policies(root) else file
     path = installed_path(chosen, root)
     program, nft = programs
+    program = program_path(root, program)
+    if root == Path("/") and init.name == "systemd":
+        require_readable_by_units(program)
     try:
-        texts = init.render(program_path(root, program), nft_path(root, nft), path)
+        texts = init.render(program, nft_path(root, nft), path)
     except ValueError as error:
         raise Failure(str(error), EXIT_BAD_INPUT) from None
     units = {f"{unit_directory.rstrip('/')}/{name}": text for name, text in texts.items()}

@@ -30,6 +30,8 @@ InitOption = Annotated[
     option(help="Init system of the target system; default: the one found there."),
 ]
 
+# ProtectHome= and PrivateTmp= of the units (systemd.exec(5)).
+HIDDEN_DIRECTORIES = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")
 UP_TO_DATE = "all files are up to date already"
 
 
@@ -85,6 +87,28 @@ def program_path(root: Path, program: str | None) -> str:
     if path is None:
         raise Failure("cannot determine the absolute path of nftpolicy; use --program PATH", EXIT_BAD_INPUT)
     return path
+
+
+def require_readable_by_units(program: str) -> None:
+    """Check that units can start the program: it is in no directory that they may not see.
+
+    Raises:
+        Failure: it is in one, or its Python is.
+    """
+    import sys
+
+    # Of a virtual environment: the program, its Python, and the package, which may be elsewhere (pip install -e).
+    parts = [Path(program).resolve()]
+    if Path(program).parent == Path(sys.executable).parent:
+        parts += [Path(sys.prefix).resolve(), Path(__file__).resolve()]
+    for part in parts:
+        hidden = next((directory for directory in HIDDEN_DIRECTORIES if part.is_relative_to(directory)), None)
+        if hidden is not None:
+            raise Failure(
+                f"{part}: units may not see {hidden} (ProtectHome=, PrivateTmp=), so they could not start nftpolicy; "
+                "install its package, or make a virtual environment in /opt, and run install from there",
+                EXIT_BAD_INPUT,
+            )
 
 
 def nft_path(root: Path, nft: str | None) -> str:

@@ -42,7 +42,7 @@ def command(file: UnreadPolicyFile = None, dry_run: DryRun = False, wait: WaitSe
                 warn("the policy was on trial: its trial has ended")
     print_report(report)
     for uplink in end_orphans(applier.state_dir.directory):
-        print(f"ended the dnsmasq that a killed resolver of uplink {uplink} left")
+        print(f"ended the process that a killed resolver of uplink {uplink} left")
     result = describe_result(checked_plan.planned, "released", "there was nothing to release")
     print(f"{name}: {result}")
     _print_openness(kernel)

@@ -25,6 +25,8 @@ _SO_PROTOCOL, _SO_DOMAIN = 38, 39  # asm-generic/socket.h
 _TCP_LISTEN = 10  # include/net/tcp_states.h
 _IPV6_V6ONLY, _IPV6_UNICAST_IF, _IP_UNICAST_IF = 26, 76, 50
 _UNICAST_IF = {4: (socket.IPPROTO_IP, _IP_UNICAST_IF), 6: (socket.IPPROTO_IPV6, _IPV6_UNICAST_IF)}
+# IP_PKTINFO, IPV6_RECVPKTINFO: include/uapi/linux/in.h, in6.h
+_DESTINATION_OPTIONS = ((socket.IPPROTO_IP, 8), (socket.IPPROTO_IPV6, 49))
 _IFNAMSIZ = 16
 _CLONE_NEWNET = 0x40000000
 _NS_GET_USERNS = 0xB701  # ioctl_ns(2)
@@ -117,6 +119,32 @@ def read_process_sockets(pid: int) -> ProcessSockets:
         raise _process_error(pid, error, "cannot inspect its sockets") from None
     finally:
         os.close(process)
+
+
+def asks_for_destination(pid: int, inode: int) -> bool:
+    """Return True if a UDP socket of a process gets the destination of each packet (IP_PKTINFO).
+
+    Its program can then reply from the address that was asked. False if the process cannot be inspected.
+    """
+    directory = Path(f"/proc/{pid}/fd")
+    with suppress(OSError):
+        process = os.pidfd_open(pid)
+        try:
+            descriptor = next(int(each.name) for each in os.scandir(directory) if _is_socket(each, inode))
+            with socket.socket(fileno=libc.pidfd_getfd(process, descriptor)) as opened:
+                levels = _DESTINATION_OPTIONS if opened.family == socket.AF_INET6 else _DESTINATION_OPTIONS[:1]
+                return any(opened.getsockopt(*option) for option in levels)
+        except StopIteration:
+            return False
+        finally:
+            os.close(process)
+    return False
+
+
+def _is_socket(entry: os.DirEntry[str], inode: int) -> bool:
+    with suppress(OSError):
+        return str(Path(entry.path).readlink()) == f"socket:[{inode}]"
+    return False
 
 
 class _IdMap:

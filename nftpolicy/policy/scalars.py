@@ -192,8 +192,11 @@ def parse_server(item: object) -> Server:
 def _parse_server(item: str, default_port: int) -> Server:
     with_port = _WITH_PORT.match(item)
     host, port = (with_port[1] or with_port[2], int(with_port[3])) if with_port else (item, default_port)
-    if "#" in host:
-        raise ValueError(f'{quote_excerpt(item)}: write a port as "192.0.2.1:5353" or "[2001:db8::1]:5353"')
+    if "#" in host or "@" in host:  # as dnsmasq and unbound spell them
+        raise ValueError(
+            f'{quote_excerpt(item)}: write a port as "192.0.2.1:5353" or "[2001:db8::1]:5353", and a server over TLS '
+            'as "tls://192.0.2.53#dns.example"'
+        )
     if not 1 <= port <= _MAX_PORT:
         raise ValueError(f"{item}: a port is 1 to 65535")
     plain, _, zone = host.partition("%")

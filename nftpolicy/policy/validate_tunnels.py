@@ -13,6 +13,7 @@ from .toml_positions import KeyPath
 from .validate_forwards import PolicyFault
 
 _DNS_PORT = 53
+_MAX_RULE_PORT = 65534  # include/net/fib_rules.h: fib_rule_port_range_valid
 
 
 def find_tunnel_faults(path: KeyPath, service: Service) -> Iterator[PolicyFault]:
@@ -45,6 +46,8 @@ def _kernel_destinations(path: KeyPath, service: Service) -> Iterator[PolicyFaul
             )
         elif port.protocol == "tcp" and port.low <= _DNS_PORT <= port.high:
             yield (*path, "ports", index), "the kernel sends no DNS queries; name the ports of the server alone"
+        elif port.protocol == "tcp" and port.high > _MAX_RULE_PORT:
+            yield (*path, "ports", index), f"an ip rule takes no port above {_MAX_RULE_PORT}"
     if service.ports and service.sport:
         yield (*path, "sport"), "excludes 'ports'; make two services"
     if service.ports and not service.to:

@@ -201,7 +201,7 @@ def _upstream(resolver: Resolver, family: int) -> Iterator[Region]:
     queries = Region({"protocol": points(TCP, UDP), "fragment": points(0)})
     if not resolver.servers:
         yield queries.narrowed(dport=points(DNS_PORT))
-    for server in (*resolver.servers, *itertools.chain(*resolver.domains.values())):
+    for server in dict.fromkeys((*resolver.servers, *itertools.chain(*resolver.domains.values()))):
         if server.address.version == family:
             address = points(parse_address(str(server.address)))
             protocols = points(TCP) if server.tls_name else points(TCP, UDP)

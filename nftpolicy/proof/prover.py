@@ -99,7 +99,7 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
         of_root = [service.name for service in uplink.services if any(owner.marked for owner in service.owners)]
         if of_root:
             names = ", ".join(of_root)
-            yield f"no other program of root sets the mark of uplink {uplink.name}: its packets would count as {names}"
+            yield f"no other program of root begins a flow with the mark of uplink {uplink.name}: it counts as {names}"
     if any(service.is_tunnel for uplink in spec.uplinks for service in uplink.services):
         yield "raw sockets (CAP_NET_RAW) send no packets of the kernel's tunnels to their other ends"
     for uplink in spec.uplinks:

@@ -11,7 +11,7 @@ from collections.abc import Container, Mapping, Sequence
 from ipaddress import ip_address
 
 from ..kernel.netlink.sock_diag import PROTOCOLS, RAW, TCP, UDP, InetSocket
-from ..policy.objects import DNS_PORT, Lan, Policy, Resolver, Service, Uplink
+from ..policy.objects import DNS_PORT, Lan, Policy, Port, Resolver, Service, Uplink
 
 Addresses = Mapping[str, Sequence[str]]  # device -> its addresses
 _ECHO_PROTOCOLS = (1, 58)  # ICMP and ICMPv6; the port of a raw socket is its protocol
@@ -64,8 +64,20 @@ def service_allows(service: Service, socket: InetSocket, group: int | None) -> b
 
 
 def lan_allows(policy: Policy, uplink: str, socket: InetSocket, group: int | None) -> bool:
-    """Return True if the socket may send to its peer as one of the uplink's own network; `group` as above."""
-    return any(lan.uplink == uplink and _selects(lan, socket, group) for lan in policy.lan.values())
+    """Return True if the socket may send to its peer as one of the uplink's own network; `group` as above.
+
+    One without a peer may if its port is that of such answers (`sport`).
+    """
+    return any(
+        lan.uplink == uplink
+        and (not lan.sport or any(port.contains(_own_port(socket)) for port in lan.sport))
+        and (_selects(lan, socket, group) if socket.is_connected else bool(lan.sport))
+        for lan in policy.lan.values()
+    )
+
+
+def _own_port(socket: InetSocket) -> Port:
+    return Port(PROTOCOLS[socket.protocol], socket.sport, socket.sport)
 
 
 def _selects(entry: Service | Lan, socket: InetSocket, group: int | None) -> bool:

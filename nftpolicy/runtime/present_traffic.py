@@ -20,6 +20,7 @@ from ..kernel.live_sockets import LiveSockets
 from ..kernel.netlink.conntrack import ConntrackEntry
 from ..kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, UDPLITE, InetSocket
 from ..kernel.packet_sockets import FrameUser, frame_users
+from ..kernel.process_sockets import asks_for_destination
 from ..kernel.socket_owners import SocketOwner
 from ..policy.objects import Network, Policy, Port, Uplink
 from ..policy.scalars import matching_pattern
@@ -65,7 +66,8 @@ class TrafficJudge:
     """Judge of sockets under a policy, from the state of this machine.
 
     `processes`: owner by inode of a socket. `egress_device`: the output device of a connected socket by the routes
-    of now. `route_device`: that of a packet of no socket.
+    of now. `route_device`: that of a packet of no socket. `selects_source`: the program of an unconnected socket
+    learns the address that was asked, so that it can send from there.
     """
 
     policy: Policy
@@ -73,6 +75,7 @@ class TrafficJudge:
     processes: Mapping[int, SocketOwner]
     egress_device: EgressDevice
     route_device: RouteDevice
+    selects_source: Callable[[InetSocket], bool]
     _uplink_of_device: Mapping[str, str] = field(init=False)
 
     @_uplink_of_device.default
@@ -127,8 +130,9 @@ class TrafficJudge:
         ):
             reason = _unanswered(self.policy.uplink[names[0]], names[0], each)
             yield StoppedTraffic(self._owner(each), str(each), f"requests by an uplink: {reason}", is_live=False)
-        if each.protocol == UDP and each.local is None and each.bound is None:
-            first = self.policy.uplink[answering[0]].devices[0] if answering else None  # its table is looked up first
+        is_unbound = each.protocol == UDP and each.local is None and each.bound is None
+        if answering and is_unbound and not self.selects_source(each):
+            first = self.policy.uplink[answering[0]].devices[0]  # its table is looked up first
             for name in answering:
                 device = self._default_elsewhere(each, name) or (first if name != answering[0] else None)
                 if device is not None:
@@ -167,7 +171,8 @@ class TrafficJudge:
         own = own_addresses(self.addresses)
         for flow in flows:
             source, destination = flow.original.source, flow.reply.source  # the destination after NAT
-            if source in own or destination in own or not source or ip_address(destination).is_multicast:
+            is_of_others = source and destination and own.isdisjoint((source, destination))
+            if not is_of_others or ip_address(destination).is_multicast:
                 continue
             arrives, leaves = (self.route_device(flow.family, each) or "" for each in (source, destination))
             origin, target = self._uplink_of_device.get(arrives), self._uplink_of_device.get(leaves)
@@ -223,7 +228,7 @@ def _unanswered(uplink: Uplink, name: str, each: InetSocket) -> str:
 def _misrouted(name: str, device: str) -> str:
     return (
         f"the default route gives its replies beyond the gateway of uplink {name} an address of {device}, so they are "
-        f"dropped; bind it to the uplink's address, unless it sends from the address that was asked (IP_PKTINFO)"
+        f"dropped; bind it to the uplink's address, or let it send from the address that was asked (IP_PKTINFO)"
     )
 
 
@@ -275,9 +280,14 @@ def find_stopped_traffic(policy: Policy) -> list[StoppedTraffic]:
 
             sockets, users = live.sockets(), frame_users()
             inodes = {each.inode for each in sockets} | {user.inode for user in users}
-            judge = TrafficJudge(
-                policy, live.addresses(), live.socket_owners(inodes - {0}), live.egress_device, route_device
-            )
+            owners = live.socket_owners(inodes - {0})
+
+            def selects_source(each: InetSocket) -> bool:
+                owner = owners.get(each.inode)
+                return owner is not None and asks_for_destination(owner.pid, each.inode)
+
+            addresses = live.addresses()
+            judge = TrafficJudge(policy, addresses, owners, live.egress_device, route_device, selects_source)
             return [
                 *judge.stopped_sockets(sockets),
                 *judge.stopped_flows(_flows(live)),
@@ -293,5 +303,5 @@ def _flows(live: LiveSockets) -> list[ConntrackEntry]:
         if int(_FLOW_COUNT.read_text()) > _MOST_FLOWS:
             return []
         return live.flows(0, 0)
-    except (Unavailable, OSError, ValueError):
+    except (Unavailable, DumpInterrupted, OSError, ValueError):
         return []

@@ -81,7 +81,7 @@ def missing() -> list[str]:
 def _tree() -> Path | None:
     """Return the mount point of cgroup v2 on this machine."""
     for place in (_TREE, _TREE / "unified"):
-        if (place / "cgroup.procs").exists() and os.access(place, os.W_OK):
+        if (place / "cgroup.controllers").exists() and os.access(place, os.W_OK):
             return place
     return None
 

@@ -14,7 +14,12 @@ from tests.reply_matrix.cells import Network
 from tests.reply_matrix.reply_network import ENVIRONMENT, POLICY, PROGRAM, ReplyNetwork
 
 ANSWERED, FORGOTTEN = 5000, 22
-SERVER = "import socket, time; s = socket.socket(type=2); s.bind(('', 5000)); print(1, flush=True); time.sleep(99)"
+SERVER = """
+import socket, time
+plain, informed = [socket.socket(type=socket.SOCK_DGRAM) for _ in range(2)]
+informed.setsockopt(socket.IPPROTO_IP, 8, 1)  # IP_PKTINFO
+informed.bind(("", 5001)), plain.bind(("", 5000)), time.sleep(99)
+"""
 
 
 def connection(stack: contextlib.ExitStack, made: ReplyNetwork, port: int) -> tuple[socket.socket, socket.socket]:
@@ -57,6 +62,6 @@ def test_check_names_traffic_that_stops_after_apply() -> None:
         with pytest.raises(TimeoutError):  # the control is the first connection
             late.connect((made.address(4), FORGOTTEN))
         made.node.ip("route replace default dev tun9 metric 1")
-        assert any("python" in line and "udp *:5000: the default route gives its replies" in line
-                   for line in nftpolicy("check"))  # fmt: skip
+        servers = [line for line in nftpolicy("check") if "the default route gives its replies" in line]
+        assert [("python" in line, " udp *:5000: " in line) for line in servers] == [(True, True)], servers
         udp.kill()

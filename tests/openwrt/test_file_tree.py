@@ -232,6 +232,13 @@ def test_compile_warns_of_unsupported_keys_with_line(tmp_path: Path) -> None:
     assert "LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK=16" in said[0]
 
 
+def test_compile_of_servers_over_tls_starts_no_resolver(tmp_path: Path) -> None:
+    lease = next(line for line in GLUON.read_text().splitlines() if line.startswith("lease"))
+    (said,) = warned(GLUON.read_text().replace(lease, 'servers = ["tls://192.0.2.1#dns.example"]'), tmp_path)
+    assert "no resolver runs on the router" in said
+    assert "\nresolver " not in (tmp_path / "files" / tree.PLAN_PATH).read_text()
+
+
 @pytest.mark.parametrize("sources", ['["auto"]', '["netifd"]'])
 def test_compile_supported_keys_give_no_warning(tmp_path: Path, sources: str) -> None:
     lease = next(line for line in GLUON.read_text().splitlines() if line.startswith("lease"))

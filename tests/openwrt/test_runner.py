@@ -43,7 +43,7 @@ TUNNELS = """
 [service.tunnels]
 uplink = "wan"
 kernel = true
-ports = ["gre", "6in4", "ipip"]
+ports = ["gre", "6in4", "ipip", "tcp/2049", "tcp/20048-20050"]
 to = ["198.51.100.7", "203.0.113.0/24", "2001:db8::7", "2001:db8:7::/64"]
 """
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nftpolicy.compiler.compile import HostFacts, compile_policy
-from nftpolicy.model.packet import FORWARD, FRAME, KERNEL, SOCKET, TCP, UDP
+from nftpolicy.model.packet import FORWARD, FRAME, ICMPV6, KERNEL, SOCKET, TCP, UDP
 from nftpolicy.model.trace import Model
 from nftpolicy.netstate.formats import nft_text
 from nftpolicy.proof.assumptions import add_assumed_environment, device_matches
@@ -46,6 +46,8 @@ def excuse(policy, packet, walk):
         if policy.uplink[one.uplink] is uplink
     ):
         return "a tunnel of the kernel"
+    if uplink.clat and walk.device == uplink.clat.device:
+        return None  # nothing else has to be translated
     for name, lan in policy.lan.items():
         if policy.uplink[lan.uplink] is uplink and is_to_lan(lan, packet, walk):
             return f"lan {name}"
@@ -71,7 +73,22 @@ def is_to_lan(lan, packet, walk):
         return not later and any(
             kinds[one.protocol] == packet.protocol and one.low <= walk.dport <= one.high for one in lan.ports
         )
+    if lan.sport:
+        is_from_port = any(one.low <= packet.sport <= one.high for one in lan.sport)
+        return not later and packet.protocol == UDP and is_from_port and walk.dport != DNS
     return packet.protocol not in (TCP, UDP) or (not later and walk.dport != DNS)
+
+
+def is_translated(uplink, packet, walk):
+    """Return True if a packet is one of the uplink's CLAT, or an answer to it."""
+    clat = uplink.clat
+    if clat is None or packet.family == 4 or packet.origin != FORWARD or walk.device == packet.iif:
+        return False
+    if packet.iif == clat.device:
+        return holds(clat.prefix, 6, walk.destination)
+    is_answer = walk.device == clat.device and packet.iif in uplink.devices and packet.flow.direction == "reply"
+    is_error = packet.protocol == ICMPV6 and packet.fields.get(("icmpv6", "type")) in (1, 2, 3, 4)
+    return is_answer and (holds(clat.prefix, 6, packet.source) or (is_error and packet.flow.state == "related"))
 
 
 def is_forwarded(policy, uplink, packet, walk):
@@ -201,6 +218,9 @@ def entitlement(policy, packet, walk):
     name, uplink = next(one for one in policy.uplink.items() if walk.device in one[1].devices)
     if packet.origin == FRAME:
         return "AF_PACKET sockets set marks themselves"
+    clat = uplink.clat.device if uplink.clat else None
+    if clat is not None and (packet.iif == clat or (walk.device == clat and packet.family == 6)):
+        return "a CLAT" if is_translated(uplink, packet, walk) else None
     is_dns = walk.dport == DNS and packet.protocol in (TCP, UDP) and not packet.fields.get(("ip", "frag-off"))
     clients = [one for one in policy.service.values() if one.uplink == name and is_owned_by(one, packet)]
     if clients and is_dns and uplink.resolver:
@@ -423,7 +443,7 @@ def falsely_proved(policy, state, packets, proof):
             continue
         # What arrives with the mark has it from where no rule of ours reaches; a word of the policy is about that.
         arrived = packet.origin == FORWARD and uplink.mark.matches(packet.mark)
-        if (proof.of("P1") if arrived else no_leak(proof, name)[kind].verdict) == PROVED:
+        if (proof.property_verdict("P1") if arrived else no_leak(proof, name)[kind].verdict) == PROVED:
             yield packet, walk
 
 

@@ -50,6 +50,8 @@ def test_marks_overlap_if_a_packet_can_match_both(one, other, fwmark):
 FEATURES = {
     "several uplinks": lambda one: len(one.uplink) > 2,
     "an uplink of several devices": lambda one: any(len(up.devices) > 1 for up in one.uplink.values()),
+    "a CLAT": lambda one: any(up.clat for up in one.uplink.values()),
+    "source ports of a lan": lambda one: any(lan.sport for lan in one.lan.values()),
     "a device with a dot": lambda one: any("." in dev for up in one.uplink.values() for dev in up.devices),
     "the highest bit of a mark": lambda one: any(up.mark.value >> 31 for up in one.uplink.values()),
     "a mask with gaps": lambda one: any("10" in f"{up.mark.mask:b}".rstrip("0") for up in one.uplink.values()),

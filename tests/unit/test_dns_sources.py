@@ -6,9 +6,11 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nftpolicy.generated_text import Unwritable
 from nftpolicy.kernel.inotify import FilePatternWatch
 from nftpolicy.policy import vocabulary
 from nftpolicy.policy.load import load
@@ -421,6 +423,8 @@ def test_unbound_forwards_each_zone_to_its_own_servers() -> None:
     without = unbound_text((), "nobody", (), {})
     assert '    local-zone: "." refuse\n' in without
     assert "forward-zone" not in without
+    with pytest.raises(Unwritable):
+        unbound_text((), "nobody", (evolve(tls, tls_name='a.example"\n    forward-first: yes #'),), {})
 
 
 def test_resolver_on_full_disk_stops_with_an_error(tmp_path: Path) -> None:

@@ -5,19 +5,20 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from attrs import evolve
 
 from nftpolicy.cli import check as check_command
-from nftpolicy.cli import common
+from nftpolicy.cli import common, install_common
 from nftpolicy.cli import guard as guard_command
 from nftpolicy.cli import install as install_command
 from nftpolicy.cli import resolver as resolver_command
 from nftpolicy.cli import uninstall as uninstall_command
 from nftpolicy.cli.common import Failure, read_policy
-from nftpolicy.cli.install_common import StartedBy
+from nftpolicy.cli.install_common import StartedBy, require_readable_by_units
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.integration import procd, systemd_units
 from nftpolicy.runtime.apply.errors import PolicyNotProved
@@ -122,6 +123,26 @@ def test_guard_unit_starts_before_the_network():
         ("", "guard"),
         ("-", "guard-link"),
     ]
+
+
+@pytest.mark.parametrize("program", ["/home/user/.local/bin/nftpolicy", "/root/bin/nftpolicy", "/tmp/nftpolicy"])
+def test_program_that_units_may_not_see_is_refused(program):
+    with pytest.raises(Failure, match=f"{program}: units may not see {program[:5].rstrip('/')}"):
+        require_readable_by_units(program)
+
+
+def test_link_to_a_hidden_program_is_refused(tmp_path):
+    (tmp_path / "nftpolicy").symlink_to("/home/user/.local/share/pipx/venvs/nftpolicy/bin/nftpolicy")
+    with pytest.raises(Failure, match="units may not see /home"):
+        require_readable_by_units(str(tmp_path / "nftpolicy"))
+
+
+def test_python_of_a_hidden_environment_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "prefix", "/nowhere/venv")
+    monkeypatch.setattr(install_common, "HIDDEN_DIRECTORIES", ("/nowhere",))
+    with pytest.raises(Failure, match="/nowhere/venv: units may not see /nowhere"):
+        require_readable_by_units(str(Path(sys.executable).with_name("nftpolicy")))
+    require_readable_by_units("/opt/nftpolicy/bin/nftpolicy")
 
 
 def test_units_pass_systemd_analyze(tmp_path):

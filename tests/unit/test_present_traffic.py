@@ -40,6 +40,10 @@ to      = "lan0"
 uplink  = "wan"
 to      = ["10.7.0.0/16"]
 group   = 900
+[lan.found]
+uplink  = "wan"
+to      = ["10.8.0.0/16"]
+sport   = ["udp/1900"]
 """
 )[0]
 ADDRESSES = {"lo": ("127.0.0.1",), "wan0": ("192.0.2.7",), "lte0": ("192.0.3.7",), "lan0": ("10.9.0.1", "fd09::1")}
@@ -55,12 +59,13 @@ def inet_socket(**changes):
     return InetSocket(**(fields | changes))
 
 
-def judge(gid=4711, default="wan0"):
+def judge(gid=4711, default="wan0", selects_source=False):
     def route_device(family, destination):
         return next((device for begin, device in ROUTES.items() if destination.startswith(begin)), default)
 
     owners = {7: SocketOwner(812, "sshd", gid), 8: SocketOwner(813, "lldpd", 0)}
-    return TrafficJudge(POLICY, ADDRESSES, owners, lambda each: route_device(4, each.remote), route_device)
+    egress_device = lambda each: route_device(4, each.remote)  # noqa: E731
+    return TrafficJudge(POLICY, ADDRESSES, owners, egress_device, route_device, lambda _: selects_source)
 
 
 def reasons(*sockets, **options):
@@ -120,6 +125,7 @@ def test_group_of_socket_decides(gid, changes, reason):
         ({"sport": 22}, None),
         ({"sport": 80}, None),  # published
         ({"sport": 161, "protocol": UDP}, "udp/161"),
+        ({"sport": 1900, "protocol": UDP}, None),  # answers the uplink's own network
         ({"sport": 5353, "protocol": UDP}, None),
         ({"sport": 40000, "protocol": UDP}, None),
     ],
@@ -143,6 +149,7 @@ def test_server_without_answer_is_named(changes, named):
 )
 def test_wildcard_udp_server_beside_default_route_is_named(default, changes, devices):
     found = reasons(inet_socket(protocol=UDP, sport=5000, **NO_PEER | changes), default=default)
+    assert reasons(inet_socket(protocol=UDP, sport=5000, **NO_PEER), default=default, selects_source=True) == []
     begins = [f"gateway of uplink {each.replace(' ', ' an address of ')}," for each in devices]
     assert [begin in text for begin, text in zip(begins, found, strict=True)] == [True] * len(devices)
 
@@ -165,6 +172,7 @@ def flow(source, destination, dport, protocol=TCP, to=None):
         (flow("203.0.113.5", "192.0.2.7", 80, to="10.9.0.5"), None),
         (flow("203.0.113.5", "192.0.2.7", 81, to="10.9.0.5"), '[publish.NAME] with port = "tcp/81"'),
         (flow("10.9.0.5", "224.0.0.5", 25), None),
+        (flow("", "", 0, 47), None),
     ],
     ids=str,
 )

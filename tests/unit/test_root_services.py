@@ -82,7 +82,7 @@ def is_of_root(statements):
 def test_root_services_are_proved_with_an_assumption():
     proof = prove(STATE, SPEC)
     assert {one.verdict for one in proof.findings} == {"proved"}
-    text = "no other program of root sets the mark of uplink wan: its packets would count as snapd, connectivity"
+    text = "no other program of root begins a flow with the mark of uplink wan: it counts as snapd, connectivity"
     assert text in proof.assumptions
     assert "root's sockets of the cgroup system.slice/snapd.service with the mark" in describe_policy(POLICY, STATE)
 

@@ -84,7 +84,8 @@ def test_tunnel_rules_are_of_packets_sent_here():
 
 @pytest.mark.parametrize("hook", ["prerouting", "forward", "postrouting"])
 def test_tunnel_mark_in_another_hook_is_not_proved(hook):
-    state = edited("tunnels", lambda chain: evolve(chain, hook=Hook("filter", hook, -151)))
+    behind_arrival = -148  # which takes marks of earlier chains
+    state = edited("tunnels", lambda chain: evolve(chain, hook=Hook("filter", hook, behind_arrival)))
     found = verdicts(evolve(state, sysctls=(*state.sysctls, Sysctl("net/ipv4/ip_forward", "1"))))
     assert found["P1"] != "proved"
 

@@ -69,5 +69,5 @@ def _resolver_features(resolver: Resolver) -> Iterator[tuple[str, str]]:
     if resolver.uses_tls:
         yield (
             "servers",
-            "names a server with tls://, which dnsmasq on the router cannot query; name servers without TLS",
+            "has tls://, which dnsmasq cannot query: no resolver runs on the router; name servers without TLS",
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Resolver of an uplink: a second dnsmasq with the uplink's mark on its sockets.
+"""Resolver of an uplink: a second dnsmasq, or an unbound, with the uplink's mark on its sockets.
 
 It queries only the servers of the uplink, answers on the policy's addresses and has no cache;
 without a server it refuses queries. Its cgroup sets the mark, which is verified while dnsmasq runs.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""dnsmasq that a killed resolver left running: it still has the mark of its uplink."""
+"""dnsmasq or unbound that a killed resolver left running: it still has the mark of its uplink."""
 
 from __future__ import annotations
 

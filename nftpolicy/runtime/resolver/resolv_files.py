@@ -73,7 +73,7 @@ def _known_servers(policy: Policy, indexes: dict[str, int], root: Path) -> dict[
             lease = lease_file(name, uplink.resolver)
             if lease not in SYSTEM_RESOLV_FILES:  # policy.lint warns about those
                 sources.append(registry.lease_source(lease))
-            servers |= {server.address: name for server in uplink.resolver.servers}
+            servers |= {server.address: name for server in uplink.resolver.named_servers}
         devices = [(device, indexes.get(device)) for device in uplink.devices]
         for source in sources:
             entries = registry.read_source_files(source, devices, time.time(), root).entries
