@@ -107,16 +107,14 @@ def _status_of_lost_output(lost: OutputLost) -> int:
 
 
 def _report_usage(error: Any) -> int:
-    """Print an error of the command line, or the help of a command without arguments."""
-    from io import StringIO
+    """Print an error of the command line on one line, or the help of a command without arguments."""
+    from .usage_errors import describe_usage_error
 
-    if type(error).__name__ != "NoArgsIsHelpError":
-        error.message = plain_line(error.message)
-    text = StringIO()
-    error.show(file=text)
-    with suppress(OutputLost):
-        print(text.getvalue(), end="", file=sys.stderr)
-    return int(error.exit_code)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        with suppress(OutputLost):
+            print(error.format_message(), file=sys.stderr)
+        return int(error.exit_code)
+    return _fail(plain_line(describe_usage_error(error, COMMANDS)), int(error.exit_code))
 
 
 def _report_defect(error: Exception, status: int) -> int:

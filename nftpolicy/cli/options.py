@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from .parameters import argument, option
+from .parameters import argument, option, require_number
 
 PolicyFile = Annotated[
     Path | None,
@@ -27,9 +27,16 @@ UnreadPolicyFile = Annotated[
 PrintJson = Annotated[bool, option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, option("--dry-run", help="Print every step and its proof; change nothing.")]
 LOCK_WAIT = 5  # seconds: watch holds the lock for a moment whenever it repairs
+LONGEST_WAIT = 365 * 86_400  # seconds
 WaitSeconds = Annotated[
     float,
-    option("--wait", min=0, help="Seconds to wait for the lock of another nftpolicy process."),
+    option(
+        "--wait",
+        min=0,
+        max=LONGEST_WAIT,
+        callback=require_number,
+        help="Seconds to wait for the lock of another nftpolicy process.",
+    ),
 ]
 DestDir = Annotated[
     Path | None,

@@ -41,6 +41,13 @@ def argument(**settings: Any) -> Any:
     return typer.Argument(*_NO_DEFAULT, **settings)
 
 
+def require_number(value: float) -> float:
+    """Return the value of an option; nan is in no range, and not out of one either."""
+    if value != value:
+        raise typer.BadParameter("nan is not a valid float.")
+    return value
+
+
 def readable_command(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function with annotated parameters in the form that the installed typer reads."""
     return function if _READS_ANNOTATIONS else _with_defaults(function)

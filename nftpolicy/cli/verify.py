@@ -84,6 +84,10 @@ class VerifyInput:
             raise Failure(
                 "--snapshot is a whole state: it excludes --live, --ruleset, --rules, --routes", EXIT_BAD_INPUT
             )
+        if self.uplinks and not (self.has_state_files or self.live or self.snapshot):
+            raise Failure(
+                "--uplink: names no state to verify; add --live, --snapshot FILE or --ruleset FILE", EXIT_BAD_INPUT
+            )
         if self.chain_devices and self.ruleset is None:
             raise Failure(CHAIN_DEVICE_ALONE, EXIT_BAD_INPUT)
         if self.has_state_files and self.ruleset is None:

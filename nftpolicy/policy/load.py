@@ -31,7 +31,7 @@ def numeric_account(kind: str, item: object) -> objects.Account:
     """Return the account with a number. Names are refused: the policy may be of another machine."""
     if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < _NO_ID:
         return objects.Account(str(item), item)
-    raise ValueError(f"expected the number of a {kind}, got {scalars.describe_value(item)}")
+    raise ValueError(f"expected the number of a {kind} (0 to {_NO_ID - 1}), got {scalars.describe_value(item)}")
 
 
 def load(
