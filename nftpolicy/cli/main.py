@@ -153,7 +153,7 @@ def _typer_application(arguments: list[str]) -> Any:
     import typer
 
     from .options import print_version
-    from .parameters import OrderedGroup, readable_command
+    from .parameters import GroupedCommand, OrderedGroup, help_settings, readable_command
 
     app = typer.Typer(
         name="nftpolicy",
@@ -162,7 +162,7 @@ def _typer_application(arguments: list[str]) -> Any:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings=help_settings(),
     )
 
     app.callback()(readable_command(print_version))
@@ -174,5 +174,5 @@ def _typer_application(arguments: list[str]) -> Any:
         if hasattr(module, "group"):
             app.add_typer(module.group, name=command)
         else:
-            app.command(command, hidden=command in _OLD_NAMES)(readable_command(module.command))
+            app.command(command, cls=GroupedCommand, hidden=command in _OLD_NAMES)(readable_command(module.command))
     return app

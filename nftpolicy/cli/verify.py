@@ -24,6 +24,8 @@ from .common import (
     warn,
 )
 from .options import (
+    STATE,
+    UPLINKS,
     ChainDevices,
     PrintJson,
     RouteFiles,
@@ -123,7 +125,7 @@ def command(
     file: Annotated[Path | None, argument(help="Policy file (TOML). - reads standard input.")] = None,
     live: Annotated[
         bool,
-        option("--live", help="Verify the state of this kernel, not what FILE compiles to."),
+        option("--live", group=STATE, help="Verify the state of this kernel, not what FILE compiles to."),
     ] = False,
     snapshot: SnapshotFile = None,
     ruleset: RulesetFile = None,
@@ -134,7 +136,7 @@ def command(
     mark: UplinkMarks = None,
     exempt: Annotated[
         list[str] | None,
-        option(help="Exemption of a policy: packets without the mark; may be repeated."),
+        option(group=UPLINKS, help="Exemption of a policy: packets without the mark; may be repeated."),
     ] = None,
     as_json: PrintJson = False,
     script: Annotated[

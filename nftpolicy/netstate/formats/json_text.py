@@ -30,7 +30,8 @@ def describe_json_error(text: bytes, error: Exception) -> str:
     if not isinstance(error, json.JSONDecodeError):
         return str(error)
     if error.pos >= len(error.doc.rstrip()):
-        return f"it ends in line {error.lineno}, before the document is complete"
+        lines = error.doc.rstrip().count("\n") + 1
+        return f"it ends in line {lines}, before the document is complete"
     if error.doc[: error.pos].strip() in ("", "0"):  # the priority of the first ip rule is 0
         return f"it begins with {error.doc.lstrip()[:_MAX_EXCERPT]!r}"
     return f"line {error.lineno}, column {error.colno}: {error.msg[:1].lower()}{error.msg[1:]}"
