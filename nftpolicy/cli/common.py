@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..exceptions import NftpolicyError
 from ..policy.errors import PolicyError, PolicyText, did_you_mean, format_path
-from ..policy.load import load, numeric_account
+from ..policy.load import MAX_ERRORS, load, numeric_account
 from ..policy.objects import Account, Policy
 from .plain_output import plain_line
 from .render.phrases import quantity
@@ -126,7 +126,7 @@ def _describe_errors(first: PolicyError) -> str:
     errors = (first, *first.more_errors)
     texts = [f"{error}\n{error.excerpt}".rstrip() for error in errors[:_MOST_ERRORS]]
     if len(errors) > 1:
-        texts.append(f"{first.source}: {len(errors)} errors")
+        texts.append(f"{first.source}: {len(errors)} errors{' or more' if len(errors) >= MAX_ERRORS else ''}")
     return "\nnftpolicy: ".join(texts)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, get_args, get_origin
 
 import attrs
@@ -21,6 +22,7 @@ from .toml_syntax import explain_long_number, explain_syntax_error
 AccountLookup = Callable[[str, object], objects.Account]
 _MAX_BYTES = 64 << 20
 _MAX_KEY_PARTS = 64
+MAX_ERRORS = 200  # of a file; each takes time
 _NO_ID = 2**32 - 1  # (uid_t)-1 and (gid_t)-1 are not valid
 # tomllib takes quadratic time for keys of many parts.
 _KEY_PART = r"""(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*"""
@@ -59,7 +61,7 @@ def load(
         policy = _converter(accounts).structure(document, objects.Policy)
     except ValueError as error:
         raise _errors_of(_faults_of(error), source) from None
-    faults = tuple(Fault(path, message) for path, message in validate.find_faults(policy))
+    faults = tuple(Fault(path, message) for path, message in islice(validate.find_faults(policy), MAX_ERRORS))
     if faults:
         raise _errors_of(faults, source)
     return policy, source
@@ -69,7 +71,7 @@ def _errors_of(faults: Iterable[Fault], source: PolicyText) -> PolicyError:
     """Return the first error of the file, with the others; one for each key."""
     positions = find_positions(source.text)
     first_of_key = {fault.path: fault for fault in reversed(tuple(faults))}
-    errors = [source.error_of(fault, positions) for fault in first_of_key.values()]
+    errors = [source.error_of(fault, positions) for fault in islice(first_of_key.values(), MAX_ERRORS)]
     errors.sort(key=lambda error: (error.line or 0, error.column or 0))
     errors[0].more_errors = tuple(errors[1:])
     return errors[0]
@@ -194,8 +196,11 @@ class _Faults(ValueError):
 
 
 def _decode_pairs(items: Iterable[tuple[Any, Any]], decode: Callable[[Any, Any], Any]) -> tuple[Any, ...]:
-    decoded, faults = [], []
+    decoded: list[Any] = []
+    faults: list[Fault] = []
     for key, value in items:
+        if len(faults) >= MAX_ERRORS:
+            break
         try:
             decoded.append(decode(key, value))
         except ValueError as error:
@@ -250,7 +255,7 @@ def _class_hook(
     def structure(item: object, _: Any) -> Any:
         if not isinstance(item, dict):
             raise ValueError(f"expected a table, got {scalars.describe_value(item)}")
-        unknown = [name for name in item if name not in fields]
+        unknown = [name for name in item if name not in fields][:MAX_ERRORS]
         known = ", ".join(fields)
         faults = [
             Fault((name,), f"unknown key{did_you_mean(name, fields)}; known are {known}", True) for name in unknown

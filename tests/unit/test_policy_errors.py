@@ -94,7 +94,7 @@ BAD = [
     ('["192.0.2.1"]', "[5]", "uplink.wan.gateways[0]", "expected a string"),
     ('listen = ["127.0.0.1:54"]', "listen = 54", "uplink.wan.resolver.listen", "expected a list"),
     ('servers = ["192.0.2.53"]', "servers = [{}]", "uplink.wan.resolver.servers[0]", "expected a string"),
-    ("user = 77", "user = []", "uplink.wan.resolver.user", "expected the number of a user, got a list"),
+    ("user = 77", "user = []", "uplink.wan.resolver.user", "expected the number of a user (0 to 4294967294), got a list"),
     ("user = 77", "user = -1", "uplink.wan.resolver.user", "expected the number of a user"),
     ("group = 800", "group = 4294967295", "service.vpn.group", "expected the number of a group"),
     ("group = 800", "group = false", "service.vpn.group", "a boolean"),

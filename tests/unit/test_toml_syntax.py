@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from nftpolicy.policy.load import MAX_ERRORS
 from tests.unit.test_policy_errors import GOOD, fault
 
 # Text -> place, message, and the source line with carets.
@@ -79,3 +80,8 @@ def test_all_values_that_do_not_fit_are_named():
     first = fault(text)
     lines = [text.splitlines()[error.line - 1] for error in (first, *first.more_errors)]
     assert lines == ["table = 7", 'uplink = "let"', "user = 0", 'uplink = "let"']
+
+
+def test_errors_of_a_large_file_are_limited():
+    first = fault(f"name = 'p'\ninside = {[1] * 50_000}\n" + "".join(f"a{number} = 1\n" for number in range(50_000)))
+    assert len(first.more_errors) + 1 == MAX_ERRORS
