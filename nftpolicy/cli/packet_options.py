@@ -34,7 +34,7 @@ STATES = ("new", "established", "related", "invalid", "untracked")
 _PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()} | {"icmpv6": ICMPV6}
 _NUMBER = re.compile(r"(?:[0-9]{1,20}|0[xX][0-9a-fA-F]{1,20})\Z")
 _FIELD = re.compile(r"([a-z][a-z0-9]*)\.([a-z-]+)=(\d{1,10}|0x[0-9a-fA-F]{1,8})\Z")
-_DEVICE = re.compile(r"(?!\.{1,2}\Z)[^/:\s]+\Z")  # the kernel's dev_valid_name()
+_DEVICE = re.compile(r"(?!\.{1,2}\Z)[^/:\s]+\Z", re.ASCII)  # the kernel's dev_valid_name()
 _LONGEST_DEVICE = 15  # bytes
 _U32_MAX = 2**32 - 1
 _PROTOCOL_MAX = 255

@@ -86,7 +86,7 @@ class VerifyInput:
             raise Failure(
                 "--snapshot is a whole state: it excludes --live, --ruleset, --rules, --routes", EXIT_BAD_INPUT
             )
-        if self.uplinks and not (self.has_state_files or self.live or self.snapshot):
+        if self.uplinks and not (self.file or self.has_state_files or self.live or self.snapshot):
             raise Failure(
                 "--uplink: names no state to verify; add --live, --snapshot FILE or --ruleset FILE", EXIT_BAD_INPUT
             )
