@@ -33,7 +33,10 @@ def check_policy(data):
         message = str(error)
         assert message.startswith("FILE"), message
         assert "\n" not in message, message
-        assert error.line is None or 1 <= error.line <= data.count(b"\n") + 1
+        for each in (error, *error.more_errors):
+            assert each.line is None or 1 <= each.line <= data.count(b"\n") + 1
+            lines = each.excerpt.split("\n") if each.excerpt else []
+            assert len(lines) in (0, 2) and all(line.startswith("    ") and line.isprintable() for line in lines), lines
         return
     for table in compile_policy(loaded).tables:
         nft_text.table_text(table)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ..exceptions import NftpolicyError
 from ..policy.errors import PolicyError, PolicyText, did_you_mean, format_path
-from ..policy.load import load, numeric_account
+from ..policy.load import MAX_ERRORS, load, numeric_account
 from ..policy.objects import Account, Policy
 from .plain_output import plain_line
 from .render.phrases import quantity
@@ -35,6 +35,7 @@ POLICY_DIRECTORY, INSTALLED_NAME = (
 )  # `install` writes the policy by that name
 _LARGEST_INPUT = 256 << 20  # bytes of a file; one may be a device without an end
 _MOST_DIFFERENCES = 20  # lines of a message
+_MOST_ERRORS = 20  # of a policy
 
 
 class Failure(NftpolicyError):
@@ -117,7 +118,16 @@ def parse_policy(data: bytes, name: str) -> tuple[Policy, PolicyText]:
     try:
         return load(data, name, resolve_account)
     except PolicyError as error:
-        raise Failure(str(error), EXIT_BAD_INPUT) from None
+        raise Failure(_describe_errors(error), EXIT_BAD_INPUT) from None
+
+
+def _describe_errors(first: PolicyError) -> str:
+    """Return all errors of a policy, each with its source line."""
+    errors = (first, *first.more_errors)
+    texts = [f"{error}\n{error.excerpt}".rstrip() for error in errors[:_MOST_ERRORS]]
+    if len(errors) > 1:
+        texts.append(f"{first.source}: {len(errors)} errors{' or more' if len(errors) >= MAX_ERRORS else ''}")
+    return "\nnftpolicy: ".join(texts)
 
 
 def applied_policy(state_dir: StateDir | None = None) -> tuple[Policy, PolicyText] | None:
@@ -154,11 +164,11 @@ def resolve_account(kind: str, item: object) -> Account:
     """
     if not isinstance(item, str):
         return numeric_account(kind, item)
-    if item.isdigit():
+    if item.isascii() and item.isdigit():
         return numeric_account(kind, int(item))
     from ..kernel import accounts
 
-    number = accounts.account_number(kind, item)
+    number = accounts.account_number(kind, item) if item.isprintable() else None  # pwd refuses NUL
     if number is None:
         add = "groupadd" if kind == "group" else "useradd"
         raise ValueError(

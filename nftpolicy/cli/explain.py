@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +21,7 @@ from .common import (
     this_kernel,
     warn,
 )
-from .options import AppliedPolicyFile, ChainDevices, PrintJson, RouteFiles, RuleFiles, RulesetFile
+from .options import STATE, AppliedPolicyFile, ChainDevices, PrintJson, RouteFiles, RuleFiles, RulesetFile
 from .parameters import option
 from .plain_output import print_json
 from .state_files import CHAIN_DEVICE_ALONE, state_from_files
@@ -34,38 +35,39 @@ if TYPE_CHECKING:
     from .packet_options import PacketOptions
     from .render.trace import SourceLocator
 
+_packet, _sender = partial(option, group="Packet"), partial(option, group="Socket that sends it")
 _COMPILED = "what FILE compiles to"
 
 
 def command(
     file: AppliedPolicyFile = None,
-    to: Annotated[str | None, option(help="Destination: an IPv4 or IPv6 address.")] = None,
-    source: Annotated[str | None, option("--from", help="Source address; default: the kernel's choice.")] = None,
-    proto: Annotated[str, option(help="udp, tcp, icmp, ipv6-icmp, or an IP protocol number.")] = "udp",
-    dport: Annotated[int, option(min=0, max=65535, help="Destination port.")] = 9,
-    sport: Annotated[int, option(min=0, max=65535, help="Source port.")] = 40000,
-    uid: Annotated[str | None, option(help="User of the socket, by name or number; default: root.")] = None,
-    gid: Annotated[str | None, option(help="Group of the socket; default: the user's primary group.")] = None,
-    mark: Annotated[str, option(help="Mark of the socket (SO_MARK), in decimal or 0x...")] = "0",
-    cgroup: Annotated[str | None, option(help="Cgroup of the socket, relative to the root of cgroup v2.")] = None,
-    dev: Annotated[str | None, option(help="Device that the socket is bound to.")] = None,
-    frame: Annotated[bool, option("--frame", help="Sent by an AF_PACKET socket on --dev.")] = False,
-    kernel: Annotated[bool, option("--kernel", help="Sent by the kernel, without a socket.")] = False,
-    forward: Annotated[str | None, option(help="Forwarded from another host: the device where it arrives.")] = None,
-    state: Annotated[str, option(help="Conntrack state: new, established, related, invalid or untracked.")] = "new",
-    reply: Annotated[bool, option("--reply", help="Conntrack direction reply, not original.")] = False,
-    ct_mark: Annotated[str, option(help="Mark of the connection (ct mark).")] = "0",
+    to: Annotated[str | None, _packet(help="Destination: an IPv4 or IPv6 address.")] = None,
+    source: Annotated[str | None, _packet("--from", help="Source address; default: the kernel's choice.")] = None,
+    proto: Annotated[str, _packet(help="udp, tcp, icmp, ipv6-icmp, or an IP protocol number.")] = "udp",
+    dport: Annotated[int, _packet(min=0, max=65535, help="Destination port.")] = 9,
+    sport: Annotated[int, _packet(min=0, max=65535, help="Source port.")] = 40000,
+    uid: Annotated[str | None, _sender(help="User of the socket, by name or number; default: root.")] = None,
+    gid: Annotated[str | None, _sender(help="Group of the socket; default: the user's primary group.")] = None,
+    mark: Annotated[str, _sender(help="Mark of the socket (SO_MARK), in decimal or 0x...")] = "0",
+    cgroup: Annotated[str | None, _sender(help="Cgroup of the socket, relative to the root of cgroup v2.")] = None,
+    dev: Annotated[str | None, _sender(help="Device that the socket is bound to.")] = None,
+    frame: Annotated[bool, _packet("--frame", help="Sent by an AF_PACKET socket on --dev.")] = False,
+    kernel: Annotated[bool, _packet("--kernel", help="Sent by the kernel, without a socket.")] = False,
+    forward: Annotated[str | None, _packet(help="Forwarded from another host: the device where it arrives.")] = None,
+    state: Annotated[str, _packet(help="Conntrack state: new, established, related, invalid or untracked.")] = "new",
+    reply: Annotated[bool, _packet("--reply", help="Conntrack direction reply, not original.")] = False,
+    ct_mark: Annotated[str, _packet(help="Mark of the connection (ct mark).")] = "0",
     field: Annotated[
         list[str] | None,
-        option(help="HEADER.NAME=NUMBER, a header field by nft's names; may be repeated."),
+        _packet(help="HEADER.NAME=NUMBER, a header field by nft's names; may be repeated."),
     ] = None,
     pid: Annotated[
         int | None,
-        option(min=1, help="Explain the sockets of this process, not the packet of the options."),
+        _packet(min=1, help="Explain the sockets of this process, not the packet of the options."),
     ] = None,
     compiled: Annotated[
         bool,
-        option("--compiled", help="Explain in what FILE compiles to, not in this kernel's state."),
+        option("--compiled", group=STATE, help="Explain in what FILE compiles to, not in this kernel's state."),
     ] = False,
     ruleset: RulesetFile = None,
     chain_device: ChainDevices = None,

@@ -4,9 +4,9 @@
 import typer
 
 from .import_openwrt import command as import_openwrt
-from .parameters import readable_command
+from .parameters import GroupedCommand, OrderedGroup, readable_command
 
-group = typer.Typer(help="Draft a policy from an existing configuration.", no_args_is_help=True)
+group = typer.Typer(cls=OrderedGroup, help="Draft a policy from an existing configuration.", no_args_is_help=True)
 
 
 @group.callback()
@@ -17,4 +17,4 @@ def _describe_group() -> None:
     """
 
 
-group.command("openwrt")(readable_command(import_openwrt))
+group.command("openwrt", cls=GroupedCommand)(readable_command(import_openwrt))

@@ -107,16 +107,14 @@ def _status_of_lost_output(lost: OutputLost) -> int:
 
 
 def _report_usage(error: Any) -> int:
-    """Print an error of the command line, or the help of a command without arguments."""
-    from io import StringIO
+    """Print an error of the command line on one line, or the help of a command without arguments."""
+    from .usage_errors import describe_usage_error
 
-    if type(error).__name__ != "NoArgsIsHelpError":
-        error.message = plain_line(error.message)
-    text = StringIO()
-    error.show(file=text)
-    with suppress(OutputLost):
-        print(text.getvalue(), end="", file=sys.stderr)
-    return int(error.exit_code)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        with suppress(OutputLost):
+            print(error.format_message(), file=sys.stderr)
+        return int(error.exit_code)
+    return _fail(plain_line(describe_usage_error(error, COMMANDS)), int(error.exit_code))
 
 
 def _report_defect(error: Exception, status: int) -> int:
@@ -155,7 +153,7 @@ def _typer_application(arguments: list[str]) -> Any:
     import typer
 
     from .options import print_version
-    from .parameters import OrderedGroup, readable_command
+    from .parameters import GroupedCommand, OrderedGroup, help_settings, readable_command
 
     app = typer.Typer(
         name="nftpolicy",
@@ -164,7 +162,7 @@ def _typer_application(arguments: list[str]) -> Any:
         rich_markup_mode=None,
         pretty_exceptions_enable=False,
         no_args_is_help=True,
-        context_settings={"help_option_names": ["-h", "--help"]},
+        context_settings=help_settings(),
     )
 
     app.callback()(readable_command(print_version))
@@ -176,5 +174,5 @@ def _typer_application(arguments: list[str]) -> Any:
         if hasattr(module, "group"):
             app.add_typer(module.group, name=command)
         else:
-            app.command(command, hidden=command in _OLD_NAMES)(readable_command(module.command))
+            app.command(command, cls=GroupedCommand, hidden=command in _OLD_NAMES)(readable_command(module.command))
     return app

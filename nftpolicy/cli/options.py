@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from .parameters import argument, option
+from .parameters import argument, option, require_number
 
 PolicyFile = Annotated[
     Path | None,
@@ -26,10 +26,18 @@ UnreadPolicyFile = Annotated[
 
 PrintJson = Annotated[bool, option("--json", help="Print JSON.")]
 DryRun = Annotated[bool, option("--dry-run", help="Print every step and its proof; change nothing.")]
+STATE, UPLINKS = "State", "Uplinks without a policy"  # groups of the help
 LOCK_WAIT = 5  # seconds: watch holds the lock for a moment whenever it repairs
+LONGEST_WAIT = 365 * 86_400  # seconds
 WaitSeconds = Annotated[
     float,
-    option("--wait", min=0, help="Seconds to wait for the lock of another nftpolicy process."),
+    option(
+        "--wait",
+        min=0,
+        max=LONGEST_WAIT,
+        callback=require_number,
+        help="Seconds to wait for the lock of another nftpolicy process.",
+    ),
 ]
 DestDir = Annotated[
     Path | None,
@@ -40,30 +48,38 @@ ProgramPath = Annotated[str | None, option(help="Path of nftpolicy in the units.
 # Saved state: what nft(8) and ip(8) printed on some machine.
 RulesetFile = Annotated[
     Path | None,
-    option(help="Read tables from this output of 'nft -j list ruleset', not from this kernel."),
+    option(group=STATE, help="Read tables from this output of 'nft -j list ruleset', not from this kernel."),
 ]
-RuleFiles = Annotated[list[str] | None, option(help="Output of 'ip -j -N -4 rule' (or -6); may be repeated.")]
+RuleFiles = Annotated[
+    list[str] | None, option(group=STATE, help="Output of 'ip -j -N -4 rule' (or -6); may be repeated.")
+]
 RouteFiles = Annotated[
     list[str] | None,
-    option(help="Output of 'ip -j -N -4 route show table all' (or -6); may be repeated."),
+    option(group=STATE, help="Output of 'ip -j -N -4 route show table all' (or -6); may be repeated."),
 ]
 ChainDevices = Annotated[
     list[str] | None,
-    option("--chain-device", help="CHAIN=DEVICE[,DEVICE]: hook device that the ruleset lacks; may be repeated."),
+    option(
+        "--chain-device",
+        group=STATE,
+        help="CHAIN=DEVICE[,DEVICE]: hook device that the ruleset lacks; may be repeated.",
+    ),
 ]
 SnapshotFile = Annotated[
     Path | None,
-    option("--snapshot", help="Read the state from this output of 'nftpolicy snapshot', not from this kernel."),
+    option(
+        "--snapshot", group=STATE, help="Read the state from this output of 'nftpolicy snapshot', not from this kernel."
+    ),
 ]
 
 # Uplinks that no policy describes.
 UplinkDevices = Annotated[
     list[str] | None,
-    option(help="NAME=DEVICE[,DEVICE]: an uplink, instead of a policy; may be repeated."),
+    option(group=UPLINKS, help="NAME=DEVICE[,DEVICE]: an uplink, instead of a policy; may be repeated."),
 ]
 UplinkMarks = Annotated[
     list[str] | None,
-    option(help="VALUE/MASK: one mark for all uplinks, or one for each in their order."),
+    option(group=UPLINKS, help="VALUE/MASK: one mark for all uplinks, or one for each in their order."),
 ]
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -12,18 +13,29 @@ from attrs import evolve, fields, frozen
 
 from ..model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, SOCKET, TCP, CtInfo, Packet
 from ..netstate.nft import PROTOCOL_NAMES
+from ..netstate.nft.headers import HEADER_FIELDS
+from ..policy.errors import did_you_mean
 from .common import EXIT_BAD_INPUT, Failure, resolve_account
 
 if TYPE_CHECKING:
     from ..kernel.netlink.conntrack import FlowState
     from ..kernel.process_sockets import ProcessSocket, ProcessSockets
 
+# Header fields of nft, and those that the model adds for frames.
+_OF_FRAMES = {
+    "ether": (*HEADER_FIELDS["ether"], (0, 1, "readable")),
+    "llc": ((0, 24, "header"),),
+    "meta": ((0, 16, "oiftype"),),
+}
+_HEADER_FIELDS = {**HEADER_FIELDS, **_OF_FRAMES}
 # (family, protocol, local address, port, remote address, port) -> the entry of connection tracking.
 FlowLookup = Callable[[int, int, str, int, str, int], "FlowState | None"]
 STATES = ("new", "established", "related", "invalid", "untracked")
 _PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()} | {"icmpv6": ICMPV6}
 _NUMBER = re.compile(r"(?:[0-9]{1,20}|0[xX][0-9a-fA-F]{1,20})\Z")
-_FIELD = re.compile(r"([a-z][a-z0-9]*)\.([a-z]+)=(\d{1,10}|0x[0-9a-fA-F]{1,8})\Z")
+_FIELD = re.compile(r"([a-z][a-z0-9]*)\.([a-z-]+)=(\d{1,10}|0x[0-9a-fA-F]{1,8})\Z")
+_DEVICE = re.compile(r"(?!\.{1,2}\Z)[^/:\s]+\Z", re.ASCII)  # the kernel's dev_valid_name()
+_LONGEST_DEVICE = 15  # bytes
 _U32_MAX = 2**32 - 1
 _PROTOCOL_MAX = 255
 _SYN, _ACK = 2, 16  # flags of a TCP header
@@ -115,7 +127,7 @@ class PacketOptions:
             gid,
             self.cgroup.strip("/") if self.cgroup else None,
             self._device(zone),
-            self.forward,
+            _device_name("--forward", self.forward),
             flow,
             _ETHERTYPES[family] if origin == FRAME else None,
             {**_default_fields(family, protocol, destination, flow), **self._fields()},
@@ -142,7 +154,7 @@ class PacketOptions:
         return address
 
     def _origin(self, source: int | None) -> str:
-        chosen = {"--forward": self.forward, "--kernel": self.kernel, "--frame": self.frame}
+        chosen = {"--forward": self.forward is not None, "--kernel": self.kernel, "--frame": self.frame}
         options = [option for option, value in chosen.items() if value]
         if len(options) > 1:
             raise option_failure(options[0], f"excludes {options[1]}: a packet has one origin")
@@ -174,7 +186,8 @@ class PacketOptions:
         if number is None:
             if not _NUMBER.match(self.proto):
                 names = ", ".join(_PROTOCOL_NUMBERS)
-                raise option_failure("--proto", f"{self.proto!r} is neither a number nor one of {names}")
+                near = did_you_mean(self.proto.lower(), _PROTOCOL_NUMBERS)
+                raise option_failure("--proto", f"{self.proto[:40]!r} is neither a number nor one of {names}{near}")
             number = parse_number("--proto", self.proto, _PROTOCOL_MAX)
         if number == ICMP and family == 6:
             raise option_failure("--proto", "icmp is for IPv4; use ipv6-icmp")
@@ -192,13 +205,15 @@ class PacketOptions:
         return uid, (accounts.account_number("group", names[1]) or 0) if names else uid
 
     def _device(self, zone: str | None) -> str | None:
-        if zone and self.dev and zone != self.dev:
-            raise option_failure("--dev", f"{self.dev} is not the zone of {self.to}")
-        return self.dev or zone
+        device, zone = _device_name("--dev", self.dev), _device_name("--to", zone)
+        if zone and device and zone != device:
+            raise option_failure("--dev", f"{device} is not the zone of {self.to}")
+        return device or zone
 
     def _flow(self) -> CtInfo:
         if self.state not in STATES:
-            raise option_failure("--state", f"{self.state!r} is not one of {', '.join(STATES)}")
+            near = did_you_mean(self.state.lower(), STATES)
+            raise option_failure("--state", f"{self.state[:40]!r} is not one of {', '.join(STATES)}{near}")
         if self.reply and self.state == "new":
             raise option_failure("--reply", "a new connection has no replies: add --state established")
         return CtInfo(
@@ -213,8 +228,25 @@ class PacketOptions:
             parts = _FIELD.match(text)
             if not parts:
                 raise option_failure("--field", f"expected HEADER.NAME=NUMBER such as icmpv6.type=135, got {text!r}")
-            values[parts[1], parts[2]] = parse_number("--field", parts[3])
+            values[parts[1], parts[2]] = _field_value(parts[1], parts[2], parts[3])
         return values
+
+
+def _device_name(option: str, name: str | None) -> str | None:
+    if name is not None and (not _DEVICE.match(name) or len(os.fsencode(name)) > _LONGEST_DEVICE):
+        raise option_failure(option, f"{name[:40]!r} is not a device name: 1 to 15 bytes, no '/', ':' or space")
+    return name
+
+
+def _field_value(header: str, name: str, text: str) -> int:
+    sizes = {field: length for _, length, field in _HEADER_FIELDS.get(header, ())}
+    if name not in sizes:
+        known, word = (sizes, name) if sizes else (_HEADER_FIELDS, header)
+        kind = f"field of {header}" if sizes else "header"
+        choices = ", ".join(field for field in known if " " not in field)
+        message = f"there is no {kind} {word[:40]!r}{did_you_mean(word, known)}; known are {choices}"
+        raise option_failure("--field", message)
+    return parse_number("--field", text, min(_U32_MAX, 2 ** sizes[name] - 1))
 
 
 def _account_number(option: str, kind: str, text: str) -> int:

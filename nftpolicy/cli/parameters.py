@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable
 from copy import copy
 from functools import wraps
+from shutil import get_terminal_size
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
@@ -23,7 +24,34 @@ if not _READS_ANNOTATIONS:
 _NO_DEFAULT = () if _READS_ANNOTATIONS else (...,)  # the place of the default in the calls of an earlier typer
 
 
-class OrderedGroup(typer.core.TyperGroup):
+HelpFormatter: Any = typer.Context.formatter_class  # of the click that this typer uses
+_WHOLE_LINE = 200  # characters of a command's first line
+_NARROW, _LEAST_COLUMNS = 52, 24  # columns of a terminal
+_TERM_COLUMNS = 4  # an option is longer, so its text begins on the next line
+
+
+class NarrowFormatter(HelpFormatter):  # type: ignore[misc]
+    """Formatter of help: on a narrow terminal, the text of an option is below it."""
+
+    def write_dl(self, rows: Any, col_max: int = 30, col_spacing: int = 2) -> None:
+        """Write a list of terms and texts."""
+        super().write_dl(rows, _TERM_COLUMNS if self.width < _NARROW else col_max, col_spacing)
+
+
+class _UncutHelp:
+    """Help of a command or group on a terminal of any width."""
+
+    def get_help(self, ctx: Any) -> str:
+        """Return the help."""
+        ctx.formatter_class = NarrowFormatter
+        return str(super().get_help(ctx))  # type: ignore[misc]
+
+    def get_short_help_str(self, limit: int = _WHOLE_LINE) -> str:
+        """Return the first line, which the list of commands would cut to the width of the terminal."""
+        return str(super().get_short_help_str(_WHOLE_LINE))  # type: ignore[misc]
+
+
+class OrderedGroup(_UncutHelp, typer.core.TyperGroup):
     """Commands in the order in which they were added; an earlier typer sorts their names."""
 
     def list_commands(self, ctx: Any) -> list[str]:
@@ -31,14 +59,51 @@ class OrderedGroup(typer.core.TyperGroup):
         return list(self.commands)
 
 
-def option(*flags: str, **settings: Any) -> Any:
-    """Return the annotation of an option; the arguments are those of `typer.Option` without a default."""
-    return typer.Option(*_NO_DEFAULT, *flags, **settings)
+class GroupedCommand(_UncutHelp, typer.core.TyperCommand):
+    """Command whose help has the options in groups: their `rich_help_panel`, which plain help leaves out."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, the groups in the order of their options, and the other options."""
+        sections: dict[str, list[Any]] = {"Arguments": []}
+        ungrouped: list[Any] = []
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            group = getattr(parameter, "rich_help_panel", None)
+            if parameter.param_type_name == "argument":
+                group = "Arguments"
+            if record:
+                (sections.setdefault(group, []) if group else ungrouped).append(record)
+        for title, records in (*sections.items(), ("Options", ungrouped)):
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+def help_settings() -> dict[str, Any]:
+    """Return the settings of help; the formatter's own width is never below 50 columns."""
+    columns = get_terminal_size().columns
+    narrow = {"terminal_width": max(columns - 1, _LEAST_COLUMNS)} if columns < _NARROW else {}
+    return {"help_option_names": ["-h", "--help"], **narrow}
+
+
+def option(*flags: str, group: str | None = None, **settings: Any) -> Any:
+    """Return the annotation of an option, in a group of the help.
+
+    The other arguments are those of `typer.Option` without a default.
+    """
+    return typer.Option(*_NO_DEFAULT, *flags, rich_help_panel=group, **settings)
 
 
 def argument(**settings: Any) -> Any:
     """Return the annotation of an argument; the arguments are those of `typer.Argument` without a default."""
     return typer.Argument(*_NO_DEFAULT, **settings)
+
+
+def require_number(value: float) -> float:
+    """Return the value of an option; nan is in no range, and not out of one either."""
+    if value != value:
+        raise typer.BadParameter("nan is not a valid float.")
+    return value
 
 
 def readable_command(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -25,6 +25,8 @@ Result = TypeVar("Result")
 _CONTROLS = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _UNSAFE = re.compile(f"[{_CONTROLS}]")
 _UNSAFE_LINE = re.compile(f"[\t\n{_CONTROLS}]")
+# Standard streams in the order of their descriptors, with the access to /dev/null in their place.
+_CLOSED_ACCESS = {"stdin": os.O_WRONLY, "stdout": os.O_RDONLY, "stderr": os.O_WRONLY}
 # Colours of rich: bold, dim and the eight colours.
 _COLOUR_OR_UNSAFE = re.compile(rf"(\x1b\[(?:0|1|2|3[0-7]|1;3[0-7]|2;3[0-7])m)|[{_CONTROLS}]")
 
@@ -49,6 +51,7 @@ def plain_text(text: str) -> str:
 
 def plain_streams() -> None:
     """Escape control characters in all that this process prints from now on."""
+    _open_closed_streams()
     sys.stdout = _plain_stream(sys.stdout, "standard output")
     sys.stderr = _plain_stream(sys.stderr, "standard error")
 
@@ -95,6 +98,21 @@ class ColourFile:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def _open_closed_streams() -> None:
+    """Open those of the standard streams that are closed: the next file or socket would take their place.
+
+    Input and output raise EBADF, as the closed streams would; messages are dropped.
+    """
+    for number, (name, access) in enumerate(_CLOSED_ACCESS.items()):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, access)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", encoding="utf-8"))
 
 
 def _plain_stream(stream: TextIO, title: str) -> TextIO:

@@ -11,7 +11,7 @@ from attrs import evolve
 
 from ..netstate import nft
 from ..netstate.formats import ip_json_decode, nft_json_decode
-from ..netstate.formats.json_text import parse_json
+from ..netstate.formats.json_text import describe_json_error, parse_json
 from ..netstate.state import NetState
 from .common import EXIT_BAD_INPUT, Failure, read_input
 
@@ -114,7 +114,7 @@ def _read(file: str, decode: Callable[[Any], Decoded], command: str) -> Decoded:
     try:
         document = parse_json(data)
     except (ValueError, RecursionError) as error:  # invalid UTF-8 too
-        message = f"not the JSON that '{command}' prints: {_shorten(error)}"
+        message = f"not the JSON that '{command}' prints: {describe_json_error(data, error)[:_MOST_CHARACTERS]}"
         raise Failure(f"{name}: {message}", EXIT_BAD_INPUT) from None
     try:
         return decode(document)

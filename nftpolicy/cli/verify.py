@@ -24,6 +24,8 @@ from .common import (
     warn,
 )
 from .options import (
+    STATE,
+    UPLINKS,
     ChainDevices,
     PrintJson,
     RouteFiles,
@@ -84,6 +86,10 @@ class VerifyInput:
             raise Failure(
                 "--snapshot is a whole state: it excludes --live, --ruleset, --rules, --routes", EXIT_BAD_INPUT
             )
+        if self.uplinks and not (self.file or self.has_state_files or self.live or self.snapshot):
+            raise Failure(
+                "--uplink: names no state to verify; add --live, --snapshot FILE or --ruleset FILE", EXIT_BAD_INPUT
+            )
         if self.chain_devices and self.ruleset is None:
             raise Failure(CHAIN_DEVICE_ALONE, EXIT_BAD_INPUT)
         if self.has_state_files and self.ruleset is None:
@@ -119,7 +125,7 @@ def command(
     file: Annotated[Path | None, argument(help="Policy file (TOML). - reads standard input.")] = None,
     live: Annotated[
         bool,
-        option("--live", help="Verify the state of this kernel, not what FILE compiles to."),
+        option("--live", group=STATE, help="Verify the state of this kernel, not what FILE compiles to."),
     ] = False,
     snapshot: SnapshotFile = None,
     ruleset: RulesetFile = None,
@@ -130,7 +136,7 @@ def command(
     mark: UplinkMarks = None,
     exempt: Annotated[
         list[str] | None,
-        option(help="Exemption of a policy: packets without the mark; may be repeated."),
+        option(group=UPLINKS, help="Exemption of a policy: packets without the mark; may be repeated."),
     ] = None,
     as_json: PrintJson = False,
     script: Annotated[

@@ -17,8 +17,8 @@ from .common import (
     require_known,
     this_kernel,
 )
-from .options import AppliedPolicyFile
-from .parameters import option
+from .options import LONGEST_WAIT, AppliedPolicyFile
+from .parameters import option, require_number
 
 if TYPE_CHECKING:
     from ..runtime.services.readiness import Readiness
@@ -28,7 +28,9 @@ def command(
     file: AppliedPolicyFile = None,
     uplink: Annotated[str | None, option(help="Wait until this uplink is ready; default: all uplinks.")] = None,
     service: Annotated[str | None, option(help="Wait until this service has received a reply by its uplink.")] = None,
-    timeout: Annotated[float, option(min=0, help="Seconds; 0 checks once.")] = 60,
+    timeout: Annotated[
+        float, option(min=0, max=LONGEST_WAIT, callback=require_number, help="Seconds; 0 checks once.")
+    ] = 60,
 ) -> None:
     """Wait until uplinks are ready or a service gets a reply.
 

@@ -6,21 +6,23 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Callable, Iterable
+from itertools import islice
 from typing import Any, get_args, get_origin
 
 import attrs
 from cattrs import Converter
 
 from . import objects, scalars, validate, vocabulary
-from .errors import PolicyError, PolicyText, did_you_mean
+from .errors import Fault, PolicyError, PolicyText, did_you_mean, near_words
 from .mark import Mark, parse_mark
-from .toml_positions import KeyPath
+from .toml_positions import find_positions
+from .toml_syntax import explain_long_number, explain_syntax_error
 
 # ("user" or "group", TOML value) -> the account; raises ValueError.
 AccountLookup = Callable[[str, object], objects.Account]
 _MAX_BYTES = 64 << 20
 _MAX_KEY_PARTS = 64
-_MAX_SYNTAX_MESSAGE = 200  # characters of tomllib's message that an error repeats
+MAX_ERRORS = 200  # of a file; each takes time
 _NO_ID = 2**32 - 1  # (uid_t)-1 and (gid_t)-1 are not valid
 # tomllib takes quadratic time for keys of many parts.
 _KEY_PART = r"""(?:[A-Za-z0-9_-]+|"[^"\n]*"|'[^'\n]*')[ \t]*\.[ \t]*"""
@@ -31,7 +33,7 @@ def numeric_account(kind: str, item: object) -> objects.Account:
     """Return the account with a number. Names are refused: the policy may be of another machine."""
     if isinstance(item, int) and not isinstance(item, bool) and 0 <= item < _NO_ID:
         return objects.Account(str(item), item)
-    raise ValueError(f"expected the number of a {kind}, got {scalars.describe_value(item)}")
+    raise ValueError(f"expected the number of a {kind} (0 to {_NO_ID - 1}), got {scalars.describe_value(item)}")
 
 
 def load(
@@ -40,7 +42,8 @@ def load(
     """Return the policy in `data` (TOML, UTF-8), and its text for later messages.
 
     Raises:
-        PolicyError: the first error found, with its line and key.
+        PolicyError: the first error of the file, with its line and key, and the others of the same step: one error
+            of the syntax, else all of single values, else all of values that do not fit together.
     """
     source = PolicyText(name, _decode(data, name))
     if endless := _ENDLESS_KEY.search(source.text):
@@ -49,21 +52,29 @@ def load(
     try:
         document = tomllib.loads(source.text)
     except tomllib.TOMLDecodeError as error:
-        raise _syntax(error, source) from None
+        raise explain_syntax_error(error, source) from None
     except ValueError:
-        # tomllib passes on int()'s error for thousands of digits, which has no line.
-        raise PolicyError("not TOML: a number has too many digits", source=name) from None
+        raise explain_long_number(source) from None
     except RecursionError:
         raise PolicyError("nested too deeply", source=name) from None
     try:
         policy = _converter(accounts).structure(document, objects.Policy)
     except ValueError as error:
-        path, message = _path_and_message(error)
-        raise PolicyError(message, path, name, source.line_of(path)) from None
-    fault = next(validate.find_faults(policy), None)
-    if fault:
-        raise PolicyError(fault[1], fault[0], name, source.line_of(fault[0]))
+        raise _errors_of(_faults_of(error), source) from None
+    faults = tuple(Fault(path, message) for path, message in islice(validate.find_faults(policy), MAX_ERRORS))
+    if faults:
+        raise _errors_of(faults, source)
     return policy, source
+
+
+def _errors_of(faults: Iterable[Fault], source: PolicyText) -> PolicyError:
+    """Return the first error of the file, with the others; one for each key."""
+    positions = find_positions(source.text)
+    first_of_key = {fault.path: fault for fault in reversed(tuple(faults))}
+    errors = [source.error_of(fault, positions) for fault in islice(first_of_key.values(), MAX_ERRORS)]
+    errors.sort(key=lambda error: (error.line or 0, error.column or 0))
+    errors[0].more_errors = tuple(errors[1:])
+    return errors[0]
 
 
 def _decode(data: bytes, name: str) -> str:
@@ -78,16 +89,6 @@ def _decode(data: bytes, name: str) -> str:
             source=name,
             line=line,
         ) from None
-
-
-def _syntax(error: tomllib.TOMLDecodeError, source: PolicyText) -> PolicyError:
-    message, _, location = str(error).rpartition(" (at ")
-    location_words = location.rstrip(")").split()
-    if location_words[:1] == ["line"]:
-        line = int(location_words[1].rstrip(","))
-    else:
-        line = source.text.rstrip("\n").count("\n") + 1  # "end of document"
-    return PolicyError(f"not TOML: {message[:_MAX_SYNTAX_MESSAGE]}", source=source.name, line=line)
 
 
 # --- strict cattrs hooks ----------------------------------------------------------------
@@ -138,9 +139,10 @@ def _decode_answer(item: object, narrowed: Callable[[object, Any], Any]) -> obje
     try:
         answer = scalars.parse_answer(table.name)
     except ValueError as error:
-        raise _ErrorAt(("name",), str(error)) from None
+        raise _Faults([Fault(("name",), str(error))]) from None
     if not table.source:
-        raise _ErrorAt(("source",), 'names no network; write the name alone to answer all: answer = ["ssh"]')
+        message = 'names no network; write the name alone to answer all: answer = ["ssh"]'
+        raise _Faults([Fault(("source",), message)])
     return attrs.evolve(answer, source=table.source)
 
 
@@ -175,25 +177,36 @@ def _decode_entries(
 ) -> dict[str, Any]:
     if not isinstance(item, dict):
         raise ValueError(f"expected a table, got {scalars.describe_value(item)}")
-    return dict(_decode_pairs(item.items(), lambda key, value: (decode_key(key), decode(value))))
+    return dict(_decode_pairs(item.items(), lambda key, value: (_decode_key(key, decode_key), decode(value))))
 
 
-class _ErrorAt(ValueError):
-    """Error at `path` below the value being decoded."""
+def _decode_key(key: str, decode: Callable[[object], str]) -> str:
+    try:
+        return decode(key)
+    except ValueError as error:
+        raise _Faults([Fault((), str(error), of_key=True)]) from None
 
-    def __init__(self, path: KeyPath, message: str) -> None:
-        self.path = path
-        super().__init__(message)
+
+class _Faults(ValueError):
+    """Faults below the value being decoded."""
+
+    def __init__(self, faults: Iterable[Fault]) -> None:
+        self.faults = tuple(faults)
+        super().__init__(self.faults[0].message)
 
 
 def _decode_pairs(items: Iterable[tuple[Any, Any]], decode: Callable[[Any, Any], Any]) -> tuple[Any, ...]:
-    decoded = []
+    decoded: list[Any] = []
+    faults: list[Fault] = []
     for key, value in items:
+        if len(faults) >= MAX_ERRORS:
+            break
         try:
             decoded.append(decode(key, value))
         except ValueError as error:
-            path, message = _path_and_message(error)
-            raise _ErrorAt((key, *path), message) from None
+            faults += [fault.below(key) for fault in _faults_of(error)]
+    if faults:
+        raise _Faults(faults)
     return tuple(decoded)
 
 
@@ -242,16 +255,31 @@ def _class_hook(
     def structure(item: object, _: Any) -> Any:
         if not isinstance(item, dict):
             raise ValueError(f"expected a table, got {scalars.describe_value(item)}")
-        for name in item:
-            if name not in fields:
-                raise _ErrorAt((name,), f"unknown key{did_you_mean(name, fields)}; known are {', '.join(fields)}")
-        for name in required:
-            if name not in item:
-                raise _ErrorAt((), f"{name!r} is missing")
-        pairs = _decode_pairs(item.items(), lambda name, value: (name, decoders[name](value)))
+        unknown = [name for name in item if name not in fields][:MAX_ERRORS]
+        known = ", ".join(fields)
+        faults = [
+            Fault((name,), f"unknown key{did_you_mean(name, fields)}; known are {known}", True) for name in unknown
+        ]
+        near = {word for name in unknown for word in near_words(name, fields)}
+        if missing := [name for name in required if name not in item and name not in near]:
+            faults.append(Fault((), _describe_missing(missing, kind)))
+        try:
+            values = [(name, value) for name, value in item.items() if name in fields]
+            pairs = _decode_pairs(values, lambda name, value: (name, decoders[name](value)))
+        except _Faults as error:
+            faults += error.faults
+        if faults:
+            raise _Faults(faults)
         return kind(**{fields[key].name: value for key, value in pairs})
 
     return structure
+
+
+def _describe_missing(keys: list[str], kind: type) -> str:
+    """Return the message that a table of a class, or the file itself, lacks these keys."""
+    verb = "is missing" if len(keys) == 1 else "are missing"
+    place = "; keys of the file itself stand above its first [table]" if kind is objects.Policy else ""
+    return f"{', '.join(map(repr, keys))} {verb}{place}"
 
 
 def toml_key(field: Any) -> str:
@@ -277,8 +305,6 @@ def _without_none(kind: Any) -> Any:
     return next((member for member in members if member is not type(None)), kind)
 
 
-def _path_and_message(error: Exception) -> tuple[KeyPath, str]:
-    """Return key path and message of an error that cattrs or a hook raised."""
-    if isinstance(error, _ErrorAt):
-        return error.path, str(error)
-    return (), str(error)
+def _faults_of(error: ValueError) -> tuple[Fault, ...]:
+    """Return the faults of an error that cattrs or a hook raised."""
+    return error.faults if isinstance(error, _Faults) else (Fault((), str(error)),)

@@ -289,7 +289,7 @@ def parse_keyword(item: object, table: dict[str, str], label: str) -> str:
     """Return a key of one of the tables of `vocabulary`; `label` names the table in the error."""
     if parse_text(item) not in table:
         raise ValueError(
-            f"{quote_excerpt(item)} is not a valid {label}; use {', '.join(table)}"
-            f"{did_you_mean(parse_text(item), table)}"
+            f"{quote_excerpt(item)} is not a valid {label}{did_you_mean(parse_text(item), table)}; "
+            f"use {', '.join(table)}"
         )
     return parse_text(item)

@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Line numbers of keys and list items in a TOML text that tomllib accepts (tomllib reports none)."""
+"""Places of keys, values and list items in a TOML text (tomllib reports none)."""
 
 from __future__ import annotations
 
 import re
 from contextlib import suppress
 
+from attrs import frozen
+
 KeyPath = tuple[str | int, ...]
+Span = tuple[int, int]  # offsets of the first character, and after the last one
 
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SPACE = re.compile(r"[ \t]*")
@@ -27,27 +30,45 @@ class _NotToml(Exception):
     """Input that the scanner cannot parse."""
 
 
+@frozen
+class TomlPositions:
+    """Places in a TOML text: `keys` of each key, table and list item where it first appears, and of its value.
+
+    `repeated` is the first key or table that is written twice, with its place; None without one. `end` is the offset
+    where the scanner stopped, such as the quote of a string that is not closed.
+    """
+
+    keys: dict[KeyPath, Span]
+    values: dict[KeyPath, Span]
+    repeated: tuple[KeyPath, Span] | None
+    end: int
+
+
 def key_lines(text: str) -> dict[KeyPath, int]:
     """Return the line (from 1) on which each key, table and list item first appears."""
+    line, last, lines = 1, 0, {}
+    for path, (offset, _) in find_positions(text).keys.items():  # in ascending order
+        line += text.count("\n", last, offset)
+        lines[path], last = line, offset
+    return lines
+
+
+def find_positions(text: str) -> TomlPositions:
+    """Return the places of keys and values; of a text that is not TOML, those before the error."""
     scanner = _Scanner(text)
-    # Not TOML, or nested too deeply: positions up to the error are right.
+    # Not TOML, or nested too deeply.
     with suppress(_NotToml, IndexError, RecursionError):
         scanner.document()
-    return scanner.lines()
+    return TomlPositions(scanner.keys, scanner.values, scanner.repeated, scanner.position)
 
 
 class _Scanner:
     def __init__(self, text: str) -> None:
         self.text, self.position = text, 0
-        self.offsets: dict[KeyPath, int] = {}
-
-    def lines(self) -> dict[KeyPath, int]:
-        """Return the line numbers of the recorded offsets, which are in ascending order."""
-        line, last, lines = 1, 0, {}
-        for path, offset in self.offsets.items():
-            line += self.text.count("\n", last, offset)
-            lines[path], last = line, offset
-        return lines
+        self.keys: dict[KeyPath, Span] = {}
+        self.values: dict[KeyPath, Span] = {}
+        self.headers: set[KeyPath] = set()
+        self.repeated: tuple[KeyPath, Span] | None = None
 
     def document(self) -> None:
         """Scan the whole text."""
@@ -57,14 +78,16 @@ class _Scanner:
             if self.text[self.position] != "[":
                 self.pair(table)
                 continue
-            start = self.position
-            double = self.text.startswith("[[", start)
+            double = self.text.startswith("[[", self.position)
             self.position += 1 + double
-            table = self.key()
+            table, place = self.key(())
             if double:
                 repeated[table] = repeated.get(table, -1) + 1
                 table = (*table, repeated[table])
-            self.record(table, start)
+                self.keys[table] = place
+            if table in self.headers:
+                self.repeated = self.repeated or (table, place)
+            self.headers.add(table)
             self.position += 1 + double
 
     def take(self, pattern: re.Pattern[str]) -> str:
@@ -80,42 +103,45 @@ class _Scanner:
         self.take(pattern)
         return self.position < len(self.text)
 
-    def record(self, path: KeyPath, start: int) -> None:
-        """Record the offset of a path and of its parents, unless they are known."""
-        for length in range(1, len(path) + 1):
-            self.offsets.setdefault(path[:length], start)
+    def key(self, table: KeyPath) -> tuple[KeyPath, Span]:
+        """Consume a dotted key of `table` and the space around it; return its path and the place of its last part.
 
-    def key(self) -> KeyPath:
-        """Consume a dotted key and the space around it."""
-        parts = []
+        The place of each part is recorded, unless it is known.
+        """
+        path = table
         while True:
             self.skip(_SPACE)
-            is_quoted = self.text[self.position] in "\"'"
+            start = self.position
+            is_quoted = self.text[start] in "\"'"
             part = self.take(_STRING if is_quoted else _BARE)
-            parts.append(_unquote(part) if is_quoted else part)
+            path = (*path, _unquote(part) if is_quoted else part)
+            place = (start, self.position)
+            self.keys.setdefault(path, place)
             self.skip(_SPACE)
             if self.text[self.position] != ".":
-                return tuple(parts)
+                return path, place
             self.position += 1
 
     def pair(self, table: KeyPath) -> None:
         """Consume a key/value pair of `table`."""
-        start = self.position
-        path = (*table, *self.key())
-        self.record(path, start)
+        path, place = self.key(table)
+        if path in self.values:
+            self.repeated = self.repeated or (path, place)
         self.position += 1  # "="
         self.skip(_SPACE)
         self.value(path)
 
     def value(self, path: KeyPath) -> None:
         """Consume the value at `path`."""
-        opening = self.text[self.position]
+        start = self.position
+        opening = self.text[start]
         if opening == "[":
             self.members(path, "]")
         elif opening == "{":
             self.members(path, "}")
         else:
             self.skip(_STRING if opening in "\"'" else _SCALAR)
+        self.values.setdefault(path, (start, start + len(self.text[start : self.position].rstrip())))
 
     def members(self, path: KeyPath, closing: str) -> None:
         """Consume the items of a list or the pairs of an inline table."""
@@ -125,7 +151,7 @@ class _Scanner:
             if self.text[self.position] == ",":
                 self.position += 1
             elif closing == "]":
-                self.record((*path, index), self.position)
+                self.keys.setdefault((*path, index), (self.position, self.position + 1))
                 self.value((*path, index))
                 index += 1
             else:

@@ -13,7 +13,7 @@ from attrs import Factory, frozen
 
 from ..exceptions import NftpolicyError
 from ..netstate.formats import router_snapshot
-from ..netstate.formats.json_text import encode_json, parse_json
+from ..netstate.formats.json_text import describe_json_error, encode_json, parse_json
 from ..netstate.formats.snapshot_codec import decode_value, encode_value
 from ..netstate.formats.state_check import require_valid
 from ..netstate.state import NetState, ports_of_devices
@@ -127,7 +127,8 @@ def decode_snapshot(text: bytes) -> Snapshot:
     try:
         document = parse_json(text)
     except (ValueError, RecursionError) as error:
-        raise SnapshotError(f"not the JSON that 'nftpolicy snapshot' prints: {error}") from None
+        message = f"not the JSON that 'nftpolicy snapshot' prints: {describe_json_error(text, error)}"
+        raise SnapshotError(message) from None
     if not isinstance(document, dict) or document.pop("format", None) != FORMAT:
         raise SnapshotError(f'not a snapshot of this version: its key "format" is not {FORMAT!r}')
     try:

@@ -11,21 +11,18 @@ from nftpolicy.policy.scalars import parse_answer
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.runtime.ownership import is_answered
 from tests.unit.proved_policy import prove_guard
+from tests.unit.uplink_policy import WAN
 
-POLICY = load(b"""
-name = "p"
-inside = ["bat0"]
-[uplink.wan]
-devices = ["eth0"]
-mark = "0x1/0x3"
-table = 7
-answer = [
+POLICY = load(
+    WAN
+    + b"""answer = [
     { name = "ssh", source = ["192.0.2.0/24", "2001:db8::/64"] },
     { name = "ping", source = ["192.0.2.1"] },
     { name = "udp/1900", source = ["2001:db8:5::1"] },
 ]
-""")[0]
-WAN = POLICY.uplink["wan"]
+"""
+)[0]
+UPLINK = POLICY.uplink["wan"]
 STATE, SPEC = compile_policy(POLICY), build_spec(POLICY)
 NARROWED = 6  # rules with a set of networks: ssh and its resets in both families, ping, UDP
 
@@ -61,7 +58,7 @@ def test_answer_without_its_networks_is_not_proved(number):
 
 
 def test_resets_go_to_any_network_beside_a_wide_answer():
-    wide = evolve(WAN, answer=(*WAN.answer, parse_answer("http")))
+    wide = evolve(UPLINK, answer=(*UPLINK.answer, parse_answer("http")))
     inet = compile_policy(evolve(POLICY, uplink={"wan": wide})).tables[0]
     resets = [rule for chain in inet.chains for rule in chain.rules if "answer.reset" in str(rule)]
     assert len(resets) == 1
@@ -74,4 +71,4 @@ def test_socket_is_answered_by_its_peer(remote, answered):
         family=4, protocol=TCP, state="established" if remote else "listen", local=None, sport=22, remote=remote,
         dport=40000, mark=0, uid=0, inode=9, cookie=1,
     )  # fmt: skip
-    assert is_answered(WAN, opened) == answered
+    assert is_answered(UPLINK, opened) == answered

@@ -58,7 +58,7 @@ CLASSES = {
 
 # Exceptions that never leave the module that raises them.
 CONTROL_FLOW = {
-    "nftpolicy.policy.load._ErrorAt": "a ValueError with a key path, which cattrs passes on to the decoder",
+    "nftpolicy.policy.load._Faults": "a ValueError with key paths, which cattrs passes on to the decoder",
     "nftpolicy.policy.toml_positions._NotToml": "ends the scan of the positions",
     "nftpolicy.kernel.netlink.route_mover._NoFamily": "ends the decoding of a route of another family",
     "nftpolicy.netstate.formats.xt_struct.UnsupportedXt": "ends the decoding of an xt struct, which is unsupported then",
@@ -176,7 +176,7 @@ def test_load_reads_a_file_as_the_command_does(tmp_path, policy):
 def test_load_error_names_the_file(tmp_path):
     file = tmp_path / "policy.toml"
     file.write_text(GOOD.replace('["bat0", "mesh*"]', "3"))
-    with pytest.raises(nftpolicy.PolicyError, match=rf"^{re.escape(str(file))}:2: inside: expected a list"):
+    with pytest.raises(nftpolicy.PolicyError, match=rf"^{re.escape(str(file))}:2:10: inside: expected a list"):
         nftpolicy.load(file)
     with pytest.raises(FileNotFoundError):
         nftpolicy.load(tmp_path / "absent.toml")

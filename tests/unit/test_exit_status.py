@@ -155,6 +155,24 @@ def test_closed_output_is_status_141():
     assert (done.returncode, done.stderr) == (common.EXIT_OUTPUT_CLOSED, b"")
 
 
+def run_without(descriptor, *arguments):
+    """Run a command with one of the standard streams closed."""
+    command = [sys.executable, "-c", MAIN.format(before="pass"), *arguments]
+    shell = ["sh", "-c", f'exec "$@" {descriptor}>&-', "sh", *command]
+    return subprocess.run(shell, capture_output=True, timeout=limit(60), check=False)
+
+
+def test_stream_that_is_closed_from_the_start_is_no_traceback():
+    done = run_without(1, "check", "rulesets/gluon-fastd.toml")
+    said = b"nftpolicy: standard output: cannot be written: Bad file descriptor\n"
+    assert (done.returncode, done.stdout, done.stderr[-len(said) :]) == (FAILED, b"", said)
+    done = run_without(2, "check", "/absent")
+    assert (done.returncode, done.stdout, done.stderr) == (BAD_INPUT, b"", b"")
+    done = run_without(0, "check", "-")
+    said = b"nftpolicy: standard input: cannot be read: Bad file descriptor\n"
+    assert (done.returncode, done.stderr) == (BAD_INPUT, said)
+
+
 def test_no_output_at_all_is_no_traceback():
     with Path("/dev/full").open("wb") as full:
         command = [sys.executable, "-c", MAIN.format(before="pass"), "check", "/absent"]

@@ -8,15 +8,11 @@ from nftpolicy.netstate.nft import Match, Payload
 from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
 from tests.unit.proved_policy import prove_guard
+from tests.unit.uplink_policy import WAN
 
-POLICY = load(b"""
-name = "p"
-inside = ["bat0"]
-[uplink.wan]
-devices = ["eth0"]
-mark = "0x1/0x3"
-table = 7
-answer = ["ping"]
+POLICY = load(
+    WAN
+    + b"""answer = ["ping"]
 [service.monitor]
 uplink = "wan"
 user = 901
@@ -26,7 +22,8 @@ uplink = "wan"
 group = 902
 ports = ["ping"]
 to = ["198.51.100.0/24", "2001:db8::7"]
-""")[0]
+"""
+)[0]
 STATE, SPEC = compile_policy(POLICY), build_spec(POLICY)
 PINGED = 4  # rules that accept echo requests
 

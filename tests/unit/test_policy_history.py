@@ -338,7 +338,7 @@ def test_rollback_to_absent_group_changes_nothing(machine, monkeypatch):
     monkeypatch.setattr("nftpolicy.kernel.accounts.account_names", lambda *_: ["lpn"])
     with pytest.raises(Failure) as said:
         machine.rollback()
-    assert "/etc/p.toml (number 1):28: service.vpn.group: there is no group 'vpn'" in str(said.value)
+    assert "/etc/p.toml (number 1):28:9: service.vpn.group: there is no group 'vpn'" in str(said.value)
     assert str(said.value).endswith("nothing was changed")
     assert said.value.status == EXIT_BAD_INPUT
     assert (machine.kernel.state, machine.in_force) == (before, OTHER)

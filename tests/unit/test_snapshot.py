@@ -330,7 +330,7 @@ def test_snapshot_on_standard_input(file):
 def test_policy_that_is_not_valid_is_named(file):
     done = verify("--snapshot", file(policy=PolicyInForce("p.toml", 'name = "p"\n')))
     assert (done.returncode, done.stdout) == (2, b"")
-    assert b"the policy in it is not valid: p.toml: 'inside' is missing" in done.stderr
+    assert b"the policy in it is not valid: p.toml: 'inside', 'uplink' are missing" in done.stderr
 
 
 @pytest.mark.parametrize("marks", [MarksInUse(), MarksInUse({0: 5, 0x71: 2, 1: 1}, {}), MarksInUse({}, {3: 4})])

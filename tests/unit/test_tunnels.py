@@ -12,15 +12,11 @@ from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.usability import starving_rule
+from tests.unit.uplink_policy import WAN
 
-POLICY = load(b"""
-name = "p"
-inside = ["bat0"]
-[uplink.wan]
-devices = ["eth0"]
-mark = "0x1/0x3"
-table = 7
-[uplink.wan.resolver]
+POLICY = load(
+    WAN
+    + b"""[uplink.wan.resolver]
 [uplink.lte]
 devices = ["wwan0"]
 mark = "0x2/0x3"
@@ -35,7 +31,8 @@ uplink = "lte"
 kernel = true
 ports = ["gre"]
 to = ["198.51.101.0/24"]
-""")[0]
+"""
+)[0]
 STATE, SPEC = compile_policy(POLICY), build_spec(POLICY)
 GRE = Match(Meta("l4proto"), "gre")
 SET_MARK = Mangle(Meta("mark"), Bitwise(Meta("mark"), and_mask=0xFFFFFFFD, or_bits=1))
