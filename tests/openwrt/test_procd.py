@@ -174,7 +174,7 @@ def test_procd_reload_of_invalid_policy_changes_nothing(router: Device) -> None:
     router.file(FILE).write_text(other + "nonsense = 1\n")
     done = router.service("nftpolicy", "reload", check=False)
     assert done.returncode != 0
-    assert re.fullmatch(rf"nftpolicy: {FILE}:\d+: .*nonsense.*\n", done.stderr)
+    assert re.fullmatch(rf"nftpolicy: {FILE}:\d+:1: .*nonsense.*\n    nonsense = 1\n    \^+\n", done.stderr)
     assert router.instances() == before
     assert router.nftpolicy("status").returncode == 0
     assert router.probe() == SERVICE
