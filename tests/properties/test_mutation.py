@@ -99,6 +99,7 @@ IDLE = {
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"element gone: .*@management.groups", "only a resolver asks who its clients are"),
     ],
+    "server-port": [(r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything")],
     "11-uid-rule": [
         (r"verdict turned: .* lte.guard: meta skuid @lte.unmarked ", "this user may send anywhere"),
         (r"match (gone|negated): .* lte.identity: .*\[ct mark ", "there are no answers"),
