@@ -6,10 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..model.packet import KERNEL, SOCKET, TCP, UDP, CtInfo, evolve_packet, format_address, parse_address
-from ..model.symbolic.box import points, subtract_ranges
+from ..model.symbolic.box import points
 from .context import ProofContext
 from .spec import Region, Spec, UplinkSpec
-from .usability_case import UsabilityCase, device_address, needs_device, own_addresses, region_parts, sample_packet
+from .usability_case import UsabilityCase, device_address, needs_device, region_parts, sample_packet
 
 _TCP_ACK = 0x10
 _RST = {("tcp", "flags"): 0x04}
@@ -22,9 +22,6 @@ def answer_cases(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Itera
     for reply in uplink.replies:
         parts = ((family, part) for family, full in reply.headers.items() for part in region_parts(family, full[0]))
         for family, region in parts:
-            asking = region.fields.get("daddr")
-            if asking and not subtract_ranges(asking, own_addresses(context, family)):
-                continue  # addresses of this machine
             packet = evolve_packet(
                 sample_packet(context, family, region, SOCKET), flow=flow, uid=0, gid=0, dport=40000,
                 source=device_address(context.state, family, device),

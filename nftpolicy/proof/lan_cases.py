@@ -39,7 +39,7 @@ def lan_notes(context: ProofContext, spec: Spec) -> Iterator[str]:
 
 def _neighbours(context: ProofContext, uplink: UplinkSpec, family: int, addresses: Ranges) -> list[tuple[str, int]]:
     """Return (device, an address) of each connected network of the uplink that has some of these addresses."""
-    own = own_addresses(context, family)
+    own = own_addresses(context, family, ("local", "broadcast", "anycast"))
     neighbours = []
     devices = [device for device in uplink.devices if device not in uplink.clat_devices]
     # A route of another device that is more specific, or better, leads the packets of its network elsewhere.

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 from attrs import evolve, frozen
 
 from ..model.packet import FORWARD, Packet, evolve_packet
+from ..model.symbolic.box import Ranges
 from ..model.trace import Trace
 from ..netstate.formats import ip_text
 from ..netstate.nft import CounterRef, Rule
@@ -20,8 +21,8 @@ from .forward_cases import forward_notes
 from .lan_cases import lan_notes
 from .query_routes import has_no_route
 from .reply_cases import reverse_path_filter
-from .spec import Spec, UplinkSpec
-from .usability_case import UsabilityCase, lacks_source
+from .spec import IP_FAMILIES, Spec, UplinkSpec
+from .usability_case import UsabilityCase, lacks_source, own_addresses
 from .usability_cases import usability_cases
 from .verdict import Counterexample, Finding, Proved, Refuted, Unknown, describe_packet
 
@@ -52,9 +53,20 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
     present, skipped = restrict_to_present(context.state, spec)
     results: dict[_Title, dict[int, list[_CaseResult]]] = {}
     uplinks = {uplink.name: uplink for uplink in spec.uplinks}
+    own = {family: own_addresses(context, family) for family in IP_FAMILIES}
+    listeners = {
+        (family, *endpoint)
+        for uplink in spec.uplinks
+        if uplink.resolver is not None
+        for family in IP_FAMILIES
+        for endpoint in uplink.resolver.endpoints(family)
+    }
     for case in usability_cases(context, present, spec.inside or ()):
         family = case.packet.family
         if family not in spec.families:
+            continue
+        if case.property == "P3" and _meets_this_machine(case, own[family], listeners):
+            skipped[f"no other machine has an address of: {case.entry} (IPv{family})"] = None
             continue
         switched_off = _switched_off_device(context, case)
         if switched_off is not None:
@@ -87,6 +99,14 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
         _parity(title, by_family) for title, by_family in results.items() if title[0] == "P4" and len(by_family) == 2
     ]
     return findings, tuple(skipped)
+
+
+def _meets_this_machine(case: UsabilityCase, own: Ranges, listeners: Container[tuple[int, int, int]]) -> bool:
+    """Return True if a packet that has to leave is to this machine, or one from outside to a resolver of it."""
+    packet = case.packet
+    if packet.origin == FORWARD:
+        return (packet.family, packet.destination, packet.dport) in listeners
+    return case.outcome == "leaves" and any(low <= packet.destination <= high for low, high in own)
 
 
 def _is_refused_arrival(context: ProofContext, packet: Packet) -> bool:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count, islice, product
 
 from attrs import evolve, frozen
@@ -103,12 +103,12 @@ def _sample(context: ProofContext, family: int, region: Region, origin: str, bou
     return concretize(context.space(family), boxes[0] if boxes else {}, origin, bound)
 
 
-def own_addresses(context: ProofContext, family: int) -> Ranges:
-    """Return the addresses of this machine, and those of broadcasts and groups, by its table local."""
+def own_addresses(context: ProofContext, family: int, kinds: Sequence[str] = ("local",)) -> Ranges:
+    """Return the addresses of this machine by its table local, or those of other kinds of routes there."""
     return merge_ranges(
         address_range(route.destination, family)
         for route in context.state.routes
-        if (route.family, route.table) == (family, TABLE_LOCAL)
+        if (route.family, route.table) == (family, TABLE_LOCAL) and route.kind in kinds
     )
 
 
