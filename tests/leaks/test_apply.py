@@ -305,7 +305,7 @@ def test_apply_invalid_policy_changes_nothing(fresh: Guarded) -> None:
     fresh.file.write_text(gluon(fresh.lab).replace('"arp", ', '"arpp", '))
     done = fresh.nftpolicy("apply", POLICY, check=False)
     assert done.returncode == 2
-    assert re.search(rf"{POLICY}:\d+: uplink\.wan\.exempt.*did you mean 'arp'", done.stderr), done.stderr
+    assert re.search(rf"{POLICY}:\d+:\d+: uplink\.wan\.exempt.*did you mean 'arp'", done.stderr), done.stderr
     assert everything(fresh) == before
 
 
