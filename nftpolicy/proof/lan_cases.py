@@ -43,16 +43,16 @@ def _neighbours(context: ProofContext, uplink: UplinkSpec, family: int, addresse
     neighbours = []
     devices = [device for device in uplink.devices if device not in uplink.clat_devices]
     # A route of another device that is more specific, or better, leads the packets of its network elsewhere.
-    taken: list[tuple[str | None, tuple[int, int]]] = []
+    preferred: list[tuple[str | None, tuple[int, int]]] = []
     for route in sorted(_routes_of_main(context, family), key=lambda route: _preference(route, family)):
         low, high = address_range(route.destination, family)
         if route.device in devices and route.gateway is None:
             hosts = ((low + 1, high - 1),) if high - low > 1 else ((low, high),)
-            elsewhere = [network for device, network in taken if device != route.device]
+            elsewhere = [network for device, network in preferred if device != route.device]
             free = subtract_ranges(intersect_ranges(hosts, addresses), merge_ranges([*own, *elsewhere]))
             if free:
                 neighbours.append((str(route.device), free[0][0]))
-        taken.append((route.device, (low, high)))
+        preferred.append((route.device, (low, high)))
     return neighbours
 
 
