@@ -23,7 +23,7 @@ def test_help_fits_the_terminal_and_is_not_cut(name, columns, monkeypatch):
     lines = help_lines(name, monkeypatch, columns)
     # The values of an option are one word.
     assert not [
-        line for line in lines if len(line) >= columns and not re.match(r"\s+--\w+ [<\[][a-z0-9|]+[>\]]$", line)
+        line for line in lines if len(line) >= columns and not re.match(r"\s+--\w+ [<\[][a-z0-9|-]+[>\]]$", line)
     ]
     assert not [line for line in lines if line.endswith("...") and "]..." not in line and "program..." not in line]
 
