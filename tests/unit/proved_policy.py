@@ -106,3 +106,18 @@ def beside(*rules, hook="output", priority=-150, kind="route", maps=(), more=(),
 def sockets_of_wan(state):
     findings = prove_guard(state, SPEC).findings
     return next(one for one in findings if one.uplink == "wan" and one.subject.startswith("sockets: "))
+
+
+def with_edited_rules(state, edit):
+    """Return the state with each rule of its first table replaced by edit(chain name, statements); empty: removed."""
+    inet, *others = state.tables
+    chains = []
+    for chain in inet.chains:
+        edited = [(rule, edit(chain.name, rule.statements)) for rule in chain.rules]
+        chains.append(evolve(chain, rules=tuple(evolve(rule, statements=each) for rule, each in edited if each)))
+    return evolve(state, tables=(evolve(inet, chains=tuple(chains)), *others))
+
+
+def without(statements, word):
+    """Return the statements in whose text the word is not."""
+    return tuple(each for each in statements if word not in str(each))

@@ -10,6 +10,7 @@ from nftpolicy.policy.errors import PolicyError
 from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
+from tests.unit.proved_policy import with_edited_rules, without
 
 TEXT = """
 name = "p"
@@ -42,20 +43,11 @@ STATE, SPEC = compile_policy(POLICY), build_spec(POLICY)
 
 def failures(edit):
     """Return the verdicts other than proved if each rule is replaced by edit(chain name, statements)."""
-    inet, *others = STATE.tables
-    chains = []
-    for chain in inet.chains:
-        edited = [(rule, edit(chain.name, rule.statements)) for rule in chain.rules]
-        chains.append(evolve(chain, rules=tuple(evolve(rule, statements=each) for rule, each in edited if each)))
-    return not_proved(evolve(STATE, tables=(evolve(inet, chains=tuple(chains)), *others)))
+    return not_proved(with_edited_rules(STATE, edit))
 
 
 def not_proved(state):
     return {(one.property, one.verdict) for one in prove(state, SPEC).findings if one.verdict != "proved"}
-
-
-def without(statements, word):
-    return tuple(each for each in statements if word not in str(each))
 
 
 def test_kernel_tcp_is_proved_with_an_assumption():

@@ -1,7 +1,6 @@
 """Services of root, which their mark alone tells from other programs: proof, faults, sockets."""
 
 import pytest
-from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.compiler.describe import describe_policy
@@ -19,6 +18,7 @@ from nftpolicy.runtime.services.socket_classifier import (
     WRONG_DESTINATION,
     classify_sockets,
 )
+from tests.unit.proved_policy import with_edited_rules, without
 
 POLICY = load(b"""
 name = "p"
@@ -62,17 +62,8 @@ STATE, SPEC = compile_policy(POLICY), build_spec(POLICY)
 
 def failures(edit):
     """Return the properties that are not proved if each rule is replaced by edit(chain name, statements)."""
-    inet, *others = STATE.tables
-    chains = []
-    for chain in inet.chains:
-        edited = [(rule, edit(chain.name, rule.statements)) for rule in chain.rules]
-        chains.append(evolve(chain, rules=tuple(evolve(rule, statements=each) for rule, each in edited if each)))
-    state = evolve(STATE, tables=(evolve(inet, chains=tuple(chains)), *others))
+    state = with_edited_rules(STATE, edit)
     return {(one.property, one.verdict) for one in prove(state, SPEC).findings if one.verdict != "proved"}
-
-
-def without(statements, word):
-    return tuple(each for each in statements if word not in str(each))
 
 
 def is_of_root(statements):
