@@ -8,7 +8,8 @@ from functools import cached_property
 from itertools import groupby
 
 from ..model.nft.chains import NAT_PRIORITIES, Ruleset
-from ..model.symbolic.box import Box
+from ..model.packet import address_range
+from ..model.symbolic.box import Box, Ranges, merge_ranges
 from ..model.symbolic.chain_event import BaseChain
 from ..model.symbolic.chain_transfer import ChainTransfer
 from ..model.symbolic.field_values import WHOLE
@@ -29,6 +30,7 @@ from ..netstate.nft import (
     UnknownStatement,
 )
 from ..netstate.state import NetState
+from .assumptions import TABLE_LOCAL
 from .device_paths import DevicePaths
 
 _HOOK_ORDER = {"ingress": -1, "prerouting": 0, "input": 1, "forward": 1, "output": 1, "postrouting": 2, "egress": 3}
@@ -47,6 +49,7 @@ class ProofContext:
         self._devices, self._masks = tuple(devices), tuple(masks)
         self._transfers: dict[int, ChainTransfer] = {}
         self._rewriting_chains: dict[int, list[BaseChain]] = {}
+        self._own_addresses: dict[tuple[int, tuple[str, ...]], Ranges] = {}
 
     @cached_property
     def model(self) -> Model:
@@ -57,6 +60,17 @@ class ProofContext:
         """Return True if the kernel has this family switched off on every device."""
         devices = self.state.devices
         return bool(devices) and all(self.model.is_switched_off(family, device.name) for device in devices)
+
+    def own_addresses(self, family: int, kinds: tuple[str, ...] = ("local",)) -> Ranges:
+        """Return the addresses of this machine by its table local, or those of other kinds of routes there."""
+        key = family, kinds
+        if key not in self._own_addresses:
+            self._own_addresses[key] = merge_ranges(
+                address_range(route.destination, family)
+                for route in self.state.routes
+                if (route.family, route.table) == (family, TABLE_LOCAL) and route.kind in kinds
+            )
+        return self._own_addresses[key]
 
     def may_forward(self, family: int) -> bool:
         """Return False if the state shows that no packet of a family that arrives is sent on.

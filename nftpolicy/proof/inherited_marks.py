@@ -118,10 +118,9 @@ def inherited_mark_assumptions(context: ProofContext, spec: Spec) -> Iterator[st
             marking = [
                 violation.location
                 for uplink in spec.uplinks
+                for skipped in (chains_before_reset(context, family, uplink),)
                 for hook in ARRIVAL_HOOKS
-                for violation in integrity_violations(
-                    context, family, uplink, hook, chains_before_reset(context, family, uplink)
-                )
+                for violation in integrity_violations(context, family, uplink, hook, skipped)
             ]
             if marking:
                 yield f"this machine forwards no IPv{family} packet, as now: {'; '.join(marking)} may mark one"

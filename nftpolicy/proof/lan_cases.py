@@ -3,23 +3,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from ..model.packet import SOCKET, address_range, evolve_packet
 from ..model.symbolic.box import Ranges, intersect_ranges, merge_ranges, points, subtract_ranges
 from ..netstate.routing import TABLE_MAIN, Route
 from .context import ProofContext
 from .spec import Spec, UplinkSpec
-from .usability_case import UsabilityCase, needs_device, own_addresses, region_parts, sample_packet
+from .usability_case import UsabilityCase, needs_device, region_parts, sample_packet
 
 
 def lan_cases(context: ProofContext, uplink: UplinkSpec) -> Iterator[UsabilityCase]:
     """Yield packets of each permitted sender to each network that is connected."""
-    for lan in (each for each in uplink.exemptions if each.is_lan):
+    lans = [each for each in uplink.exemptions if each.is_lan]
+    networks = {family: _connected_networks(context, uplink, family) for lan in lans for family in lan.headers}
+    for lan in lans:
         for family, regions in lan.headers.items():
             for region in regions:
                 for part in region_parts(family, region, with_ends=True):
-                    for device, address in _neighbours(context, uplink, family, part.fields["daddr"]):
+                    for device, address in _neighbours(networks[family], part.fields["daddr"]):
                         neighbour = part.narrowed(daddr=points(address))
                         packet = sample_packet(context, family, neighbour, SOCKET)
                         if needs_device(address) and family == 6:
@@ -32,15 +34,22 @@ def lan_notes(context: ProofContext, spec: Spec) -> Iterator[str]:
     for uplink in spec.uplinks:
         for lan in (each for each in uplink.exemptions if each.is_lan):
             for family, regions in lan.headers.items():
-                connected = any(_neighbours(context, uplink, family, region.fields["daddr"]) for region in regions)
+                networks = _connected_networks(context, uplink, family)
+                connected = any(_neighbours(networks, region.fields["daddr"]) for region in regions)
                 if not connected and family in spec.families:
                     yield f"no IPv{family} packet was tried for {lan.name}: none of its networks is connected now"
 
 
-def _neighbours(context: ProofContext, uplink: UplinkSpec, family: int, addresses: Ranges) -> list[tuple[str, int]]:
-    """Return (device, an address) of each connected network of the uplink that has some of these addresses."""
-    own = own_addresses(context, family, ("local", "broadcast", "anycast"))
-    neighbours = []
+def _neighbours(networks: Iterable[tuple[str, Ranges]], addresses: Ranges) -> list[tuple[str, int]]:
+    """Return (device, an address) of each connected network that has some of these addresses."""
+    common = ((device, intersect_ranges(hosts, addresses)) for device, hosts in networks)
+    return [(device, hosts[0][0]) for device, hosts in common if hosts]
+
+
+def _connected_networks(context: ProofContext, uplink: UplinkSpec, family: int) -> list[tuple[str, Ranges]]:
+    """Return (device, hosts) of each connected network of the uplink, without the addresses of this machine."""
+    own = context.own_addresses(family, ("local", "broadcast", "anycast"))
+    networks = []
     devices = [device for device in uplink.devices if device not in uplink.clat_devices]
     # A route of another device that is more specific, or better, leads the packets of its network elsewhere.
     preferred: list[tuple[str | None, tuple[int, int]]] = []
@@ -49,11 +58,9 @@ def _neighbours(context: ProofContext, uplink: UplinkSpec, family: int, addresse
         if route.device in devices and route.gateway is None:
             hosts = ((low + 1, high - 1),) if high - low > 1 else ((low, high),)
             elsewhere = [network for device, network in preferred if device != route.device]
-            free = subtract_ranges(intersect_ranges(hosts, addresses), merge_ranges([*own, *elsewhere]))
-            if free:
-                neighbours.append((str(route.device), free[0][0]))
+            networks.append((str(route.device), subtract_ranges(hosts, merge_ranges([*own, *elsewhere]))))
         preferred.append((route.device, (low, high)))
-    return neighbours
+    return networks
 
 
 def _routes_of_main(context: ProofContext, family: int) -> list[Route]:

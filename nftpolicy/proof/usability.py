@@ -22,7 +22,7 @@ from .lan_cases import lan_notes
 from .query_routes import has_no_route
 from .reply_cases import reverse_path_filter
 from .spec import IP_FAMILIES, Spec, UplinkSpec
-from .usability_case import UsabilityCase, lacks_source, own_addresses
+from .usability_case import UsabilityCase, lacks_source
 from .usability_cases import usability_cases
 from .verdict import Counterexample, Finding, Proved, Refuted, Unknown, describe_packet
 
@@ -53,7 +53,6 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
     present, skipped = restrict_to_present(context.state, spec)
     results: dict[_Title, dict[int, list[_CaseResult]]] = {}
     uplinks = {uplink.name: uplink for uplink in spec.uplinks}
-    own = {family: own_addresses(context, family) for family in IP_FAMILIES}
     listeners = {
         (family, *endpoint)
         for uplink in spec.uplinks
@@ -65,7 +64,7 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
         family = case.packet.family
         if family not in spec.families:
             continue
-        if case.property == "P3" and _meets_this_machine(case, own[family], listeners):
+        if case.property == "P3" and _meets_this_machine(case, context.own_addresses(family), listeners):
             skipped[f"no other machine has an address of: {case.entry} (IPv{family})"] = None
             continue
         switched_off = _switched_off_device(context, case)

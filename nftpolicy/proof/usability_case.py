@@ -3,13 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import count, islice, product
 
 from attrs import evolve, frozen
 
 from ..model.packet import KERNEL, SOCKET, Packet, address_range
-from ..model.symbolic.box import Ranges, intersect_ranges, merge_ranges, points, subtract_ranges
+from ..model.symbolic.box import Ranges, intersect_ranges, points, subtract_ranges
 from ..model.trace import Trace
 from ..netstate.nft import OriginPath
 from ..netstate.state import NetState
@@ -88,7 +88,7 @@ def sample_packet(context: ProofContext, family: int, region: Region, origin: st
     To another machine, if the region has such packets.
     """
     packet = _sample(context, family, region, origin, bound)
-    own, destinations = own_addresses(context, family), region.fields.get("daddr")
+    own, destinations = context.own_addresses(family), region.fields.get("daddr")
     if destinations and any(low <= packet.destination <= high for low, high in own):
         elsewhere = subtract_ranges(destinations, own)
         if elsewhere:  # in the largest range, which is not only the address of a network
@@ -101,15 +101,6 @@ def sample_packet(context: ProofContext, family: int, region: Region, origin: st
 def _sample(context: ProofContext, family: int, region: Region, origin: str, bound: str | None) -> Packet:
     boxes = region.readable_boxes(context.space(family))
     return concretize(context.space(family), boxes[0] if boxes else {}, origin, bound)
-
-
-def own_addresses(context: ProofContext, family: int, kinds: Sequence[str] = ("local",)) -> Ranges:
-    """Return the addresses of this machine by its table local, or those of other kinds of routes there."""
-    return merge_ranges(
-        address_range(route.destination, family)
-        for route in context.state.routes
-        if (route.family, route.table) == (family, TABLE_LOCAL) and route.kind in kinds
-    )
 
 
 def region_parts(family: int, region: Region, with_ends: bool = False) -> Iterator[Region]:
