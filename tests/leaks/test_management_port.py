@@ -2,12 +2,13 @@
 
 import contextlib
 import json
+import socket
 import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from tests.lab import inbound_clients
+from tests.lab.limits import brief, limit
 from tests.lab.netns import Namespace, veth
 from tests.reply_matrix.reply_network import ENVIRONMENT, POLICY, PROGRAM
 
@@ -39,17 +40,38 @@ class Server:
             self.node.ip(f"addr add {net}10/{LENGTH[family]} dev eth1{flags}")
             self.admin.ip(f"addr add {net}1/{LENGTH[family]} dev far{flags}")
         self.node.outside(POLICY).write_text(TEXT)
-        stack.enter_context(inbound_clients.listening(self.node, 22))
+        self.listener = stack.enter_context(self.node.socket(socket.AF_INET6, socket.SOCK_STREAM))
+        self.listener.bind(("::", 22))
+        self.listener.listen()
+
+    def log_in(self, stack: contextlib.ExitStack, source: str) -> str:
+        """Connect to the server's SSH; return the variable SSH_CONNECTION of that session."""
+        session = stack.enter_context(self.admin.socket(socket.AF_INET, socket.SOCK_STREAM))
+        session.settimeout(limit(5))
+        session.bind((source, 0))
+        session.connect((f"{NET[4]}10", 22))
+        stack.enter_context(self.listener.accept()[0])
+        return f"{source} {session.getsockname()[1]} {NET[4]}10 22"
+
+    def apply(self, text: str, *options: str, session: str = "") -> "subprocess.CompletedProcess[str]":
+        self.node.outside(POLICY).write_text(text)
+        return self.nftpolicy("apply", *options, POLICY, SSH_CONNECTION=session)
 
     def nftpolicy(self, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
         return self.node.run([PROGRAM, *words], check=False, env={**ENVIRONMENT, **environment})
 
     def answers(self, seconds: float = 2) -> dict[int, bool]:
         """Return whether the server answers the administrator's SSH, by family."""
-        return {
-            family: self.admin.call(inbound_clients.tcp, f"{net}10", 22, b"hello", seconds) == b"hello"
-            for family, net in NET.items()
-        }
+        return {family: self._connects(f"{net}10", seconds) for family, net in NET.items()}
+
+    def _connects(self, address: str, seconds: float) -> bool:
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        with self.admin.socket(family, socket.SOCK_STREAM) as client, contextlib.suppress(OSError):
+            client.settimeout(brief(seconds))
+            client.connect((address, 22))
+            self.listener.accept()[0].close()
+            return True
+        return False
 
     def connected(self, table: str) -> dict[int, bool]:
         """Return whether a table has the route to the administrator's network, by family."""
@@ -94,3 +116,35 @@ def test_apply_alone_keeps_administrator_connected(server: Server) -> None:
     assert "put back" not in released.stdout
     assert server.connected("102") == NEITHER
     assert server.answers() == BOTH
+
+
+def test_change_that_locks_out_needs_confirmation(server: Server) -> None:
+    far = "198.51.100.7"
+    server.admin.ip(f"addr add {far}/32 dev lo")
+    server.node.ip(f"route add {far}/32 via {NET[4]}1 dev eth1")
+    unanswered, misnamed = TEXT.replace("ssh", "ping"), TEXT.replace("eth1", "eth7")
+    with contextlib.ExitStack() as stack:
+        near_session, far_session = (server.log_in(stack, source) for source in (f"{NET[4]}1", far))
+        for text, session, reason in (
+            (unanswered, near_session, "answer ssh is not in the policy"),
+            (TEXT, far_session, "its replies have no route in table 102"),
+            (misnamed, near_session, "device eth1 is in no part of the policy"),
+        ):
+            refused = server.apply(text, session=session)
+            assert (refused.returncode, reason in refused.stderr.splitlines()[-2]) == (2, True), refused.stderr
+            assert "apply /run/lab/policy.toml --confirm 60'" in refused.stderr
+            assert "--yes" in refused.stderr
+        assert "uplink.mgmt.devices: this machine has no device 'eth7' now (did you mean 'eth1'?)" in refused.stderr
+        assert "nftpolicy" not in server.node.run(["nft", "list", "tables"]).stdout
+        applied = server.apply(TEXT, "--yes", session=far_session)
+        assert (applied.returncode, "this session: " in applied.stderr) == (0, True)
+        last = applied.stdout.splitlines()[-2:]
+        assert [line.partition("; type: ")[0] for line in last] == [
+            "not running: watch, which repairs the rules and keeps the uplinks' routes",
+            "not installed: the guard from boot",
+        ]
+        again = server.apply(TEXT, session=far_session)
+        assert (again.returncode, "nothing to change" in again.stdout) == (0, True)
+        by_script = server.apply(unanswered)
+        assert (by_script.returncode, "stops under this policy" in by_script.stderr) == (0, True)
+        assert server.answers(0.3) == NEITHER  # as it was said
