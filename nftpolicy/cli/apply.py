@@ -66,7 +66,7 @@ def command(
             for line in _stopped_traffic(checked_plan, policy):
                 warn(line)
             with confirm_guard(applier, checked_plan, confirm):
-                report = applier.apply(checked_plan, wanted)
+                report = applier.apply(checked_plan, wanted, f"apply, on trial for {confirm} s" if confirm else "apply")
     for line in link_guard_messages(checked_plan.planned.host):
         warn(line)
     for port in sorted(checked_plan.planned.unwritable_ports):
