@@ -67,7 +67,7 @@ def command(
             if not confirm and not yes:
                 require_confirmation(reasons, f"nftpolicy apply {shlex.quote(str(file))}")
             with confirm_guard(applier, checked_plan, confirm):
-                report = applier.apply(checked_plan, wanted)
+                report = applier.apply(checked_plan, wanted, f"apply, on trial for {confirm} s" if confirm else "apply")
     for line in link_guard_messages(checked_plan.planned.host):
         warn(line)
     for port in sorted(checked_plan.planned.unwritable_ports):

@@ -21,6 +21,7 @@ from .connected_routes import copy_connected_routes
 from .errors import PolicyNotProved
 from .executor import PlannedChange, apply_change, plan_change, plan_release, run_release
 from .history import current_history as history
+from .history_events import RELEASED
 from .journal import InterruptedChange, PolicySource
 from .moved_routes import MovedRouteFile, RestoredRoutes, restore_routes
 from .route_placement import uplink_tables
@@ -178,7 +179,7 @@ class PolicyApplier:
         if not checked.step_count:
             self._unblock()
             self.state_dir.journal.clear()
-            warnings = (*self._copy_routes(target), *self._record(target, why, repeats, begun))
+            warnings = (*self._copy_routes(target), *self._record(checked, target, why, repeats, begun))
             restored = self._restore_routes(target.policy if target is not None else None)
             return ChangeReport((*warnings, *restored.warnings), restored.lines)
         before = self.state_dir.policy()
@@ -201,7 +202,7 @@ class PolicyApplier:
                     self._restore_routes(checked.previous)
                     raise
             self._unblock()
-            warnings = (*remaining, *self._record(target, why, repeats, begun))
+            warnings = (*remaining, *self._record(checked, target, why, repeats, begun))
         restored = self._restore_routes(target.policy if target is not None else None)
         cleanup = self._close_stale(checked.previous, target.policy if target is not None else None)
         return ChangeReport((*warnings, *restored.warnings), (*flows(), *restored.lines, *cleanup))
@@ -273,12 +274,14 @@ class PolicyApplier:
 
     def _record(
         self,
+        checked: CheckedPlan,
         target: TargetPolicy | None,
         why: str,
         repeats: int | None,
         begun: float,
     ) -> Iterator[str]:
-        """Save the policy in force and add it to the history; yield a warning for each failure."""
+        """Save the policy in force and add it, or the release, to the history; yield a warning for each failure."""
+        is_release = target is None and (checked.step_count > 0 or self.state_dir.policy() is not None)
         try:
             if target is None:
                 self.state_dir.clear()
@@ -289,9 +292,11 @@ class PolicyApplier:
                 f"{self.state_dir.directory}: cannot be written ({error.strerror}); "
                 "pass the policy file to 'nftpolicy status' from now on"
             )
-        if target is None:
-            return
         try:
+            if is_release:
+                history(self.state_dir).add_event(RELEASED, checked.previous.name if checked.previous else "", why)
+            if target is None:
+                return
             history(self.state_dir).add(
                 target.policy.name,
                 *target.source,
@@ -301,7 +306,8 @@ class PolicyApplier:
                 repeats=repeats,
             )
         except OSError as error:
-            yield (f"the history cannot be written ({error.strerror}); 'nftpolicy rollback' will not find this policy")
+            missing = "'nftpolicy rollback' will not find this policy" if target else "it lacks this release"
+            yield f"the history cannot be written ({error.strerror}); {missing}"
 
 
 def first_failures(orders: Iterable[ProvedOrder]) -> Iterator[tuple[ProvedOrder, int, StateProof]]:
