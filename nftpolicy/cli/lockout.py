@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ..runtime.present_traffic import StoppedTraffic
 
 _MOST_TRAFFIC = 3  # lines; 'check' names all
+_FAR_ADDRESS = "240.0.0.1"  # reserved (RFC 1112): only a default route leads there
 _TRIAL = 60  # seconds
 
 
@@ -55,11 +56,14 @@ def _session_reasons(live: list[StoppedTraffic]) -> Iterator[str]:
 
 
 def _device_warnings(policy: Policy) -> tuple[tuple[str, ...], bool]:
-    from ..kernel.netlink.rtnetlink import Rtnetlink
+    from ..kernel.netlink.rtnetlink import RouteLookups, Rtnetlink
     from ..runtime.device_warnings import find_device_warnings
 
     try:
-        warnings = find_device_warnings(policy, list(Rtnetlink().devices()))
+        with RouteLookups() as lookups:
+            route = lookups.get_route(4, _FAR_ADDRESS)
+        default_devices = () if isinstance(route, int) else (str(route.device),)
+        warnings = find_device_warnings(policy, list(Rtnetlink().devices()), default_devices)
     except OSError:
         return (), False
     return warnings.lines, warnings.is_misnamed

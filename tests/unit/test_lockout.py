@@ -52,6 +52,8 @@ def test_named_devices_are_not_warned_of():
 
 def test_absent_device_is_named_with_the_unnamed_one():
     found = find_device_warnings(POLICY, (LO, LAN, WLP))
+    bridge = Device("virbr0", ("192.168.122.1/24",))
+    assert find_device_warnings(POLICY, (LO, LAN, bridge, WLP), {"wlp2s0"}).lines[0] == found.lines[0]
     assert found.is_misnamed
     assert found.lines == (
         "uplink.wan.devices: this machine has no device 'eth0' now (did you mean 'wlp2s0'?)",
