@@ -194,7 +194,7 @@ BEFORE = ("110-network", "250-cellular", "300-gluon-client-bridge-network", "500
 AFTER = ("997-migrate-preserved", "998-commit")
 
 
-def test_upgrade_runs_after_the_scripts_of_gluon_that_it_changes():
+def test_upgrade_runs_between_scripts_of_gluon():
     """gluon-reconfigure runs the scripts in the order of their names."""
     (ours,) = (FEED / "gluon-nftpolicy/luasrc/lib/gluon/upgrade").iterdir()
     assert sorted([*AFTER, ours.name, *BEFORE]) == [*BEFORE, ours.name, *AFTER]

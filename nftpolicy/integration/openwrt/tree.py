@@ -90,8 +90,8 @@ def build_tree(policy: Policy, link_guard: bool = True) -> dict[str, TreeFile]:
     files_by_path |= {
         path: TreeFile(fill_marks(_template(name), marks), executable=True) for path, name in _SCRIPTS.items()
     }
-    kept = sorted([*files_by_path, KEEP_PATH, CHECKSUMS_PATH, *_ENABLE_LINKS])
-    files_by_path[KEEP_PATH] = TreeFile(join("", (fill("/{path}\n", path=word(path)) for path in kept)))
+    kept_paths = sorted([*files_by_path, KEEP_PATH, CHECKSUMS_PATH, *_ENABLE_LINKS])
+    files_by_path[KEEP_PATH] = TreeFile(join("", (fill("/{path}\n", path=word(path)) for path in kept_paths)))
     return dict(sorted({**files_by_path, CHECKSUMS_PATH: TreeFile(checksum_list(files_by_path))}.items()))
 
 
@@ -124,8 +124,7 @@ def _template(name: str) -> str:
     """Return a script, without the comments below its head: flash is scarce on a router."""
     lines = (files(__package__) / name).read_text(encoding="utf-8").splitlines(keepends=True)
     head = list(takewhile(lambda line: line.startswith("#"), lines))
-    rest = lines[len(head) :]
-    return "".join(head + [line for line in rest if not _COMMENT.match(line)])
+    return "".join(head + [line for line in lines[len(head) :] if not _COMMENT.match(line)])
 
 
 def _case_line(attachment: uci.UplinkAttachment) -> CheckedText:
