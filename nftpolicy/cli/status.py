@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import gc
+import select
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +16,15 @@ import typer
 from attrs import evolve
 
 from ..policy.objects import Policy
-from .common import EXIT_REFUTED, applied_policy, change_errors_as_failure, read_policy, this_kernel, warn
+from .common import (
+    EXIT_OUTPUT_CLOSED,
+    EXIT_REFUTED,
+    applied_policy,
+    change_errors_as_failure,
+    read_policy,
+    this_kernel,
+    warn,
+)
 from .options import AppliedPolicyFile, PrintJson
 from .parameters import option, require_number
 from .plain_output import json_line, print_json, write_controls
@@ -55,6 +65,7 @@ def command(
         print_report(report)
     from .render.status_text import warning_lines
 
+    sys.stdout.flush()  # an error of standard output comes alone
     for line in warning_lines(report):
         warn(line)
     if not report.is_in_force:
@@ -115,6 +126,15 @@ def _print_changes(read: Callable[[], StatusReport], as_json: bool, interval: fl
                     for line in warning_lines(report):
                         print(f"warning: {line}")
                 sys.stdout.flush()
-            time.sleep(interval)
+            _wait(interval)
     except KeyboardInterrupt:
         return
+
+
+def _wait(seconds: float) -> None:
+    """Sleep, or end this command as soon as the program that reads standard output has ended."""
+    poll = select.poll()
+    with suppress(OSError):  # a stream without a descriptor
+        poll.register(sys.stdout, 0)
+    if poll.poll(seconds * 1000):
+        raise typer.Exit(EXIT_OUTPUT_CLOSED)

@@ -204,7 +204,7 @@ def test_report_reads_state_directory_and_history(tmp_path, monkeypatch):
 
 def test_watch_prints_a_block_for_each_change(monkeypatch, capsys):
     reports = iter([GOOD, report(trial=None), report(["routes"])])
-    monkeypatch.setattr(command.time, "sleep", lambda _: None)
+    monkeypatch.setattr(command, "_wait", lambda _: None)
 
     def read():
         found = next(reports, None)
