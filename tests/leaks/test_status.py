@@ -50,7 +50,7 @@ def test_status_in_force_names_an_uplink_that_is_down(made: Guarded) -> None:
     made.lab.wan_up()
 
 
-def test_status_during_trial_and_after_it(made: Guarded) -> None:
+def test_status_during_trial_and_history_of_its_end(made: Guarded) -> None:
     other = "/run/lab/other.toml"
     made.lab.node.outside(other).write_text(made.file.read_text().replace("table   = 1", "table   = 9"))
     made.nftpolicy("apply", "--confirm", "60", other)
