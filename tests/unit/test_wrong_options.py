@@ -24,6 +24,9 @@ WRONG = {
     f"check {FILE} x": "more arguments than the command takes: 'x'",
     "check /absent": "/absent: cannot be read: No such file or directory",
     "check /": "/: cannot be read: Is a directory",
+    "check ": "FILE: expected the name of a file, got ''",
+    "verify --snapshot ": "--snapshot: expected the name of a file, got ''",
+    "snapshot ": "FILE: expected the name of a file, got ''",
     "verify --jsn": "--jsn: no such option (did you mean --json?)",
     "verify --json=yes": "--json: takes no value",
     **{f"wait {FILE} --timeout {text}": f"--timeout: {SECONDS} {value}" for text, value in (

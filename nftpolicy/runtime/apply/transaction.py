@@ -17,12 +17,14 @@ from ...netstate.nft import Table
 from ...netstate.operations import NftOperation, NftTransaction
 from ...policy.errors import PolicyError
 from ...policy.objects import Policy
+from .connected_routes import copy_connected_routes
 from .errors import PolicyNotProved
 from .executor import PlannedChange, apply_change, plan_change, plan_release, run_release
 from .history import current_history as history
 from .history_events import RELEASED
 from .journal import InterruptedChange, PolicySource
 from .moved_routes import MovedRouteFile, RestoredRoutes, restore_routes
+from .route_placement import uplink_tables
 from .state_dir import StateDir
 from .step_text import plan_lines
 
@@ -177,8 +179,8 @@ class PolicyApplier:
         if not checked.step_count:
             self._unblock()
             self.state_dir.journal.clear()
-            warnings = tuple(self._record(checked, target, why, repeats, begun))
-            restored = self._restore_routes(target)
+            warnings = (*self._copy_routes(target), *self._record(checked, target, why, repeats, begun))
+            restored = self._restore_routes(target.policy if target is not None else None)
             return ChangeReport((*warnings, *restored.warnings), restored.lines)
         before = self.state_dir.policy()
         if before is None and checked.interrupted is not None:
@@ -188,22 +190,39 @@ class PolicyApplier:
             self._sweep_flows(checked, target) as flows,
             self.state_dir.journal.record(checked.step_count, before, after) as writer,
         ):
-            remaining: list[str] = []
+            remaining = self._copy_routes(target)  # before a rule selects the table, so that no reply is refused
             if target is None:
                 missing = run_release(self.kernel, checked.planned.plan, self.state_dir, writer.count_step)
                 steps = (line.strip() for line in plan_lines(missing) if not line.endswith(":"))
-                remaining = [f"the kernel refused: {step}" for step in steps]
+                remaining += [f"the kernel refused: {step}" for step in steps]
             else:
-                apply_change(self.kernel, checked.planned, self.state_dir, writer.count_step)
+                try:
+                    apply_change(self.kernel, checked.planned, self.state_dir, writer.count_step)
+                except BaseException:
+                    self._restore_routes(checked.previous)
+                    raise
             self._unblock()
             warnings = (*remaining, *self._record(checked, target, why, repeats, begun))
-        restored = self._restore_routes(target)
+        restored = self._restore_routes(target.policy if target is not None else None)
         cleanup = self._close_stale(checked.previous, target.policy if target is not None else None)
         return ChangeReport((*warnings, *restored.warnings), (*flows(), *restored.lines, *cleanup))
 
-    def _restore_routes(self, target: TargetPolicy | None) -> RestoredRoutes:
-        """Put back the routes that `watch` moved, as far as their devices are of no uplink now."""
-        uplinks = target.policy.uplink.values() if target is not None else ()
+    def _copy_routes(self, target: TargetPolicy | None) -> list[str]:
+        """Copy the connected routes of the uplinks into their tables; return a warning if that fails."""
+        access = self.kernel.route_mover() if target is not None else None
+        if target is None or access is None:
+            return []
+        try:
+            copy_connected_routes(access, uplink_tables(target.policy), MovedRouteFile(self.state_dir.directory))
+        except OSError as error:
+            return [f"connected routes were not copied into the uplinks' tables: {error.strerror}"]
+        finally:
+            access.close()
+        return []
+
+    def _restore_routes(self, policy: Policy | None) -> RestoredRoutes:
+        """Put back the routes that `watch` moved or `apply` copied, as far as their devices are of no uplink now."""
+        uplinks = policy.uplink.values() if policy is not None else ()
         access = self.kernel.route_mover()
         if access is None:
             return RestoredRoutes()
