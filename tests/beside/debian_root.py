@@ -59,10 +59,10 @@ def debian_root(
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not root.exists():
-            _run(_MAKE, {"root": str(root), "suite": suite, "variant": variant, "mirror": mirror or ""})
+            run(_MAKE, {"root": str(root), "suite": suite, "variant": variant, "mirror": mirror or ""})
         installed = set((root / _LIST).read_text().split()) if (root / _LIST).exists() else set()
         if absent := sorted({*(_BASE if base is None else base), *packages} - installed):
-            _run(_INSTALL, {"root": str(root)}, *absent)
+            run(_INSTALL, {"root": str(root)}, *absent)
             (root / _LIST).write_text("\n".join(sorted({*installed, *absent})))
     return root
 
@@ -74,7 +74,7 @@ def versions(root: Path, packages: Iterable[str]) -> dict[str, str]:
     return dict(line.split(" ", 1) for line in lines)
 
 
-def _run(script: str, variables: Mapping[str, str], *arguments: str) -> None:
+def run(script: str, variables: Mapping[str, str], *arguments: str) -> None:
     """Run a script whose processes and mounts all end with this process."""
     parent = os.pidfd_open(os.getpid())
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
