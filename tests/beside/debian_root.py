@@ -44,21 +44,21 @@ def missing() -> list[str]:
     return lacks + (["root"] if os.geteuid() else [])
 
 
-def debian_root(cache: Path, packages: Iterable[str], mirror: str | None) -> Path:
-    """Return a root directory in `cache` that has these packages; it is made, or completed, if it has to be.
+def debian_root(cache: Path, packages: Iterable[str], mirror: str | None, suite: str = SUITE) -> Path:
+    """Return a root directory of a release in `cache` that has these packages; it is made, or completed, if it has to be.
 
     `mirror` is an address for debootstrap, None for its own. Raises subprocess.CalledProcessError; the output of
     debootstrap and apt-get goes to standard error.
     """
     cache.mkdir(parents=True, exist_ok=True)
-    root = cache / SUITE
+    root = cache / suite
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not root.exists():
-            _run(_MAKE, {"root": str(root), "suite": SUITE, "mirror": mirror or ""})
+            run(_MAKE, {"root": str(root), "suite": suite, "mirror": mirror or ""})
         installed = set((root / _LIST).read_text().split()) if (root / _LIST).exists() else set()
         if absent := sorted({*_BASE, *packages} - installed):
-            _run(_INSTALL, {"root": str(root)}, *absent)
+            run(_INSTALL, {"root": str(root)}, *absent)
             (root / _LIST).write_text("\n".join(sorted({*installed, *absent})))
     return root
 
@@ -70,7 +70,7 @@ def versions(root: Path, packages: Iterable[str]) -> dict[str, str]:
     return dict(line.split(" ", 1) for line in lines)
 
 
-def _run(script: str, variables: Mapping[str, str], *arguments: str) -> None:
+def run(script: str, variables: Mapping[str, str], *arguments: str) -> None:
     """Run a script whose processes and mounts all end with this process."""
     parent = os.pidfd_open(os.getpid())
     namespaces = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]

@@ -16,9 +16,9 @@ from nftpolicy.kernel.netlink.monitor import ChangeSet
 from nftpolicy.kernel.netlink.route_mover import KernelRoute, RouteListing
 from nftpolicy.netstate.routing import RTPROT_NFTPOLICY, Route
 from nftpolicy.policy.load import load
+from nftpolicy.runtime.apply.route_placement import UplinkTable, plan_moves
 from nftpolicy.runtime.apply.state_dir import StateDir
 from nftpolicy.runtime.watch.route_keeper import SETTLE_SECONDS, RouteKeeper, misplaced_routes
-from nftpolicy.runtime.watch.route_placement import UplinkTable, plan_moves
 from tests.unit.test_watch import POLICY, TOML
 
 DEFAULT = Route(4, 254, gateway="1.2.3.1", device="br-wan", protocol=3)

@@ -20,7 +20,7 @@ from ...compiler.reply_routing import uplinks_with_unmarked_udp
 from ...netstate.routing import RTPROT_KERNEL, RTPROT_NFTPOLICY, RTPROT_RA, TABLE_LOCAL, Route
 from ...policy.objects import Network, Policy
 from ...policy.vocabulary import NOT_GLOBAL_NETWORKS, PRIVATE_NETWORKS
-from ..apply.moved_routes import has_same_nexthops, route_key
+from .moved_routes import has_same_nexthops, route_key
 
 _LINK_LOCAL = IPv6Network("fe80::/10")
 _PRIVATE = tuple(ip_network(text) for blocks in PRIVATE_NETWORKS.values() for text in blocks)
