@@ -2,7 +2,7 @@
 
 import json
 import re
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from attrs import evolve
 from hypothesis import assume
@@ -224,10 +224,14 @@ def forwarding(draw, policy):
     return additions
 
 
+PUBLIC_NETWORKS = (IPv4Network("198.51.100.0/24"), IPv4Network("1.2.0.0/16"), IPv6Network("2a00:1:2::/48"))
+
+
 def local_networks():
-    """Generate parts of private, unique local and link-local networks."""
+    """Generate parts of private, unique local and link-local networks and groups."""
     blocks = [IPv4Network(text) for text in vocabulary.PRIVATE_NETWORKS[4]]
     blocks += [IPv6Network(text) for text in (*vocabulary.PRIVATE_NETWORKS[6], vocabulary.LINK_LOCAL_NETWORK)]
+    blocks += [ip_network(text) for texts in vocabulary.LOCAL_GROUPS.values() for text in texts]
 
     def part(block, number, bits):
         length = min(block.prefixlen + bits, block.max_prefixlen)
@@ -246,6 +250,8 @@ def lans(draw, policy):
         to = tuple(draw(st.lists(local_networks(), min_size=1, max_size=3, unique=True)))
         narrowed = tuple(draw(ports_list()))
         from_ports = () if narrowed else tuple(port for port in draw(ports_list()) if port.protocol == "udp")
+        if from_ports:
+            to += tuple(draw(st.lists(st.sampled_from(PUBLIC_NETWORKS), max_size=2, unique=True)))
         lan = Lan(draw(st.sampled_from(tuple(policy.uplink))), to, **owner, ports=narrowed, sport=from_ports)
         additions.append(evolve(policy, lan={name: lan}))
     return additions

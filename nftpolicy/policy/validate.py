@@ -293,18 +293,25 @@ def _known_uplinks(policy: Policy) -> Iterator[PolicyFault]:
                 )
 
 
+_SHORTEST_OWN_NETWORK = {4: 16, 6: 48}  # of a public `to`, so that it is that of an uplink and not the Internet
+
+
 def _lans(policy: Policy) -> Iterator[PolicyFault]:
     for name, lan in policy.lan.items():
         path = ("lan", name)
         if not lan.to:
             yield (*path, "to"), "needs the uplink's own networks, such as '192.168.1.0/24'"
         for index, network in enumerate(lan.to):
-            if not is_local(network):
+            is_public = not (network.is_multicast or network.is_loopback)
+            if not is_local(network) and not (lan.sport and is_public):
                 yield (
                     (*path, "to", index),
                     f"{network} is not a private, unique local or link-local network, so packets to it could reach "
-                    "any host; use a service",
+                    "any host; use a service, or 'sport' for a server's answers",
                 )
+            elif not is_local(network) and network.prefixlen < _SHORTEST_OWN_NETWORK[network.version]:
+                shortest = _SHORTEST_OWN_NETWORK[network.version]
+                yield (*path, "to", index), f"a public network of the uplink has a length of at least {shortest}"
         if lan.group and lan.user:
             yield path, "has 'group' and 'user'; remove one of them"
         if lan.sport and lan.ports:
@@ -315,11 +322,11 @@ def _lans(policy: Policy) -> Iterator[PolicyFault]:
 
 
 def is_local(network: Network) -> bool:
-    """Return True if no host on the Internet has an address of the network."""
+    """Return True if no host on the Internet has an address of the network, and no group there."""
     blocks = (*vocabulary.PRIVATE_NETWORKS[network.version], vocabulary.LINK_LOCAL_NETWORK)
     return any(
         network.version == block.version and network.subnet_of(block)  # type: ignore[arg-type]
-        for block in map(ip_network, blocks)
+        for block in map(ip_network, (*blocks, *vocabulary.LOCAL_GROUPS[network.version]))
     )
 
 
