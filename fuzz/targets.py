@@ -6,7 +6,7 @@ import tomllib
 from attrs import frozen
 from hypothesis import strategies as st
 
-from fuzz import command_documents, kernel_listings, uci_files, written_text
+from fuzz import command_documents, kernel_commands, kernel_listings, uci_files, written_text
 from fuzz.hostile_text import SEEDS
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate.formats import nft_json_decode, nft_json_encode, nft_text
@@ -221,6 +221,7 @@ TARGETS = (
     Target("uci-made-up", uci_files.synthetic_files(), uci_files.check_import),
     *(Target(name, SEEDS, written_text.writer_check(name)) for name in written_text.WRITERS),
     Target("commands", SEEDS, command_documents.check_command),
+    Target("kernel", SEEDS, kernel_commands.check_kernel_command),
     Target(
         "scenes",
         test_policy_invariant.scenes(),

@@ -3,21 +3,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import shlex
+from typing import Annotated
 
 from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report
-from .common import change_errors_as_failure, describe_result, read_policy, this_kernel, warn
+from .common import change_errors_as_failure, describe_result, policy_file, read_policy, this_kernel, warn
+from .inactive_parts import inactive_parts
+from .lockout import require_confirmation, warn_of_lockout
 from .options import LOCK_WAIT, DryRun, PolicyFile, WaitSeconds
 from .parameters import option
-from .plain_output import plain_line
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from ..policy.objects import Policy
-    from ..runtime.apply.transaction import CheckedPlan
-
-_MOST_TRAFFIC = 3  # lines
 _UNCHANGED = "in force already, nothing to change"
 
 
@@ -41,6 +36,7 @@ def command(
         bool,
         option("--ignore-foreign", help="Apply even if foreign rules let forbidden packets out."),
     ] = False,
+    yes: Annotated[bool, option("--yes", help="Apply even if the change may lock you out.")] = False,
     # The name of --ignore-foreign before 0.2.
     despite_others: Annotated[bool, option("--despite-others", hidden=True)] = False,
 ) -> None:
@@ -48,6 +44,7 @@ def command(
 
     A second run changes nothing.
     """
+    file = policy_file(file)
     policy, source = read_policy(file)
     kernel = this_kernel()
     from ..runtime.apply.executor import link_guard_messages, unwritable_port_message
@@ -58,15 +55,19 @@ def command(
     with change_errors_as_failure(source):
         applier = create_applier(kernel, ChangeOptions(wait, via_block, ignore_foreign or despite_others))
         if dry_run:
-            print(dry_run_text(applier.check(wanted), f"{policy.name}: {_UNCHANGED}"))
+            checked_plan = applier.check(wanted)
+            print(dry_run_text(checked_plan, f"{policy.name}: {_UNCHANGED}"))
+            if checked_plan.step_count:
+                warn_of_lockout(policy)
             return
         with applier.locked():
             checked_plan = applier.check(wanted)
             announce(checked_plan)
-            for line in _stopped_traffic(checked_plan, policy):
-                warn(line)
+            reasons = warn_of_lockout(policy) if checked_plan.step_count else []
+            if not confirm and not yes:
+                require_confirmation(reasons, f"nftpolicy apply {shlex.quote(str(file))}")
             with confirm_guard(applier, checked_plan, confirm):
-                report = applier.apply(checked_plan, wanted)
+                report = applier.apply(checked_plan, wanted, f"apply, on trial for {confirm} s" if confirm else "apply")
     for line in link_guard_messages(checked_plan.planned.host):
         warn(line)
     for port in sorted(checked_plan.planned.unwritable_ports):
@@ -75,12 +76,5 @@ def command(
         warn(str(conflict))
     print_report(report)
     print(f"{policy.name}: {describe_result(checked_plan.planned, 'applied', _UNCHANGED)}")
-
-
-def _stopped_traffic(checked_plan: CheckedPlan, policy: Policy) -> Iterator[str]:
-    """Yield lines about connections and flows of now that the change stops; 'check' names all."""
-    from ..runtime.present_traffic import describe_traffic, find_stopped_traffic
-
-    if checked_plan.step_count:
-        live = [each for each in find_stopped_traffic(policy) if each.is_live]
-        yield from map(plain_line, describe_traffic(live, _MOST_TRAFFIC))
+    for line in inactive_parts(kernel, policy, file):
+        print(line)

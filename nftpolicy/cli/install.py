@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from .common import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, Failure, installed_policies, policy_file, read_policy
+from .common import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, Failure, installed_policies, policy_file, read_policy, warn
 from .install_common import (
     InitOption,
     install_errors_as_failure,
@@ -69,10 +69,13 @@ def command(
         written = install(root, wanted, force)
         if enable and not is_this_machine:
             written += create_enable_links(root, init_system)
-    print_written([f"wrote {path}" for path in written])
+        removed = _remove_obsolete(root, wanted)
+    print_written([*(f"wrote {path}" for path in written), *(f"removed {path}" for path in removed)])
+    if removed and is_this_machine:
+        print("the policy no longer has their uplink or service: restart the network manager, or the service")
     if enable and is_this_machine:
         try:
-            stopped = enable_and_start(wanted, bool(written))
+            stopped = enable_and_start(wanted, bool(written or removed))
         except CommandFailed as error:
             raise Failure(f"the files are installed, but {error}") from None
         print(f"enabled and started {', '.join(wanted.units_to_start)}")
@@ -81,6 +84,21 @@ def command(
             print(f"stopped and disabled {names}: the policy no longer has these resolvers")
     elif not enable:
         _print_next_commands(wanted, root)
+
+
+def _remove_obsolete(root: Path, wanted: InstallPlan) -> list[Path]:
+    """Remove the files of `netconfig` and `units` for uplinks and services that the policy no longer has."""
+    from ..generated_text import Unwritable
+    from ..integration.netconfig.networkd_parser import SharedNetworkFile
+    from ..runtime.install.obsolete_files import obsolete_files, remove_files
+
+    if wanted.policy is None:
+        return []
+    try:
+        return remove_files(root, obsolete_files(root, wanted.policy))
+    except (SharedNetworkFile, Unwritable) as error:
+        warn(f"files of uplinks that the policy no longer has may be left: {error}")
+        return []
 
 
 def _print_next_commands(wanted: InstallPlan, root: Path) -> None:
@@ -137,4 +155,4 @@ def _wanted_files(
         warn_of_numeric_ids(policy)
     content = None if is_installed(chosen, root) else source.text.encode()
     resolvers = tuple(name for name, uplink in policy.uplink.items() if uplink.resolver)
-    return InstallPlan(init, units, proved_boot_tables(policy, source), content, path, resolvers)
+    return InstallPlan(init, units, proved_boot_tables(policy, source), content, path, resolvers, policy)

@@ -7,8 +7,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+from ..generated_text import Unwritable
+from ..integration.netconfig.networkd_parser import SharedNetworkFile
 from ..integration.netconfig.registry import PROGRAMS, netconfig_files, render_files
-from .common import read_policy
+from .common import EXIT_BAD_INPUT, Failure, read_policy
 from .install_common import install_errors_as_failure, print_written, require_directory
 from .options import PolicyFile
 from .parameters import option
@@ -33,22 +35,29 @@ def command(
     Prints or writes configuration for the program that configures the network.
     """
     policy, _ = read_policy(file)
-    files = netconfig_files(policy, program.value)
     if to is None:
-        print(render_files(files), end="")
+        print(render_files(netconfig_files(policy, program.value)), end="")
         return
     require_directory("--to", to)
     from ..runtime.install.installer import install_files
+    from ..runtime.install.obsolete_files import network_files, obsolete_netconfig_files, remove_files
     from ..runtime.paths import PERSISTENT_DIR_OPENWRT
 
+    root = to.absolute()
     with install_errors_as_failure():
+        try:
+            files = netconfig_files(policy, program.value, network_files(root))
+            obsolete = obsolete_netconfig_files(root, policy, program.value)
+        except (SharedNetworkFile, Unwritable) as error:
+            raise Failure(str(error), EXIT_BAD_INPUT) from None
         written = install_files(
-            to.absolute(),
+            root,
             {item.path: item.text.encode() for item in files},
             force,
             modes={item.path: item.mode for item in files},
             directory=PERSISTENT_DIR_OPENWRT if program.value == "netifd" else None,
         )
-    print_written([f"wrote {path}" for path in written])
-    if written:
+        removed = remove_files(root, obsolete)
+    print_written([*(f"wrote {path}" for path in written), *(f"removed {path}" for path in removed)])
+    if written or removed:
         print(f"next: {PROGRAMS[program.value][1]}")

@@ -62,6 +62,14 @@ class OrderedGroup(_UncutHelp, typer.core.TyperGroup):
 class GroupedCommand(_UncutHelp, typer.core.TyperCommand):
     """Command whose help has the options in groups: their `rich_help_panel`, which plain help leaves out."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the arguments; the name of a file is not empty, which would be the current directory."""
+        remaining = super().parse_args(ctx, args)
+        for parameter in self.get_params(ctx):
+            if parameter.name and ctx.params.get(parameter.name) == "" and parameter.type.name == "path":
+                raise typer.BadParameter("expected the name of a file, got ''", ctx=ctx, param=parameter)
+        return list(remaining)
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, the groups in the order of their options, and the other options."""
         sections: dict[str, list[Any]] = {"Arguments": []}

@@ -6,7 +6,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from .common import INSTALLED_NAME, installed_policies, warn
+from ..compiler.object_names import TABLE
+from .common import INSTALLED_NAME, Failure, installed_policies, this_kernel, warn
 from .install_common import InitOption, install_errors_as_failure, select_init, target_root
 from .options import DestDir
 from .parameters import option
@@ -34,6 +35,18 @@ def command(
         warn(f"kept {path}: {reason}")
     if not result.removed_files:
         print("there is nothing to remove")
-    elif root == Path("/"):
+    # The scripts of the packages show standard error alone, and remove the program then.
+    if root == Path("/") and (tables := _guard_tables()):
         file = "" if len(installed_policies(root)) == 1 else " FILE"
-        print(f"the policy in the kernel stays in force: 'nftpolicy release{file}' opens the uplinks")
+        warn("the policy stays in force until the machine restarts: the uplinks are closed to all but its services")
+        commands = "; ".join(f"nft delete table {table}" for table in tables)
+        warn(f"'nftpolicy release{file}' opens them; when the program is gone: {commands}")
+
+
+def _guard_tables() -> list[str]:
+    """Return the tables of the guard in the kernel, [] if it cannot be read."""
+    try:
+        names = this_kernel().table_names()
+    except Failure:
+        return []
+    return sorted(f"{family} {name}" for family, name in names if name == TABLE)

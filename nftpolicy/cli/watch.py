@@ -51,8 +51,10 @@ def command(
     from ..kernel.netlink.route_mover import RouteMover
     from ..kernel.sd_notify import ServiceManager
     from ..netstate.routing import RTPROT_NFTPOLICY
+    from ..runtime.apply.history import current_history
     from ..runtime.apply.state_dir import Locked
     from ..runtime.apply.transaction import ChangeOptions, TargetPolicy
+    from ..runtime.apply.watch_record import WatchRecorder
     from ..runtime.resolver.resolv_files import LeakWatcher
     from ..runtime.watch.environment import Environment
     from ..runtime.watch.log_limiter import LogLimiter
@@ -60,7 +62,8 @@ def command(
 
     applier = create_applier(kernel, ChangeOptions(wait))
     with monitor.Monitor(object_names.TABLE, object_names.BLOCK_TABLE, RTPROT_NFTPOLICY) as events:
-        log, nft = LogLimiter(EventLog(as_json).write, time.monotonic), Nft()
+        limited_log, nft = LogLimiter(EventLog(as_json).write, time.monotonic), Nft()
+        log = WatchRecorder(applier.state_dir, current_history(applier.state_dir), limited_log.write)
         nft.load(f"add table inet {object_names.BLOCK_TABLE}\n", check=True)  # binds its netlink socket to an address
         # A table with an owner (kernel 5.12) is removed with the socket that made it.
         shadow_table = f"table inet {object_names.SHADOW_TABLE} {{\n\tflags owner\n}}\n"
@@ -90,7 +93,8 @@ def command(
                     # To end here would remove the shadow guard.
                     log.write("failed", {"what": source.name, "why": str(error), "then": "applied later"})
                     watch.first_change = apply
-        watch.run()
+        with log.running():
+            watch.run()
 
 
 class EventLog:

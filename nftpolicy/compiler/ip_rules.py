@@ -73,11 +73,11 @@ def _confining_rules(
 def uplink_routes(policy: Policy) -> tuple[Route, ...]:
     """Return the routes in each uplink's table: its gateways, and an unreachable default route.
 
-    The tables of several uplinks that answer UDP ports have no unreachable route: the rules of replies
+    The tables of several uplinks with unmarked UDP packets have no unreachable route: the rules of these
     look into one after the other, and the route would end that at an uplink without routes.
     """
     table_routes: list[Route] = []
-    answering = reply_routing.uplinks_with_udp_answers(policy)
+    answering = reply_routing.uplinks_with_unmarked_udp(policy)
     for name, uplink in policy.uplink.items():
         for gateway in uplink.gateways:
             family_gateways = [other for other in uplink.gateways if other.version == gateway.version]

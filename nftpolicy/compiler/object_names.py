@@ -52,6 +52,7 @@ FINAL_UNREACHABLE_PRIORITY = 40000
 FIRST_GATEWAY_METRIC = 1024  # of an uplink's gateways; the kernel's default for IPv6
 UNREACHABLE_METRIC = WORST_METRIC
 
+_ACCEPT_COUNTERS = frozenset({"exempt", "lan", "answer", "forward", "publish", "clat"})  # second part of their names
 _NAME_CHARACTERS = frozenset(string.ascii_letters + string.digits + "._-")
 
 
@@ -63,6 +64,11 @@ def mark_rule_priority(index: int) -> int:
 def object_name(uplink: str, *parts: str) -> str:
     """Return the name of a chain, set or counter of an uplink: "wan.exempt.arp"."""
     return ".".join((uplink, *parts))
+
+
+def is_drop_counter(name: str) -> bool:
+    """Return True for a counter of packets that the guard drops, False for one of packets that it accepts."""
+    return _ACCEPT_COUNTERS.isdisjoint(name.split(".")[1:2])
 
 
 def device_chain(device: str) -> str:

@@ -3,8 +3,10 @@
 
 The kernel looks up the route of a UDP reply in the call of the socket, before any hook can give it
 its mark: without one the call fails. So behind all other rules a packet from an answered port is
-looked up in the uplink's table. With several uplinks, it is first looked up among the networks of
-each: the default route of one uplink must not get the replies to the neighbours of another.
+looked up in the uplink's table. So is what a DHCP client that is not bound to the device (dhclient)
+sends to its server, since the network's route is not in main. With several uplinks, it is first looked
+up among the networks of each: the default route of one uplink must not get the replies to the
+neighbours of another.
 
 Packets of sockets that are bound to a device of the uplink are looked up there first. So is the
 gateway of a new route by that device (fib_check_nh): a DHCP client that gets another router in the
@@ -38,9 +40,9 @@ def ip_rules(policy: Policy) -> Iterator[IpRule]:
 
 def _port_rules(policy: Policy) -> Iterator[IpRule]:
     """Yield the rules that give a UDP packet from an answered port a route if no other rule does."""
-    answering = uplinks_with_udp_answers(policy)
+    names = uplinks_with_unmarked_udp(policy)
     for family in (4, 6):
-        for name in answering:
+        for name in names:
             uplink = policy.uplink[name]
             of_any_port = IpRule(
                 family,
@@ -49,9 +51,13 @@ def _port_rules(policy: Policy) -> Iterator[IpRule]:
                 iif="lo",  # packets of this machine; so the kernel dissects no packet that it forwards
                 origin=("uplink", name, "answer"),
             )
-            for rule in rules_of_ports(of_any_port, answered_udp_ports(uplink)):
+            to_dhcp_server = evolve(
+                of_any_port, l4proto=_UDP, sports=(68, 68), dports=(67, 67), origin=("uplink", name, "exempt")
+            )
+            of_dhcp = (to_dhcp_server,) if renews_by_unicast(uplink) else ()  # in both families alike
+            for rule in (*rules_of_ports(of_any_port, answered_udp_ports(uplink)), *of_dhcp):
                 yield rule
-                if len(answering) > 1:
+                if len(names) > 1:
                     priority = object_names.NETWORK_RULE_PRIORITY
                     yield evolve(rule, priority=priority, suppress_prefix=_LONGEST_DEFAULT)
 
@@ -72,9 +78,14 @@ def _device_rules(policy: Policy) -> Iterator[IpRule]:
                 yield IpRule(family, priority, table=uplink.table, oif=device, origin=("uplink", name, "devices"))
 
 
-def uplinks_with_udp_answers(policy: Policy) -> list[str]:
-    """Return the names of the uplinks that answer UDP ports."""
-    return [name for name, uplink in policy.uplink.items() if answered_udp_ports(uplink)]
+def uplinks_with_unmarked_udp(policy: Policy) -> list[str]:
+    """Return the names of the uplinks that answer UDP ports, or whose DHCP client renews by unicast."""
+    return [name for name, uplink in policy.uplink.items() if answered_udp_ports(uplink) or renews_by_unicast(uplink)]
+
+
+def renews_by_unicast(uplink: Uplink) -> bool:
+    """Return True if the uplink's DHCP client may send to its server alone."""
+    return "dhcpv4-unicast" in uplink.exempt
 
 
 def answered_udp_ports(uplink: Uplink) -> tuple[Port, ...]:

@@ -12,9 +12,9 @@ from ..policy.objects import DNS_PORT, Server
 def server_value(server: Server) -> CheckedText:
     """Return one server, for all names. Raises Unwritable."""
     if server.tls_name:
-        raise Unwritable(f"{server} cannot be written for dnsmasq, which does not query over TLS")
+        raise Unwritable(f"{str(server)!r} cannot be written for dnsmasq, which does not query over TLS")
     if "@" in (server.zone or ""):
-        raise Unwritable(f"{server} cannot be written for dnsmasq, which reads @ as the end of the address")
+        raise Unwritable(f"{str(server)!r} cannot be written for dnsmasq, which reads @ as the end of the address")
     address = scoped_address(str(server.address), server.zone)
     return address if server.port == DNS_PORT else fill("{address}#{port}", address=address, port=server.port)
 

@@ -35,6 +35,21 @@ PRIVATE_NETWORKS = {
     4: ("10.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.168.0.0/16"),
     6: ("fc00::/7",),
 }
+# Networks that are not globally reachable (IANA special-purpose address registries, RFC 6890): those, shared address
+# space, protocol assignments, benchmarking, documentation, reserved; NAT64 by local choice, discard-only, benchmarking,
+# ORCHID, documentation, segment routing, and the former site-local addresses (RFC 3879).
+NOT_GLOBAL_NETWORKS = {
+    4: (
+        *PRIVATE_NETWORKS[4],
+        *("100.64.0.0/10", "192.0.0.0/24", "192.0.2.0/24", "198.18.0.0/15"),
+        *("198.51.100.0/24", "203.0.113.0/24", "240.0.0.0/4"),
+    ),
+    6: (
+        *PRIVATE_NETWORKS[6],
+        *("64:ff9b:1::/48", "100::/64", "100:0:0:1::/64", "2001:2::/48", "2001:10::/28"),
+        *("2001:db8::/32", "3fff::/20", "5f00::/16", "fec0::/10"),
+    ),
+}
 LINK_LOCAL_NETWORK = "fe80::/10"  # RFC 4291; those of IPv4 are private ones
 
 # Configuration that the kernel itself accepts from an uplink's network; compiler/sysctls.py.

@@ -95,8 +95,13 @@ def device_matches(pattern: str, name: str) -> bool:
     return name == pattern or (pattern[-1] == "*" and name.startswith(pattern[:-1]))
 
 
-def add_assumed_environment(state: NetState, spec: Spec) -> tuple[NetState, tuple[str, ...]]:
-    """Return the state with all parts that sending packets needs, and the assumptions made."""
+def add_assumed_environment(
+    state: NetState, spec: Spec, uplink_routes: bool = True
+) -> tuple[NetState, tuple[str, ...]]:
+    """Return the state with all parts that sending packets needs, and the assumptions made.
+
+    Without `uplink_routes`, an uplink's table without a default route stays as it is.
+    """
     assumptions: list[str] = []
     local_families = {route.family for route in state.routes if route.table == TABLE_LOCAL}
     rules = _with_kernel_rules(state, local_families)
@@ -111,7 +116,7 @@ def add_assumed_environment(state: NetState, spec: Spec) -> tuple[NetState, tupl
             for exemption in uplink.exemptions
             if exemption.is_lan
         ]
-    for uplink in spec.uplinks:
+    for uplink in spec.uplinks if uplink_routes else ():
         for family in IP_FAMILIES:
             if uplink.table is not None and not _has_default_route(routes, uplink.table, family):
                 routes += _uplink_routes(uplink, uplink.table, family)

@@ -48,6 +48,9 @@ def prove(state: NetState, spec: Spec, progress: Progress = lambda _: None, usab
         findings += check_unnamed_devices(context, spec)
     if spec.has_policy and usability:
         progress("P3, P4")
+        if state.devices and full_state.routes != state.routes:  # of a kernel: the routes that are there decide
+            present_state = add_assumed_environment(state, spec, uplink_routes=False)[0]
+            context = ProofContext(present_state, spec.devices, spec.masks)
         unusable, skipped = check_usability(context, spec)
         findings += unusable
         assumed += skipped

@@ -7,8 +7,8 @@ from collections.abc import Container, Mapping, Sequence
 
 from attrs import evolve, frozen
 
-from ..model.packet import FORWARD, Packet, evolve_packet
-from ..model.symbolic.box import Ranges
+from ..model.packet import FORWARD, Packet, address_range, evolve_packet
+from ..model.symbolic.box import Ranges, subtract_ranges
 from ..model.trace import Trace
 from ..netstate.formats import ip_text
 from ..netstate.nft import CounterRef, Rule
@@ -85,8 +85,12 @@ def check_usability(context: ProofContext, spec: Spec) -> tuple[list[Finding], t
             and context.state.devices
             and _has_no_route_now(failure.trace, uplinks.get(case.uplink))
         ):
-            skipped[f"no route exists now for: {case.entry} (IPv{family})"] = None
-            continue
+            near = _try_neighbours(context, case, uplinks.get(case.uplink))
+            suffix = " beyond the uplink's own network" if near is not None else ""
+            skipped[f"no route exists now for: {case.entry}{suffix} (IPv{family})"] = None
+            if near is None:
+                continue
+            result = near
         for name in (result.property, "P4"):
             by_family = results.setdefault((name, case.uplink, case.entry, case.origin), {})
             by_family.setdefault(family, []).append(result)
@@ -120,6 +124,22 @@ def _has_no_route_now(trace: Trace, uplink: UplinkSpec | None) -> bool:
     A packet that an ip rule keeps from the uplink's table stays unroutable when the network comes.
     """
     return has_no_route(trace) and starving_rule(trace, uplink) is None
+
+
+def _try_neighbours(context: ProofContext, case: UsabilityCase, uplink: UplinkSpec | None) -> _CaseResult | None:
+    """Return the result of the case with a host of a network that the uplink's table leads to, if it is met."""
+    own = context.own_addresses(case.packet.family)
+    for route in context.state.routes:
+        is_connected = (route.kind, route.gateway, route.nexthops) == ("unicast", None, ())
+        if uplink is None or (route.family, route.table) != (case.packet.family, uplink.table) or not is_connected:
+            continue
+        low, high = address_range(route.destination, route.family)
+        hosts = subtract_ranges(((min(low + 1, high), max(low, high - 1)),), own)
+        if hosts:
+            result = _try(context, evolve(case, packet=evolve_packet(case.packet, destination=hosts[0][0])), uplink)
+            if result.is_met:
+                return result
+    return None
 
 
 def starving_rule(trace: Trace, uplink: UplinkSpec | None) -> IpRule | None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from ipaddress import ip_address
 from pathlib import Path
 
 from attrs import field, frozen
 
 from ..compiler.exemptions import EXEMPTION_MATCHES
+from ..compiler.object_names import SHADOW_TABLE
 from ..kernel.errors import DumpInterrupted, Unavailable
 from ..kernel.live_sockets import LiveSockets
 from ..kernel.netlink.conntrack import ConntrackEntry
@@ -25,7 +27,9 @@ from ..kernel.socket_owners import SocketOwner
 from ..policy.objects import Network, Policy, Port, Uplink
 from ..policy.scalars import matching_pattern
 from ..policy.vocabulary import NAMED_ANSWERS
+from .apply.reply_routes import has_route, routed_networks
 from .apply.stale import may_leave_unmarked, uplink_addresses
+from .own_session import session_test
 from .ownership import Addresses, is_answered, uplink_of_mark
 from .services.socket_classifier import UNMARKED, SocketVerdict, classify_sockets, is_relevant, own_addresses
 
@@ -49,13 +53,14 @@ RouteDevice = Callable[[int, str], str | None]  # family, destination -> output 
 class StoppedTraffic:
     """Present traffic that stops: its owner, the socket or flow, the reason, and what to write into the policy.
 
-    `is_live`: packets go to and fro now; else a program waits for some.
+    `is_live`: packets go to and fro now; else a program waits for some. `is_own`: it is a connection of this session.
     """
 
     owner: str
     subject: str
     reason: str
     is_live: bool = True
+    is_own: bool = False
 
     def __str__(self) -> str:
         return f"{self.owner} {self.subject}: {self.reason}"
@@ -67,7 +72,8 @@ class TrafficJudge:
 
     `processes`: owner by inode of a socket. `egress_device`: the output device of a connected socket by the routes
     of now. `route_device`: that of a packet of no socket. `selects_source`: the program of an unconnected socket
-    learns the address that was asked, so that it can send from there.
+    learns the address that was asked, so that it can send from there. `is_own`: the socket is one of this session.
+    `has_reply_route`: the table of an uplink will have a route to an address.
     """
 
     policy: Policy
@@ -76,6 +82,8 @@ class TrafficJudge:
     egress_device: EgressDevice
     route_device: RouteDevice
     selects_source: Callable[[InetSocket], bool]
+    is_own: Callable[[InetSocket], bool] = lambda _: False
+    has_reply_route: Callable[[str, str], bool] = lambda _, __: True
     _uplink_of_device: Mapping[str, str] = field(init=False)
 
     @_uplink_of_device.default
@@ -93,30 +101,43 @@ class TrafficJudge:
         }
         for each in relevant:
             verdict = verdicts.get(each.cookie)
-            if uplink_of_mark(self.policy, each.mark or 0) is not None:
+            if each.is_connected:
+                reason = self._reason(each, verdict, listening)
+                if reason is not None:
+                    yield StoppedTraffic(self._owner(each), str(each), reason, is_own=self.is_own(each))
+            elif uplink_of_mark(self.policy, each.mark or 0) is not None:
                 if verdict is not None and verdict.counter:
                     yield StoppedTraffic(self._owner(each), str(each), verdict.description)
-            elif each.is_connected:
-                yield from self._connection(each, verdict, listening)
             elif each.sport:
                 yield from self._server(each)
 
-    def _connection(
-        self, each: InetSocket, verdict: SocketVerdict | None, listening: set[int]
-    ) -> Iterator[StoppedTraffic]:
-        name = self._uplink_of(each)
+    def _reason(self, each: InetSocket, verdict: SocketVerdict | None, listening: set[int]) -> str | None:
+        """Return why a connection stops; None if it goes on."""
+        marked = uplink_of_mark(self.policy, each.mark or 0)
+        name = marked[0] if marked is not None else self._uplink_of(each)
+        is_accepted = each.protocol == TCP and each.sport in listening
         process = self.processes.get(each.inode)
-        if name is None or may_leave_unmarked(self.policy, name, each, process.gid if process else None):
-            return
-        if each.protocol == TCP and each.sport in listening:
-            reason = _unanswered(self.policy.uplink[name], name, each)
-        elif verdict is not None and verdict.verdict == UNMARKED:
-            reason = f"it is of service {verdict.owner}, and has no mark: start its program anew under the policy"
-        else:
-            reason = (
-                f"no service of uplink {name} has its user or group; add [service.NAME] if it should use the uplink"
-            )
-        yield StoppedTraffic(self._owner(each), str(each), reason)
+        if marked is not None and verdict is not None and verdict.counter:
+            return verdict.description
+        if name is None:
+            return self._unnamed_device(each)
+        if marked is not None or may_leave_unmarked(self.policy, name, each, process.gid if process else None):
+            is_answer = is_accepted and is_answered(self.policy.uplink[name], each)
+            if is_answer and not self.has_reply_route(name, str(each.remote)):
+                return _unrouted(self.policy.uplink[name], name)
+            return None
+        if is_accepted:
+            return _unanswered(self.policy.uplink[name], name, each)
+        if verdict is not None and verdict.verdict == UNMARKED:
+            return f"it is of service {verdict.owner}, and has no mark: start its program anew under the policy"
+        return f"no service of uplink {name} has its user or group; add [service.NAME] if it should use the uplink"
+
+    def _unnamed_device(self, each: InetSocket) -> str | None:
+        """Return why a connection stops that leaves by a device of no uplink; None if the device is inside."""
+        device = each.bound or self.egress_device(each)
+        if device in (None, "lo") or matching_pattern(str(device), self.policy.inside) is not None:
+            return None
+        return f"device {device} is in no part of the policy; add it to 'inside', or to 'devices' of an uplink"
 
     def _server(self, each: InetSocket) -> Iterator[StoppedTraffic]:
         """Yield what becomes of the requests that arrive by uplinks at a listening or unconnected socket."""
@@ -227,6 +248,13 @@ def _unanswered(uplink: Uplink, name: str, each: InetSocket) -> str:
     return f'answer {word} is not in the policy; add "{word}" to answer of [uplink.{name}]'
 
 
+def _unrouted(uplink: Uplink, name: str) -> str:
+    return (
+        f"its replies have no route in table {uplink.table}; write 'gateways' into [uplink.{name}], let the network "
+        "manager use that table ('nftpolicy netconfig'), or start 'nftpolicy watch', which moves the routes there"
+    )
+
+
 def _misrouted(name: str, device: str) -> str:
     return (
         f"the default route gives its replies beyond the gateway of uplink {name} an address of {device}, so they are "
@@ -256,13 +284,14 @@ def _is_forwarded(policy: Policy, uplink: str, device: str, source: str, destina
 def describe_traffic(traffic: Iterable[StoppedTraffic], most: int = _MOST_LINES) -> list[str]:
     """Return lines, live traffic first: one for all of an owner with the same reason; the number beyond `most`."""
     groups: dict[tuple[str, str], list[StoppedTraffic]] = {}
-    for each in sorted(traffic, key=lambda each: not each.is_live):
+    for each in sorted(traffic, key=lambda each: (not each.is_own, not each.is_live)):
         groups.setdefault((each.owner, each.reason), []).append(each)
     lines = []
     for first, *more in groups.values():
+        prefix = "stops under this policy: " + ("this session: " if first.is_own else "")
         count = len({each.subject for each in more} - {first.subject})
         extra = f" and {count} more" if count else ""
-        lines.append(f"stops under this policy: {first.owner} {first.subject}{extra}: {first.reason}")
+        lines.append(f"{prefix}{first.owner} {first.subject}{extra}: {first.reason}")
     left = len(lines) - most
     return lines if left <= 0 else [*lines[:most], f"stops under this policy: and {left} more"]
 
@@ -289,7 +318,16 @@ def find_stopped_traffic(policy: Policy) -> list[StoppedTraffic]:
                 return owner is not None and asks_for_destination(owner.pid, each.inode)
 
             addresses = live.addresses()
-            judge = TrafficJudge(policy, addresses, owners, live.egress_device, route_device, selects_source)
+            judge = TrafficJudge(
+                policy,
+                addresses,
+                owners,
+                live.egress_device,
+                route_device,
+                selects_source,
+                session_test(owners),
+                _reply_routes(policy),
+            )
             return [
                 *judge.stopped_sockets(sockets),
                 *judge.stopped_flows(_flows(live)),
@@ -297,6 +335,17 @@ def find_stopped_traffic(policy: Policy) -> list[StoppedTraffic]:
             ]
     except (Unavailable, DumpInterrupted, OSError):
         return []  # this kernel does not tell
+
+
+def _reply_routes(policy: Policy) -> Callable[[str, str], bool]:
+    """Return a test if the table of an uplink will have a route to an address."""
+    from ..kernel.netlink.nft_counters import read_table_names
+    from ..kernel.netlink.route_mover import RouteMover
+
+    is_watched = any(name == SHADOW_TABLE for _, name in read_table_names())
+    with closing(RouteMover()) as access:
+        networks = routed_networks(access, policy, is_watched)
+    return lambda uplink, address: has_route(networks[uplink], address)
 
 
 def _flows(live: LiveSockets) -> list[ConntrackEntry]:

@@ -226,6 +226,20 @@ def test_netconfig_ifupdown_static_route_is_in_uplink_table(node: Namespace) -> 
     settle(node, TABLE, 4, "default", at.HOME_NET[4])
 
 
+def test_netconfig_networkd_file_of_admin_gets_table(node: Namespace) -> None:
+    """The administrator's addresses stay, and the static routes are in the uplink's table, too."""
+    check_that_it_is_here(CASES[2])
+    theirs = node.outside(f"{ROOT}/etc/systemd/network/20-wan.network")
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text(f"[Match]\nName={at.WAN}\n[Network]\nAddress=192.0.2.9/24\nGateway={at.HOME[4]}\nDHCP=ipv6\n")
+    prepared(node, "networkd")
+    networkd(node)
+    wait_until(lambda: routes(node, 4).get(TABLE, set()) >= {"default", at.HOME_NET[4]}, PATIENCE, "the static routes")
+    wait_until(lambda: "default" in routes(node, 6).get(TABLE, set()), PATIENCE, "the route of the advertisement")
+    assert "192.0.2.9/24" in node.run(["ip", "address", "show", "dev", at.WAN]).stdout
+    assert routes(node, 6).keys() == {TABLE}
+
+
 def test_netconfig_script_for_netifd_sets_options() -> None:
     """The uci here prints its arguments."""
     with Namespace("node") as node:

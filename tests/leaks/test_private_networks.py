@@ -14,9 +14,9 @@ from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 
 PATIENCE = 10
-PORT = 445
+PORT, RENEWAL = 445, b"a request to renew a lease"
 NETWORKS = {4: ("192.168.77.0/24", "192.168.77.1", "192.168.77.2/24"), 6: ("fd77::/64", "fd77::1", "fd77::2/64")}
-PUBLIC = "198.51.100.0/25", "198.51.100.9", "198.51.100.77/25"
+PUBLIC = "1.2.3.0/25", "1.2.3.9", "1.2.3.77/25"  # each documentation prefix is private
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,38 @@ def test_private_network_of_uplink_is_unreachable(node_lab: Lab, family: int, ki
         made.nftpolicy("release")
         assert [line.split()[0] for line in main_routes(made, network)] == [line.split()[0] for line in before]
     assert not is_seen_in_mesh(made, host)
+
+
+def renew(host: str) -> int:
+    """Return the errno of a datagram from port 68 to port 67 by a socket that is bound to no device, as dhclient's."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        client.bind(("", 68))
+        try:
+            client.sendto(RENEWAL, (host, 67))
+        except OSError as error:
+            return error.errno or errno.EIO
+    return 0
+
+
+def test_renewal_by_unicast_reaches_private_network(node_lab: Lab) -> None:
+    network, host, _ = NETWORKS[4]
+    made = guarded(node_lab, "unreachable")
+    made.apply()
+    with Watched(made):
+        wait_until(lambda: "unreachable" in str(main_routes(made, network)), PATIENCE, "the private network")
+        wait_until(lambda: f"dev {at.WAN}" not in str(main_routes(made, network)), PATIENCE, "the move")
+        assert made.lab.node.call(renew, host) == errno.EHOSTUNREACH, "the control: without the word"
+        made.file.write_text(made.file.read_text().replace('"dhcpv4"', '"dhcpv4", "dhcpv4-unicast"'))
+        made.apply()
+        wait_until(lambda: "throw" in str(main_routes(made, network)), PATIENCE, "the other kind")
+        made.lab.wan.drain(), made.lab.mesh_sniffer.drain()
+        assert made.lab.node.call(renew, host) == 0
+        assert made.lab.wan.wait_for(lambda frame: RENEWAL in frame.payload, 3)
+        assert made.lab.node.call(connect, host) in (errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EPERM)
+        assert not any(frame.daddr == host for frame in made.lab.mesh_sniffer.frames())
+        assert made.nftpolicy("verify", "--live").stdout.startswith("proved")
+    made.release()
 
 
 def test_public_network_of_uplink_is_left_to_routing(node_lab: Lab) -> None:

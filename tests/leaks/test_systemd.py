@@ -411,3 +411,4 @@ def test_systemd_uninstall_stops_resolver(resolving: Machine) -> None:
     assert out(resolving, "gone").split() == ["inactive"]
     assert out(resolving, "unanswered").strip() == "ECONNREFUSED"
     assert "removed /etc/systemd/system/nftpolicy-resolver@.service" in out(resolving, "uninstalled")
+    assert "the policy stays in force until the machine restarts" in out(resolving, "uninstalled")

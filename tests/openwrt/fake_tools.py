@@ -1,6 +1,6 @@
 """Stand-ins of uci, ubus and jsonfilter: python fake_tools.py PROGRAM DIRECTORY ARGUMENT...
 
-DIRECTORY has network.uci and dhcp.uci in the form of /etc/config, and ubus.json: path -> method -> answer.
+DIRECTORY has network.uci, dhcp.uci and the like in the form of /etc/config, and ubus.json: path -> method -> answer.
 """
 
 import json
@@ -72,7 +72,7 @@ class Uci:
             return 1
         if verb == "get":
             held = config[path[0]][1].get(path[1])
-            print("" if held is None else held)
+            print("" if held is None else " ".join([held] if isinstance(held, str) else held))
             return int(held is None)
         if verb == "delete":
             config.pop(path[0])

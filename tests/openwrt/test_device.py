@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from nftpolicy.policy.objects import Policy
 from tests import busybox
 from tests.guarded_lab import GLUON
 from tests.lab.daemons import tool
-from tests.lab.netns import Namespace
+from tests.lab.netns import Namespace, wait_until
 
 from .router import CONFIG, ROOT, STATE, Router
 
@@ -81,6 +82,52 @@ def test_update_servers_of_policy_ignores_netifd(router: Router) -> None:
     assert learned(router, wan=["192.0.2.1"]) == "nameserver 192.0.2.7\nnameserver fe80::7%br-wan\n"
 
 
+def test_update_servers_of_owner_replace_learned_ones(router: Router) -> None:
+    owned = router.space.outside(f"{CONFIG}/gluon-wan-dnsmasq.uci")
+    owned.write_text("config static\n\tlist server '192.0.2.8'\n\tlist server '2001:db8::8'\n")
+    assert learned(router, wan=["192.0.2.1"]) == "nameserver 192.0.2.8\nnameserver 2001:db8::8\n"
+    owned.write_text("config static\n")
+    assert learned(router, wan=["192.0.2.1"]) == "nameserver 192.0.2.1\n"
+    owned.write_text("config static\n\tlist server '192.0.2.8'\n")
+    router.write(shipped(**{'lease  = "/run/nftpolicy/wan.dns"': 'servers = ["192.0.2.7"]'}))
+    assert learned(router, wan=["192.0.2.1"]) == "nameserver 192.0.2.7\n"  # the guard drops queries to others
+
+
+def test_status_names_an_uplink_that_is_cut_off(router: Router) -> None:
+    def named() -> list[str]:
+        said = router.nftpolicy("status", check=False).stdout.splitlines()
+        return [line for line in said if line.startswith("uplink ")]
+
+    assert named() == ["uplink wan: no device is up (br-wan)"]
+    router.space.ip("link add br-wan type veth peer name x", "link set x up", "link set br-wan up")
+    assert named() == ["uplink wan: no default route in table 1, so its services reach only networks on the link"]
+    router.nftpolicy("apply")
+    assert named()  # a route of type unreachable is none
+    assert f"nftpolicy: {named()[0]}" in router.nftpolicy("check").stderr
+    router.space.ip("addr add 192.0.2.2/24 dev br-wan", "route add default via 192.0.2.1 dev br-wan table 1")
+    assert named() == []
+
+
+def test_watch_ends_monitors_of_a_killed_one(router: Router) -> None:
+    def monitors() -> set[str]:
+        lines = router.ash("-c", "ps -o pid,args").stdout.splitlines()
+        return {line.split()[0] for line in lines if " monitor" in line}
+
+    def watch() -> "subprocess.Popen[bytes]":
+        argv = [str(busybox.path()), "ash", f"{ROOT}/{tree.RUNNER_PATH}", "watch"]
+        return router.space.popen(argv, env=router.environment)
+
+    first = watch()
+    wait_until(lambda: len(monitors()) == 2, 20, "the monitors")
+    wait_until(lambda: len(router.state("monitors").read_text().split()) == 2, 20, "their numbers")
+    before = monitors()
+    first.kill()
+    first.wait()
+    assert monitors() == before  # the control: nothing ends them
+    watch()
+    wait_until(lambda: len(monitors()) == 2 and not monitors() & before, 20, "the monitors of the second watch")
+
+
 # The mark of the resolver
 
 
@@ -120,6 +167,17 @@ def test_status_resolver_with_library_may_set_mark(router: Router) -> None:
 )
 def test_status_resolver_without_mark_is_reported(router: Router, options: dict[str, bool], said: str) -> None:
     assert said in resolver(router, **options)  # type: ignore[arg-type]
+
+
+def test_status_finds_the_resolver_of_a_jail(router: Router) -> None:
+    """Find the process by its command line, where its PID file has the number in the jail; ujail has the same words."""
+    pid_file = f"{STATE}/resolver-wan.pid"
+    router.ash("-c", f"mkdir -p {STATE}; echo 1 >{pid_file}")
+    words = ["-c", "sleep 60; :", f"--pid-file={pid_file}"]
+    router.space.popen(["ujail", *words], executable="/bin/sh")
+    assert "resolver wan: is not running" in router.nftpolicy("status", check=False).stdout
+    router.space.popen(["/usr/sbin/dnsmasq", *words], executable="/bin/sh", env={"LIBPACKETMARK_MARK": "1"})
+    assert "resolver wan: libpacketmark is not loaded" in router.nftpolicy("status", check=False).stdout
 
 
 def test_status_without_resolver_is_reported(router: Router) -> None:

@@ -128,6 +128,43 @@ config interface 'lan'
         assert {key: options.get(key) for key in OPTIONS} == OPTIONS
 
 
+def test_uci_install_reads_the_forms_of_gluon(router: Router) -> None:
+    network = """
+config interface 'wan'
+	option proto 'dhcp'
+	option type 'bridge'
+	list ifname 'eth0'
+	list ifname 'eth3'
+
+config interface 'wan6'
+	option proto 'dhcpv6'
+	option ifname 'br-wan'
+
+config interface 'cellular'
+	option proto 'qmi'
+	option device '/dev/cdc-wdm0'
+
+config interface 'circle'
+	option device '@circle2'
+
+config interface 'circle2'
+	option device '@circle'
+
+config interface 'client'
+	option type 'bridge'
+	list ifname 'br-wan'
+	list ifname 'bat0'
+
+config interface 'bat0'
+	option ifname 'bat0'
+"""
+    configure(router, network, "")
+    router.write(load(GLUON.read_text().replace('["br-wan"]', '["br-wan", "wwan0"]').encode())[0])
+    install(router)
+    attached = [name for name, (_, options) in configured(router).items() if options.get("ip4table") == "1"]
+    assert attached == ["wan", "wan6", "cellular"]
+
+
 # The state that netifd makes of it
 
 

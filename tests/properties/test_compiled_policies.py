@@ -12,7 +12,7 @@ from nftpolicy.compiler import exemptions
 from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.compiler.describe import describe_policy
 from nftpolicy.compiler.object_names import QUERY_TABLE
-from nftpolicy.compiler.reply_routing import uplinks_with_udp_answers
+from nftpolicy.compiler.reply_routing import uplinks_with_unmarked_udp
 from nftpolicy.netstate.formats import ip_text, nft_json_encode, nft_text
 from nftpolicy.netstate.nft import Chain, CounterRef, Match, NamedCounter, Set, SetRef, SetUpdate, Verdict, VerdictMap
 from nftpolicy.policy import validate, vocabulary
@@ -141,7 +141,7 @@ def test_uplink_tables_end_in_unreachable_in_both_families(policy):
     ends = {
         (one.family, one.table) for one in state.routes if one.kind == "unreachable" and one.destination == "default"
     }
-    answering = uplinks_with_udp_answers(policy)
+    answering = uplinks_with_unmarked_udp(policy)
     without = set(answering) if len(answering) > 1 else set()  # the rules of replies look into one after the other
     ending = [uplink for name, uplink in policy.uplink.items() if name not in without]
     assert ends == {(family, uplink.table) for family in (4, 6) for uplink in ending}

@@ -16,6 +16,11 @@ from fuzz.targets import TARGETS
 pytestmark = pytest.mark.slow
 
 EXAMPLES = 30
+KERNEL_EXAMPLES = 8  # each of them runs a command in a namespace
+PARAMETERS = [
+    pytest.param(target, id=target.name, marks=pytest.mark.kernel if target.name == "kernel" else ())
+    for target in TARGETS
+]
 # For each target, something that would be a fault: where, and what is put there.
 FAULTS = {
     "policy-bytes": ("load", KeyError),
@@ -35,17 +40,19 @@ FAULTS = {
     "uci-made-up": ("parse_uci", KeyError),
     **dict.fromkeys(written_text.WRITERS, ("with_text", TypeError)),
     "commands": ("run_command", TypeError),
+    "kernel": ("run_command", TypeError),
     "scenes": ("leaks", RecursionError),
     "proofs": ("prove", RecursionError),
     "policies": ("prove", RecursionError),
 }
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize("target", PARAMETERS)
 def test_fuzz_target_finds_no_fault(target, capsys):
     ran = 0
+    examples = KERNEL_EXAMPLES if target.name == "kernel" else EXAMPLES
 
-    @settings(max_examples=EXAMPLES)
+    @settings(max_examples=examples)
     @given(target.inputs)
     def one(value):
         nonlocal ran
@@ -55,7 +62,7 @@ def test_fuzz_target_finds_no_fault(target, capsys):
     one()
     with capsys.disabled():
         print(f"\n{target.name}: {ran} examples")
-    assert ran >= EXAMPLES
+    assert ran >= examples
 
 
 @given(st.data())
@@ -77,7 +84,7 @@ def test_most_host_listings_can_be_decoded():
     assert sum(read) > len(read) / 3
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda target: target.name)
+@pytest.mark.parametrize("target", PARAMETERS)
 def test_fuzz_target_finds_an_injected_fault(monkeypatch, target):
     name, error = FAULTS[target.name]
     module = sys.modules[target.check.__module__]

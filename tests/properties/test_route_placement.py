@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nftpolicy.netstate.routing import RTPROT_NFTPOLICY, TABLE_LOCAL, Nexthop, Route
-from nftpolicy.runtime.watch import route_placement
-from nftpolicy.runtime.watch.route_placement import UplinkTable
+from nftpolicy.runtime.apply import route_placement
+from nftpolicy.runtime.apply.route_placement import UplinkTable
 
 UPLINK_TABLES = {"wan0": UplinkTable("wan", 1), "wan1": UplinkTable("wan", 1), "lte0": UplinkTable("lte", 2)}
 DEVICES = (*UPLINK_TABLES, "bat0", "lo")

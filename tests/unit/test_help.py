@@ -7,7 +7,7 @@ import pytest
 from nftpolicy.cli.main import COMMANDS
 from tests.unit.command_line import run_here
 
-NAMES = ["", *COMMANDS, "import openwrt"]
+NAMES = ["", *COMMANDS, "import openwrt", "history show", "history diff"]
 
 
 def help_lines(name, monkeypatch, columns):

@@ -100,6 +100,13 @@ def test_route_without_its_copy_is_forgotten(file) -> None:
     assert (memory.restored, memory.deleted, file.read()) == ([], [], ())
 
 
+def test_copy_of_route_that_stayed_is_deleted_silently(file) -> None:
+    file.write(moved(CONNECTED))
+    memory = RouteMemory(CONNECTED, copy_of(CONNECTED))
+    assert restore_routes(memory, file).lines == ()
+    assert (memory.restored, memory.deleted, file.read()) == ([], [copy_of(CONNECTED)], ())
+
+
 def test_route_behind_a_route_of_the_policy_is_put_back(file) -> None:
     file.write(moved(DEFAULT, is_copied=False))
     memory = RouteMemory()  # the route of the policy was removed with the policy

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nftpolicy.cli import install, uninstall, units
 from nftpolicy.cli import netconfig as command
-from nftpolicy.cli import uninstall
 from nftpolicy.cli.common import Failure
 from nftpolicy.integration.netconfig.registry import PROGRAMS, netconfig_files, render_files
 from nftpolicy.policy.load import load
@@ -136,3 +136,115 @@ def test_networkmanager_profile_has_table_and_no_dns():
 def test_hooks_write_the_lease_file_of_the_resolver(resolver, file):
     text = f'name = "p"\ninside = []\n[uplink.wan]\ndevices = ["a.b@c"]\nmark = "1/1"\ntable = 5\n{resolver}'
     assert f"    a.b@c) table=5 {file} ;;" in render_files(netconfig_files(load(text.encode())[0], "dhclient"))
+
+
+# --- networkd beside files of the administrator ----------------------------------------------------
+
+
+def networkd_files(tmp_path, name, text, directory="etc"):
+    path = tmp_path / directory / "systemd/network" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    write(tmp_path)
+    return written(tmp_path)
+
+
+STATIC = """[Match]
+Name=br-wan
+[Network]
+Address=192.0.2.9/24
+Address=192.0.2.10/32
+Gateway=192.0.2.1
+[Route]
+Destination=198.51.100.0/24
+Gateway=192.0.2.2
+[Route]
+Destination=203.0.113.0/24
+Gateway=192.0.2.2
+Table=9
+"""
+
+
+@pytest.mark.parametrize("directory", ["etc", "run"])
+def test_networkd_file_of_admin_gets_dropin(tmp_path, directory):
+    files = networkd_files(tmp_path, "10-netplan-br-wan.network", STATIC, directory)
+    assert "etc/systemd/network/05-nftpolicy-br-wan.network" not in files
+    assert files[f"{directory}/systemd/network/10-netplan-br-wan.network"].read_text() == STATIC
+    text = files["etc/systemd/network/10-netplan-br-wan.network.d/nftpolicy.conf"].read_text()
+    assert "[Match]" not in text and "DHCP=" not in text
+    routes = [block.splitlines() for block in text.split("[Route]\n")[1:]]
+    assert [[line for line in block if "=" in line] for block in routes] == [
+        ["Destination=192.0.2.0/24", "Scope=link", "Table=1"],
+        ["Gateway=192.0.2.1", "Table=1"],
+        ["Destination=198.51.100.0/24", "Gateway=192.0.2.2", "Table=1"],
+    ]
+
+
+def test_networkd_dropin_takes_place_of_own_file(tmp_path, capsys):
+    write(tmp_path)
+    files = networkd_files(tmp_path, "20-wan.network", "[Match]\nName=br-wan\n[Network]\nDHCP=yes\n")
+    assert "etc/systemd/network/05-nftpolicy-br-wan.network" not in files
+    assert f"removed {tmp_path}/etc/systemd/network/05-nftpolicy-br-wan.network" in capsys.readouterr().out
+    uninstall.command(tmp_path, True, None)
+    assert list(written(tmp_path)) == ["etc/systemd/network/20-wan.network"]
+
+
+@pytest.mark.parametrize("match", ["Name=br-*", "Name=br-wan eth9", "Name=!eth9", "Type=bridge", "Name=*"])
+def test_networkd_file_of_several_devices_is_refused(tmp_path, match):
+    with pytest.raises(Failure, match=r"10-all\.network: it configures br-wan, or may"):
+        networkd_files(tmp_path, "10-all.network", f"[Match]\n{match}\n[Network]\nDHCP=yes\n")
+    assert list(written(tmp_path)) == ["etc/systemd/network/10-all.network"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[Match]\nName=eth9\n",
+        "[Match]\nName=!br-*\n",
+        "[Network]\nDHCP=yes\n",
+        "[Match]\nName=br-wan\nName=\nName=eth9\n",
+    ],
+)
+def test_networkd_file_of_other_devices_is_ignored(tmp_path, text):
+    files = networkd_files(tmp_path, "00-other.network", text)
+    assert "etc/systemd/network/05-nftpolicy-br-wan.network" in files
+
+
+def test_networkd_first_of_two_files_decides(tmp_path):
+    (tmp_path / "etc/systemd/network").mkdir(parents=True)
+    (tmp_path / "etc/systemd/network/90-all.network").write_text("[Match]\nName=*\n")
+    files = networkd_files(tmp_path, "10-wan.network", "[Match]\nName=br-wan\nMACAddress=02:00:00:00:00:01\n")
+    assert "etc/systemd/network/10-wan.network.d/nftpolicy.conf" in files
+
+
+# --- a policy that has lost an uplink --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("program", "device_file"),
+    [
+        ("networkd", "etc/systemd/network/05-nftpolicy-wwan0.network"),
+        ("networkmanager", "etc/NetworkManager/system-connections/nftpolicy-wwan0.nmconnection"),
+    ],
+)
+def test_install_removes_files_of_lost_uplink(tmp_path, program, device_file, capsys):
+    text = TWO.read_text()
+    two, one = tmp_path / "two.toml", tmp_path / "one.toml"
+    two.write_text(text)
+    one.write_text(GLUON.read_text())
+    root = tmp_path / "root"
+    root.mkdir()
+    write(root, program, two)
+    units.command(two, Path("/etc/systemd/system"), None, root, "/usr/bin/nftpolicy", None, False)
+    lost = {device_file, *(name for name in written(root) if name.endswith(".service.d/nftpolicy.conf"))}
+    kept = root / "etc/systemd/network/05-nftpolicy-eth0.network"
+    if program == "networkd":
+        kept.write_text("[Match]\nName=eth0\n")  # changed by the administrator
+    assert len(lost) > 1 and lost <= set(written(root))
+    install.command(two, root, None, "/usr/bin/nftpolicy", "/usr/sbin/nft", False, False, None)
+    assert lost <= set(written(root))
+    install.command(one, root, None, "/usr/bin/nftpolicy", "/usr/sbin/nft", True, False, None)
+    assert not lost & set(written(root))
+    assert all(f"removed {root}/{name}" in capsys.readouterr().out for name in [device_file])
+    assert kept.exists() == (program == "networkd")

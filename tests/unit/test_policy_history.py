@@ -376,18 +376,18 @@ def test_rollback_works_on_full_disk(machine, monkeypatch, capsys):
 
 
 def test_history_command_prints_table_and_json(machine, capsys):
-    listed.command(as_json=False)
+    listed.print_history(as_json=False)
     assert capsys.readouterr().out == "no policy was applied here yet\n"
     machine.apply(GOOD), machine.apply(OTHER), machine.apply(LAST)
     machine.kept.path(2).write_text("{}")
     capsys.readouterr()
-    listed.command(as_json=False)
+    listed.print_history(as_json=False)
     said = capsys.readouterr()
     rows = said.out.splitlines()
     assert [row.split()[0] for row in rows] == ["number", "1", "3"]
     assert [row.rstrip().endswith("in force") for row in rows] == [False, False, True]
     assert "000002.json: damaged" in said.err
-    listed.command(as_json=True)
+    listed.print_history(as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert (found["in_force"], found["pending"]) == (3, None)
     assert [one["number"] for one in found["entries"]] == [1, 3]
@@ -398,7 +398,7 @@ def test_history_command_prints_table_and_json(machine, capsys):
 def test_history_command_reports_policy_without_entry(machine, capsys):
     machine.apply(GOOD)
     machine.memory.save_policy("/etc/other.toml", b"else")
-    listed.command(as_json=False)
+    listed.print_history(as_json=False)
     said = capsys.readouterr()
     assert "in force" not in said.out
     assert "(/etc/other.toml) is not in the history" in said.err

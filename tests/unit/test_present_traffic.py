@@ -59,13 +59,13 @@ def inet_socket(**changes):
     return InetSocket(**(fields | changes))
 
 
-def judge(gid=4711, default="wan0", selects_source=False):
+def judge(gid=4711, default="wan0", selects_source=False, **tests):
     def route_device(family, destination):
         return next((device for begin, device in ROUTES.items() if destination.startswith(begin)), default)
 
     owners = {7: SocketOwner(812, "sshd", gid), 8: SocketOwner(813, "lldpd", 0)}
     egress_device = lambda each: route_device(4, each.remote)  # noqa: E731
-    return TrafficJudge(POLICY, ADDRESSES, owners, egress_device, route_device, lambda _: selects_source)
+    return TrafficJudge(POLICY, ADDRESSES, owners, egress_device, route_device, lambda _: selects_source, **tests)
 
 
 def reasons(*sockets, **options):
@@ -99,6 +99,30 @@ def test_connection_that_stops_is_named(changes, reason):
     ]  # on an address inside, so that only the connection is named
     found = reasons(inet_socket(**changes), *servers)
     assert [text[: len(reason or "")] for text in found] == ([reason] if reason else [])
+
+
+def test_connection_by_unnamed_device_stops():
+    (reason,) = reasons(inet_socket(local="203.0.113.9"), default="eth7")
+    assert reason == "device eth7 is in no part of the policy; add it to 'inside', or to 'devices' of an uplink"
+    assert reasons(inet_socket(local="203.0.113.9"), default="tun3") == []
+
+
+@pytest.mark.parametrize("mark", [0, 1])
+def test_answered_connection_without_route_back_stops(mark):
+    session = inet_socket(sport=8080, mark=mark)
+    server = inet_socket(**NO_PEER | {"local": "10.9.0.1"}, sport=8080, cookie=8)
+    (reason,) = reasons(
+        session, server, has_reply_route=lambda uplink, address: (uplink, address) != ("wan", "203.0.113.5")
+    )
+    assert reason.startswith("its replies have no route in table 51; write 'gateways' into [uplink.wan]")
+    assert reasons(session, server) == []
+
+
+def test_connection_of_this_session_comes_first():
+    other, own = inet_socket(), inet_socket(cookie=10, uid=1001, inode=8, sport=40001)
+    found = list(judge(is_own=lambda each: each is own).stopped_sockets([other, own]))
+    assert [each.is_own for each in found] == [False, True]
+    assert describe_traffic(found)[0].startswith("stops under this policy: this session: lldpd (PID 813, user 1001)")
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,11 @@ def test_state_with_addresses_gets_uplink_routes_only() -> None:
     assert (state.rules, assumptions) == (STATE.rules, (WAN_ROUTE, LTE_ROUTE))
 
 
+def test_state_keeps_uplink_tables_without_assumed_routes() -> None:
+    real = evolve(STATE, routes=(*STATE.routes, *IPV4, *IPV6))
+    assert add_assumed_environment(real, SPEC, uplink_routes=False) == (real, ())
+
+
 def test_state_with_all_routes_stays_the_same() -> None:
     real = evolve(STATE, routes=(*STATE.routes, *IPV4, *IPV6, *UPLINKS))
     assert add_assumed_environment(real, SPEC) == (real, ())

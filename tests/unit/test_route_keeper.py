@@ -3,6 +3,7 @@
 import errno
 import socket
 import struct
+from ipaddress import ip_interface
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,13 +16,13 @@ from nftpolicy.kernel.netlink.monitor import ChangeSet
 from nftpolicy.kernel.netlink.route_mover import KernelRoute, RouteListing
 from nftpolicy.netstate.routing import RTPROT_NFTPOLICY, Route
 from nftpolicy.policy.load import load
+from nftpolicy.runtime.apply.route_placement import UplinkTable, plan_moves
 from nftpolicy.runtime.apply.state_dir import StateDir
 from nftpolicy.runtime.watch.route_keeper import SETTLE_SECONDS, RouteKeeper, misplaced_routes
-from nftpolicy.runtime.watch.route_placement import UplinkTable, plan_moves
 from tests.unit.test_watch import POLICY, TOML
 
-DEFAULT = Route(4, 254, gateway="192.0.2.1", device="br-wan", protocol=3)
-CONNECTED = Route(4, 254, "192.0.2.0/24", device="br-wan", protocol=2, prefsrc="192.0.2.2")
+DEFAULT = Route(4, 254, gateway="1.2.3.1", device="br-wan", protocol=3)
+CONNECTED = Route(4, 254, "1.2.3.0/24", device="br-wan", protocol=2, prefsrc="1.2.3.2")
 BY_RA = Route(6, 254, gateway="fe80::1", device="br-wan", metric=1024, protocol=9, expires=1800)
 ROUTED = ChangeSet(route_added=True)
 
@@ -38,7 +39,7 @@ class RouteMemory:
     def __init__(self, *routes: Route) -> None:
         self.held, self.at, self.log, self.done = list(routes), 100.0, [], []
         self.refuse: dict[str, int] = {}
-        self.known = {"br-wan": ("192.0.2.2/24",)}
+        self.known = {"br-wan": ("1.2.3.2/24",)}
         self.routes, self.now = self, lambda: self.at
         self.applier = SimpleNamespace(state_dir=StateDir(self.directory))
         self.too_many: tuple[tuple[str, int], ...] = ()
@@ -108,7 +109,7 @@ def test_misplaced_route_is_added_before_its_removal() -> None:
     memory = RouteMemory(DEFAULT)
     started_keeper(memory)
     assert memory.done == [("put", DEFAULT, 1), ("take", DEFAULT)]
-    assert memory.events("route-moved") == [{"routes": ["default via 192.0.2.1 dev br-wan table 254 proto 3"], "to": 1}]
+    assert memory.events("route-moved") == [{"routes": ["default via 1.2.3.1 dev br-wan table 254 proto 3"], "to": 1}]
 
 
 def test_misplaced_route_stays_if_adding_fails() -> None:
@@ -166,8 +167,8 @@ def test_copied_route_is_removed_with_its_metric() -> None:
     """As systemd-networkd 252 does when it starts again: the same address, with the metric 0."""
     old = evolve(CONNECTED, metric=1024)
     memory = RouteMemory(evolve(old, table=1))
-    other = evolve(old, table=1, prefsrc="192.0.2.3")
-    memory.known = {"br-wan": ("192.0.2.2/24", "192.0.2.3/24")}
+    other = evolve(old, table=1, prefsrc="1.2.3.3")
+    memory.known = {"br-wan": ("1.2.3.2/24", "1.2.3.3/24")}
     memory.held.append(other)
     one = started_keeper(memory)
     assert memory.done == [], "the control: without a new route they stay"
@@ -186,7 +187,7 @@ def test_present_route_gets_its_new_lifetime() -> None:
 
 
 def test_gateway_of_the_policy_is_not_replaced() -> None:
-    ours = Route(4, 1, gateway="192.0.2.9", device="br-wan", onlink=True)
+    ours = Route(4, 1, gateway="1.2.3.9", device="br-wan", onlink=True)
     memory = RouteMemory(ours, DEFAULT)
     started_keeper(memory)
     assert memory.done == [("take", DEFAULT)]
@@ -205,7 +206,7 @@ def test_route_that_comes_back_each_time_is_left() -> None:
     assert sum(each[0] == "take" for each in memory.done) == 6
     assert len(memory.events("route-moved")) == 1
     (left,) = memory.events("routes-left")
-    assert left["what"] == "default via 192.0.2.1 dev br-wan table 254 proto 3"
+    assert left["what"] == "default via 1.2.3.1 dev br-wan table 254 proto 3"
     assert DEFAULT in memory.held, "the other program has its route"
     assert evolve(DEFAULT, table=1, onlink=True) in memory.held, "the uplink has its own"
     memory.held = [DEFAULT]  # a copy by the same nexthop object ends with it
@@ -250,7 +251,7 @@ def test_route_to_network_of_lan_is_not_misplaced() -> None:
 
 def test_misplaced_routes_are_named() -> None:
     assert misplaced_routes(RouteMemory(DEFAULT, evolve(DEFAULT, table=1)), POLICY) == (
-        "default via 192.0.2.1 dev br-wan table 254 proto 3",
+        "default via 1.2.3.1 dev br-wan table 254 proto 3",
     )
 
 
@@ -293,13 +294,13 @@ def test_request_without_gateway_has_no_state_flags() -> None:
 
 
 def test_request_with_nexthops_has_no_state_flags() -> None:
-    gateway = attribute(5, socket.inet_aton("192.0.2.1"))
+    gateway = attribute(5, socket.inet_aton("1.2.3.1"))
     hops = struct.pack("=HBBi", 8 + len(gateway), 0x1 | 0x10, 1, 3) + gateway + struct.pack("=HBBi", 8, 0x10, 0, 3)
     one = kernel_route(socket.AF_INET, (9, hops))
     raw = one.request(1)
     there = messages.decode_route(raw, 0, len(raw), {3: "br-wan"}).nexthops
     assert [(hop.gateway, hop.onlink, hop.weight, hop.dead, hop.linkdown) for hop in there] == [
-        ("192.0.2.1", True, 2, False, False),
+        ("1.2.3.1", True, 2, False, False),
         (None, False, 1, False, False),
     ]
 
@@ -321,7 +322,7 @@ def test_routes_beyond_the_limit_stay_with_one_log_line() -> None:
 
 
 def test_moves_of_one_turn_are_limited() -> None:
-    routes = [evolve(DEFAULT, destination=f"198.51.100.{number}/32", gateway="192.0.2.1") for number in range(150)]
+    routes = [evolve(DEFAULT, destination=f"198.51.100.{number}/32", gateway="1.2.3.1") for number in range(150)]
     memory = RouteMemory(*routes)
     keeper = started_keeper(memory)
     first = len(memory.done)
@@ -335,7 +336,7 @@ def test_moves_of_one_turn_are_limited() -> None:
 def test_private_networks_are_unreachable_before_routes_move() -> None:
     connected = evolve(CONNECTED, destination="192.168.7.0/24", prefsrc="192.168.7.2")
     memory = RouteMemory(connected)
-    memory.known = {"br-wan": ("192.168.7.2/24", "fd77::2/64", "fe80::2/64", "2001:db8::2/64", "10.0.0.9/32")}
+    memory.known = {"br-wan": ("192.168.7.2/24", "fd77::2/64", "fe80::2/64", "2a00:1::2/64", "10.0.0.9/32")}
     keeper = started_keeper(memory)
     assert memory.held == [
         connected,
@@ -348,6 +349,37 @@ def test_private_networks_are_unreachable_before_routes_move() -> None:
     memory.at += 5
     keeper.process(ChangeSet(addresses=True))
     assert [one.destination for one in memory.held if one.kind == "unreachable"] == ["fd77::/64"]
+
+
+@pytest.mark.parametrize(
+    ("address", "is_private"),
+    [
+        ("100.100.1.2/10", True),
+        ("192.0.0.2/29", True),
+        ("192.0.2.2/24", True),
+        ("198.19.0.2/16", True),
+        ("198.51.100.2/24", True),
+        ("203.0.113.2/24", True),
+        ("240.0.0.2/24", True),
+        ("64:ff9b:1::2/64", True),
+        ("2001:db8:1::2/64", True),
+        ("3fff::2/48", True),
+        ("fec0::2/64", True),
+        ("100.128.0.2/24", False),
+        ("192.0.2.2/23", False),
+        ("192.0.3.2/24", False),
+        ("192.88.99.2/24", False),
+        ("198.20.0.2/16", False),
+        ("64:ff9b::2/96", False),
+        ("2001:db9::2/64", False),
+        ("2002:102:304::2/48", False),
+    ],
+)
+def test_network_that_is_not_global_is_private(address, is_private) -> None:
+    memory = RouteMemory()
+    memory.known = {"br-wan": (address,)}
+    started_keeper(memory)
+    assert memory.held == [unreachable(str(ip_interface(address).network))] * is_private
 
 
 @pytest.mark.parametrize(
@@ -398,7 +430,7 @@ def test_refused_unreachable_route_is_logged_once() -> None:
 
 RESOLVER = b"""[uplink.wan.resolver]
 listen = ["127.0.0.1:54"]
-servers = ["192.0.2.53"]
+servers = ["1.2.3.53"]
 [service.vpn]"""
 
 
@@ -425,7 +457,7 @@ def test_routes_of_two_devices_stay_beside_each_other() -> None:
     for present in ((wired, wireless), (in_table, wireless)):
         *_, moved = plan_moves(targets, present, {}).misplaced
         assert (moved.has_sibling, moved.superseded) == (True, ())
-    (moved,) = plan_moves(targets, (in_table, evolve(wired, gateway="192.0.2.254")), {}).misplaced
+    (moved,) = plan_moves(targets, (in_table, evolve(wired, gateway="1.2.3.254")), {}).misplaced
     assert (moved.has_sibling, moved.superseded) == (False, (in_table,))
 
 

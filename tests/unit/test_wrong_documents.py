@@ -92,3 +92,31 @@ def test_file_that_cannot_be_read_is_named(tmp_path):
 def test_endless_file_is_named():
     said = "nftpolicy: /dev/zero: cannot be read: larger than 256 MiB\n"
     assert run_here("check", "/dev/zero") == (2, "", said)
+
+
+# File /etc/config/network -> what is wrong with it, after its name.
+NOT_UCI = {
+    b"x": ":1: expected 'package', 'config', 'option' or 'list' at the start of a line, not 'x'",
+    b'{"a":1}': ":1: expected 'package', 'config', 'option' or 'list' at the start of a line, not '{a:1}'",
+    b"<html>": ":1: expected 'package', 'config', 'option' or 'list' at the start of a line, not '<html>'",
+    b"config": ":1: 'config' takes a type and an optional name, not 0 words",
+    b"config interface wan\n option": ":2: 'option' takes a name and one value, not 0 words; quote it",
+    b"option a b": ":1: 'option' outside a section; add a line 'config TYPE' before it",
+    b"config interface 'wan\n option a b": ":1: the quote ' is not closed",
+    b"config interface wan\n option a b\\": ":2: the file ends after a backslash",
+    b"\xff\xfe\0": ":1: not UTF-8 text, so not valid UCI",
+    b"config interface wan\n option a \0": ":2: NUL byte, so not valid UCI",
+}
+
+
+def test_file_that_is_not_uci_is_named(tmp_path):
+    file = tmp_path / "network"
+    for content, fault in NOT_UCI.items():
+        file.write_bytes(content)
+        assert run_here("import", "openwrt", tmp_path) == (2, "", f"nftpolicy: {file}{fault}\n")
+    for content in (b"", b"config interface lan\n"):
+        file.write_bytes(content)
+        status, output, errors = run_here("import", "openwrt", tmp_path)
+        assert (status, output) == (2, "")
+        assert errors.startswith(f"nftpolicy: {tmp_path}: no uplink found: ")
+        assert errors.count("\n") == 1

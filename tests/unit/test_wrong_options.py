@@ -24,6 +24,9 @@ WRONG = {
     f"check {FILE} x": "more arguments than the command takes: 'x'",
     "check /absent": "/absent: cannot be read: No such file or directory",
     "check /": "/: cannot be read: Is a directory",
+    "check ": "FILE: expected the name of a file, got ''",
+    "verify --snapshot ": "--snapshot: expected the name of a file, got ''",
+    "snapshot ": "FILE: expected the name of a file, got ''",
     "verify --jsn": "--jsn: no such option (did you mean --json?)",
     "verify --json=yes": "--json: takes no value",
     **{f"wait {FILE} --timeout {text}": f"--timeout: {SECONDS} {value}" for text, value in (
@@ -106,7 +109,10 @@ WRONG = {
     "run x": "name the program to start: nftpolicy run SERVICE -- PROGRAM",
     "demo --rounds 0": "--rounds: expected a whole number from 1 to 50, got 0",
     "snapshot -x": "-x: no such option",
-    **{f"{command} x": "more arguments than the command takes: 'x'" for command in ("history", "recover", "confirm")},
+    **{f"{command} x": "more arguments than the command takes: 'x'" for command in ("recover", "confirm")},
+    "history x": "there is no command 'x'",
+    "history sho 1": "there is no command 'sho' (did you mean 'show'?)",
+    "history show x": "NUMBER: expected a whole number, got 'x'",
 }  # fmt: skip
 
 

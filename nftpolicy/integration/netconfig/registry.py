@@ -12,7 +12,7 @@ from .generated_file import MODE_FILE, GeneratedFile
 
 # Name -> generator of the files, and the command or step that puts them into effect.
 PROGRAMS: Mapping[str, tuple[Callable[[Policy], tuple[GeneratedFile, ...]], str]] = {
-    "networkd": (networkd.files, "networkctl reload"),
+    "networkd": (networkd.files, "systemctl restart systemd-networkd    # it reads networkd.conf when it starts"),
     "networkmanager": (networkmanager.files, "nmcli general reload, then nmcli connection reload"),
     "ifupdown": (ifupdown.files, "ifdown and ifup the device"),
     "dhclient": (dhclient.files, "nothing; they are read at the next lease"),
@@ -21,12 +21,19 @@ PROGRAMS: Mapping[str, tuple[Callable[[Policy], tuple[GeneratedFile, ...]], str]
 }
 
 
-def netconfig_files(policy: Policy, program: str) -> tuple[GeneratedFile, ...]:
+def netconfig_files(
+    policy: Policy, program: str, present: Mapping[str, str] | None = None
+) -> tuple[GeneratedFile, ...]:
     """Return the files for a program.
+
+    `present`: path -> text of the files that configure networkd on the system; the others need none.
 
     Raises:
         KeyError: the program is not in PROGRAMS.
+        SharedNetworkFile, Unwritable: as networkd.files.
     """
+    if program == "networkd":
+        return networkd.files(policy, present)
     return PROGRAMS[program][0](policy)
 
 

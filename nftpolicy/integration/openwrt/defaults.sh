@@ -51,15 +51,26 @@ table_of() {
 	esac
 }
 
-for interface in $(names network interface); do
-	device=$(uci -q get "network.$interface.device")
-	case $device in # an alias of another interface
-	@*) device=$(uci -q get "network.${device#@}.device") ;;
+# Print the network device of an interface, as netifd names it. Gluon still writes `ifname` and `type bridge`. An alias
+# refers to another interface; the second argument ends a circle of them.
+device_of() {
+	if [ "$(uci -q get "network.$1.type")" = bridge ]; then
+		echo "br-$1"
+		return
+	fi
+	device=$(uci -q get "network.$1.device") || device=$(uci -q get "network.$1.ifname") || device=
+	device=${device%% *}
+	case $device in
+	@*) [ "$2" = 0 ] || device_of "${device#@}" $(($2 - 1)) ;;
+	/*) echo wwan0 ;; # the control device of a modem
+	*) echo "$device" ;;
 	esac
-	proto=$(uci -q get "network.$interface.proto")
-	table=$(table_of "$device")
+}
+
+for interface in $(names network interface); do
+	table=$(table_of "$(device_of "$interface" 4)")
 	# PPP and similar protocols create their own device, named after the interface.
-	[ -n "$table" ] || table=$(table_of "$proto-$interface")
+	[ -n "$table" ] || table=$(table_of "$(uci -q get "network.$interface.proto")-$interface")
 	[ -z "$table" ] || attach "$interface" "$table"
 done
 

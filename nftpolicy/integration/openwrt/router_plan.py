@@ -39,6 +39,9 @@ def router_plan(policy: Policy, link_guard: bool = True) -> CheckedText:
     if link_guard:
         lines += [line for uplink in policy.uplink.values() for line in _egress_chains(policy, uplink)]
     lines += [line for name, uplink in policy.uplink.items() for line in _resolver(name, uplink)]
+    for name, uplink in policy.uplink.items():
+        devices = join(" ", map(device_name, uplink.devices))
+        lines.append(fill("uplink {name} {table} {devices}", name=word(name), table=uplink.table, devices=devices))
     return join("", (fill("{line}\n", line=line) for line in lines))
 
 

@@ -314,12 +314,28 @@ uncovered_sockets() {
 	fi
 }
 
+# Print the process of a resolver. In a jail, dnsmasq writes the number that its own PID namespace gave it (1), so the
+# option that names the file identifies it.
+resolver_pid() {
+	file=$STATE/resolver-$1.pid
+	pid=$(cat "$file" 2>/dev/null)
+	if [ -n "$pid" ] && [ "$pid" != 1 ]; then
+		[ ! -d "/proc/$pid" ] || echo "$pid"
+		return
+	fi
+	set +f
+	grep -ls -e "--pid-file=$file" /proc/[0-9]*/cmdline | while read -r cmdline; do # ujail has the words of dnsmasq, too
+		case $(tr '\0' ' ' <"$cmdline" 2>/dev/null) in "/usr/sbin/dnsmasq "*) echo "$cmdline" | tr -cd 0-9 ;; esac
+	done
+	set -f
+}
+
 # Check a resolver's mark without reading its sockets: the library that sets it is loaded, with this mark, and
 # the process may set marks (SO_MARK: CAP_NET_RAW since Linux 5.17, or CAP_NET_ADMIN).
 # The guard drops a query without the mark.
 resolver_fault() {
-	pid=$(cat "$STATE/resolver-$1.pid" 2>/dev/null)
-	if [ -z "$pid" ] || [ ! -d "/proc/$pid" ]; then
+	pid=$(resolver_pid "$1")
+	if [ -z "$pid" ]; then
 		echo "is not running"
 	elif ! grep -q libpacketmark "/proc/$pid/maps"; then
 		echo "libpacketmark is not loaded, so its queries have no mark and are dropped"
@@ -334,6 +350,25 @@ resolver_fault() {
 	fi
 }
 
+# Print what cuts an uplink off: no device that is up, or no default route in its table.
+idle_uplinks() {
+	while read -r kind name table devices; do
+		[ "$kind" = uplink ] || continue
+		up=
+		for device in $devices; do
+			case $(ip -o link show dev "$device" 2>/dev/null) in *[,\<]LOWER_UP*) up=1 ;; esac
+		done
+		if [ -z "$up" ]; then
+			echo "uplink $name: no device is up ($devices)"
+			continue
+		fi
+		for family in $(ip_families); do
+			ip -N "-$family" route show table "$table" 2>/dev/null
+		done | grep -q '^default ' ||
+			echo "uplink $name: no default route in table $table, so its services reach only networks on the link"
+	done <"$PLAN"
+}
+
 status() {
 	remaining=$(differences)
 	if [ -e "$STATE/released" ]; then
@@ -345,6 +380,7 @@ status() {
 	fi
 	[ "$(list_table inet @TABLE@ | grep -c '^	chain block {')" = 0 ] || echo "blocked: all packets to the uplinks are dropped"
 	uncovered_sockets | sed 's/^/link guard: /'
+	idle_uplinks
 	while read -r kind name mark _; do
 		[ "$kind" = resolver ] || continue
 		fault=$(resolver_fault "$name" "$mark")
@@ -357,12 +393,16 @@ status() {
 	[ -z "$remaining" ]
 }
 
-# Write the DNS servers that netifd learned on each uplink. With peerdns 0 netifd lists them as "inactive".
+# Write the DNS servers that netifd learned on each uplink. With peerdns 0 netifd lists them as "inactive". As in Gluon,
+# the servers that the owner of the node entered replace them (gluon-web-network).
 update_servers() {
+	static=$(uci -q get 'gluon-wan-dnsmasq.@static[0].server' 2>/dev/null) || static=
 	while read -r kind name fixed devices; do
 		[ "$kind" = servers ] || continue
 		if [ "$fixed" = fixed ]; then
 			found=$(echo "$devices" | tr ' ' '\n')
+		elif [ -n "$static" ]; then
+			found=$(echo "$static" | tr ' ' '\n')
 		else
 			found=$(for device in $devices; do netifd_servers "$device"; done)
 		fi
@@ -469,6 +509,14 @@ restore_guard() {
 	[ -e "$STATE/released" ] || guard_in_place || cat "$INCLUDE" "$STATE/link.taken" 2>/dev/null | nft -f - 2>/dev/null
 }
 
+# End the monitors of a watch that was killed. procd ignores SIGPIPE, and so do they.
+end_monitors() {
+	[ -e "$STATE/monitors" ] || return 0
+	tr ' ' '\n' <"$STATE/monitors" | while read -r pid; do
+		case $(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null) in *" monitor"*) kill "$pid" 2>/dev/null ;; esac
+	done
+}
+
 # React to the kernel's notifications, and check every minute. A child does the slow part, so that it does not
 # delay the reaction to the next notification.
 watch() {
@@ -476,12 +524,14 @@ watch() {
 	rm -f "$events"
 	mkfifo "$events" || fail 1 "cannot create $events"
 	exec 3<>"$events"
-	trap 'kill $first $second 2>/dev/null; rm -f "$events"' EXIT
+	end_monitors
+	trap 'kill $first $second 2>/dev/null; rm -f "$events" "$STATE/monitors"' EXIT
 	# The monitors only write to the pipe, so that they end with its reader.
 	nft monitor >"$events" 2>/dev/null 3>&- &
 	first=$!
 	ip -N monitor link rule route >"$events" 2>/dev/null 3>&- &
 	second=$!
+	echo "$first $second" >"$STATE/monitors"
 	reconcile_in_background "start of watch"
 	while kill -0 "$first" 2>/dev/null && kill -0 "$second" 2>/dev/null; do
 		cause="periodic check"
@@ -540,6 +590,7 @@ reconcile) reconcile "manual start" ;;
 check)
 	found=$(differences)
 	[ -z "$found" ] || fail 1 "not in force as compiled:$NL$found"
+	idle_uplinks | while read -r line; do log "$line"; done
 	;;
 *) fail 2 "$usage" ;;
 esac

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from importlib.resources import files
+from itertools import takewhile
 
 from attrs import evolve, frozen
 
@@ -34,6 +36,7 @@ _SCRIPTS = {  # path -> template in this directory
     "etc/hotplug.d/iface/30-nftpolicy": "hotplug.sh",
 }
 
+_COMMENT = re.compile(r"\s*#(?! shellcheck )")
 _HEAD = "# nftpolicy: {title}\n# Generated; change the policy, not this file.\n\n"
 
 
@@ -114,7 +117,11 @@ def _with_head(title: str, text: CheckedText) -> CheckedText:
 
 
 def _template(name: str) -> str:
-    return (files(__package__) / name).read_text(encoding="utf-8")
+    """Return a script, without the comments below its head: flash is scarce on a router."""
+    lines = (files(__package__) / name).read_text(encoding="utf-8").splitlines(keepends=True)
+    head = list(takewhile(lambda line: line.startswith("#"), lines))
+    rest = lines[len(head) :]
+    return "".join(head + [line for line in rest if not _COMMENT.match(line)])
 
 
 def _case_line(attachment: uci.UplinkAttachment) -> CheckedText:

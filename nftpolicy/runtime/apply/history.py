@@ -23,6 +23,7 @@ from ..atomic_file import write_file
 from ..file_lock import exclusive_lock
 from ..paths import persistent_dir
 from ..private_files import make_directory, read_private
+from .history_events import APPLIED_AGAIN, RELEASED, HistoryEvent, append_event, event_file_path, read_events
 from .state_dir import StateDir
 
 MAX_ENTRIES = 50  # entries
@@ -31,6 +32,7 @@ _LARGEST_ENTRY = 160 << 20  # bytes: a policy of 64 MiB, with each line feed as 
 _ALWAYS_KEPT = 2  # entries, whatever their size
 _LONGEST_REASON = 200  # characters
 _NAME = re.compile(r"([0-9]{6,12})\.json\Z")
+_CHANGES = (RELEASED, APPLIED_AGAIN)  # events that change which policy is in force
 _READ_ERRORS = (ValueError, TypeError, RecursionError, OSError)  # of a damaged file
 
 
@@ -79,10 +81,11 @@ class DamagedEntry:
 
 @frozen
 class HistorySnapshot:
-    """Content of the history directory: the entries by number, and the damaged files."""
+    """Content of the history directory: the entries by number, the damaged files, and the events by time."""
 
     entries: tuple[HistoryEntry, ...]
     damaged: tuple[DamagedEntry, ...]
+    events: tuple[HistoryEvent, ...] = ()
 
     def entry(self, number: int) -> HistoryEntry | None:
         """Return the entry of this number, or None."""
@@ -91,6 +94,18 @@ class HistorySnapshot:
     def find_by_text(self, text: bytes) -> HistoryEntry | None:
         """Return the newest entry of a policy with this text, or None."""
         return next((entry for entry in reversed(self.entries) if entry.data == text), None)
+
+    def in_order(self) -> list[HistoryEntry | HistoryEvent]:
+        """Return entries and events as they happened; each event is after its entry, whatever the clock said."""
+        records: list[HistoryEntry | HistoryEvent] = [*self.entries, *self.events]
+        return sorted(records, key=lambda each: each.after if isinstance(each, HistoryEvent) else each.number)
+
+    @property
+    def release(self) -> HistoryEvent | None:
+        """Return the release after which no policy was applied, or None."""
+        changes = [each for each in self.in_order() if isinstance(each, HistoryEntry) or each.kind in _CHANGES]
+        last = changes[-1] if changes else None
+        return last if isinstance(last, HistoryEvent) and last.kind == RELEASED else None
 
     def previous(self, text: bytes) -> HistoryEntry | None:
         """Return the entry that was in force before the policy with this text, or None.
@@ -134,7 +149,10 @@ class History:
                 continue  # another process dropped it as too old
             except _READ_ERRORS as error:
                 damaged.append(DamagedEntry(path, _reason(error)))
-        return HistorySnapshot(tuple(entries), tuple(damaged))
+        events, damaged_lines = read_events(self.directory)
+        if damaged_lines:
+            damaged.append(DamagedEntry(event_file_path(self.directory), f"{damaged_lines} of its lines are no events"))
+        return HistorySnapshot(tuple(entries), tuple(damaged), events)
 
     def entries(self) -> tuple[HistoryEntry, ...]:
         """Return the readable entries, the newest last."""
@@ -164,7 +182,8 @@ class History:
     ) -> HistoryEntry:
         """Add the policy that is in force now, and return its entry.
 
-        If the newest entry has the same text, nothing is added and that entry is returned.
+        If the newest entry has the same text, no entry is added and that entry is returned; after a release,
+        an event is.
 
         Raises:
             OSError: the entry cannot be written (a full disk); the other entries are unchanged.
@@ -173,10 +192,11 @@ class History:
             files = self._files()
             last = self._newest(files)
             if last is not None and last.data == data:
+                self._add_return(last, why)
                 return last
             entry = HistoryEntry(
                 number=1 + max((number for number, _ in files), default=0),
-                time=self.now().strftime("%Y-%m-%dT%H:%M:%SZ"),
+                time=self._time(),
                 policy=policy,
                 file=file,
                 sha256=hashlib.sha256(data).hexdigest(),
@@ -191,6 +211,28 @@ class History:
             self._write(self.path(entry.number), content)
             self._drop_old()
         return entry
+
+    def add_event(self, kind: str, policy: str, why: str, wait: float | None = None) -> None:
+        """Add an event of now.
+
+        `wait`: seconds to wait for another process, None without limit. Raises OSError and LockTimeout.
+        """
+        with self._locked(wait):
+            self._append(kind, policy, why)
+
+    def _append(self, kind: str, policy: str, why: str, number: int | None = None) -> None:
+        newest = max((entry_number for entry_number, _ in self._files()), default=0)
+        event = HistoryEvent(self._time(), kind, policy, why, invoking_user(), newest, number)
+        append_event(self.directory, event)
+
+    def _add_return(self, entry: HistoryEntry, why: str) -> None:
+        """Add the event that the newest entry is in force again, if it was released."""
+        changes = [event for event in read_events(self.directory)[0] if event.kind in _CHANGES]
+        if changes and changes[-1].kind == RELEASED and changes[-1].after == entry.number:
+            self._append(APPLIED_AGAIN, entry.policy, why, entry.number)
+
+    def _time(self) -> str:
+        return self.now().strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _files(self) -> list[tuple[int, Path]]:
         """Return number and path of the entries' files, by number."""
@@ -225,10 +267,10 @@ class History:
                     path.unlink()
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        """Hold the lock on the directory, which all network namespaces share. Waits."""
+    def _locked(self, wait: float | None = None) -> Iterator[None]:
+        """Hold the lock on the directory, which all network namespaces share. `wait` as for `exclusive_lock`."""
         make_directory(self.directory)
-        with exclusive_lock(self.directory):
+        with exclusive_lock(self.directory, wait):
             yield
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Moved routes: the routes that `watch` moved into uplinks' tables, recorded so that they can be put back.
+"""Moved routes: those that `watch` moved, or `apply` copied, into uplinks' tables, recorded to be put back.
 
 The record has the route as it was. Whether it still is a route of this network says its copy in the uplink's table:
 the kernel deletes that with the device or the address. The record lies in a directory of its own, since `watch` takes
@@ -148,6 +148,10 @@ def restore_routes(access: RouteMover, file: MovedRouteFile, uplink_devices: Col
         if moved.is_copied and not copies:
             continue
         lifetimes = [copy.route.expires for copy in copies if copy.route.expires is not None]
+        if any(each.route == moved.original.route for each in listing.routes):  # `apply` only copied it
+            for copy in copies:
+                access.delete(copy)
+            continue
         has_sibling = any(other.is_beside(moved) for other in due)
         if code := access.restore(moved.original, max(lifetimes, default=None), has_sibling):
             warnings.append(f"route not put back: {text}: {os.strerror(code)}")

@@ -17,11 +17,14 @@ from ...netstate.nft import Table
 from ...netstate.operations import NftOperation, NftTransaction
 from ...policy.errors import PolicyError
 from ...policy.objects import Policy
+from .connected_routes import copy_connected_routes
 from .errors import PolicyNotProved
 from .executor import PlannedChange, apply_change, plan_change, plan_release, run_release
 from .history import current_history as history
+from .history_events import RELEASED
 from .journal import InterruptedChange, PolicySource
 from .moved_routes import MovedRouteFile, RestoredRoutes, restore_routes
+from .route_placement import uplink_tables
 from .state_dir import StateDir
 from .step_text import plan_lines
 
@@ -176,8 +179,8 @@ class PolicyApplier:
         if not checked.step_count:
             self._unblock()
             self.state_dir.journal.clear()
-            warnings = tuple(self._record(target, why, repeats, begun))
-            restored = self._restore_routes(target)
+            warnings = (*self._copy_routes(target), *self._record(checked, target, why, repeats, begun))
+            restored = self._restore_routes(target.policy if target is not None else None)
             return ChangeReport((*warnings, *restored.warnings), restored.lines)
         before = self.state_dir.policy()
         if before is None and checked.interrupted is not None:
@@ -187,22 +190,39 @@ class PolicyApplier:
             self._sweep_flows(checked, target) as flows,
             self.state_dir.journal.record(checked.step_count, before, after) as writer,
         ):
-            remaining: list[str] = []
+            remaining = self._copy_routes(target)  # before a rule selects the table, so that no reply is refused
             if target is None:
                 missing = run_release(self.kernel, checked.planned.plan, self.state_dir, writer.count_step)
                 steps = (line.strip() for line in plan_lines(missing) if not line.endswith(":"))
-                remaining = [f"the kernel refused: {step}" for step in steps]
+                remaining += [f"the kernel refused: {step}" for step in steps]
             else:
-                apply_change(self.kernel, checked.planned, self.state_dir, writer.count_step)
+                try:
+                    apply_change(self.kernel, checked.planned, self.state_dir, writer.count_step)
+                except BaseException:
+                    self._restore_routes(checked.previous)
+                    raise
             self._unblock()
-            warnings = (*remaining, *self._record(target, why, repeats, begun))
-        restored = self._restore_routes(target)
+            warnings = (*remaining, *self._record(checked, target, why, repeats, begun))
+        restored = self._restore_routes(target.policy if target is not None else None)
         cleanup = self._close_stale(checked.previous, target.policy if target is not None else None)
         return ChangeReport((*warnings, *restored.warnings), (*flows(), *restored.lines, *cleanup))
 
-    def _restore_routes(self, target: TargetPolicy | None) -> RestoredRoutes:
-        """Put back the routes that `watch` moved, as far as their devices are of no uplink now."""
-        uplinks = target.policy.uplink.values() if target is not None else ()
+    def _copy_routes(self, target: TargetPolicy | None) -> list[str]:
+        """Copy the connected routes of the uplinks into their tables; return a warning if that fails."""
+        access = self.kernel.route_mover() if target is not None else None
+        if target is None or access is None:
+            return []
+        try:
+            copy_connected_routes(access, uplink_tables(target.policy), MovedRouteFile(self.state_dir.directory))
+        except OSError as error:
+            return [f"connected routes were not copied into the uplinks' tables: {error.strerror}"]
+        finally:
+            access.close()
+        return []
+
+    def _restore_routes(self, policy: Policy | None) -> RestoredRoutes:
+        """Put back the routes that `watch` moved or `apply` copied, as far as their devices are of no uplink now."""
+        uplinks = policy.uplink.values() if policy is not None else ()
         access = self.kernel.route_mover()
         if access is None:
             return RestoredRoutes()
@@ -254,12 +274,14 @@ class PolicyApplier:
 
     def _record(
         self,
+        checked: CheckedPlan,
         target: TargetPolicy | None,
         why: str,
         repeats: int | None,
         begun: float,
     ) -> Iterator[str]:
-        """Save the policy in force and add it to the history; yield a warning for each failure."""
+        """Save the policy in force and add it, or the release, to the history; yield a warning for each failure."""
+        is_release = target is None and (checked.step_count > 0 or self.state_dir.policy() is not None)
         try:
             if target is None:
                 self.state_dir.clear()
@@ -270,9 +292,11 @@ class PolicyApplier:
                 f"{self.state_dir.directory}: cannot be written ({error.strerror}); "
                 "pass the policy file to 'nftpolicy status' from now on"
             )
-        if target is None:
-            return
         try:
+            if is_release:
+                history(self.state_dir).add_event(RELEASED, checked.previous.name if checked.previous else "", why)
+            if target is None:
+                return
             history(self.state_dir).add(
                 target.policy.name,
                 *target.source,
@@ -282,7 +306,8 @@ class PolicyApplier:
                 repeats=repeats,
             )
         except OSError as error:
-            yield (f"the history cannot be written ({error.strerror}); 'nftpolicy rollback' will not find this policy")
+            missing = "'nftpolicy rollback' will not find this policy" if target else "it lacks this release"
+            yield f"the history cannot be written ({error.strerror}); {missing}"
 
 
 def first_failures(orders: Iterable[ProvedOrder]) -> Iterator[tuple[ProvedOrder, int, StateProof]]:

@@ -19,6 +19,7 @@ from attrs import evolve, frozen
 
 from ...exceptions import NftpolicyError
 from ...integration.systemd_units import POLICY_PATH
+from ...policy.objects import Policy
 from ..paths import under_root
 from .boot_guard import BootGuard
 from .init_systems import Command, InitSystem, detect_init, instance_pattern
@@ -62,7 +63,7 @@ class InstallPlan:
 
     `units`: the files of `init`, path on the system -> text; `boot_guard`: the boot guard;
     `policy_content`: the content to write to the path `policy_path`, None if that file stays as it
-    is; `resolver_uplinks`: the uplinks with a resolver.
+    is; `resolver_uplinks`: the uplinks with a resolver; `policy`: the policy, None without one.
     """
 
     init: InitSystem
@@ -71,6 +72,7 @@ class InstallPlan:
     policy_content: bytes | None = None
     policy_path: str = POLICY_PATH
     resolver_uplinks: tuple[str, ...] = ()
+    policy: Policy | None = None
 
     @property
     def units_to_start(self) -> tuple[str, ...]:

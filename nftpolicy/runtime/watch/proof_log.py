@@ -20,11 +20,11 @@ class ProofLog:
 
     def __init__(self, environment: Environment) -> None:
         self._environment = environment
-        self._logged: object = None
         self.clear()
 
     def clear(self) -> None:
-        """Forget the verdict, since there is another policy."""
+        """Forget the verdict, since there is another policy. Its first verdict is logged, whatever it is."""
+        self._logged: object = None
         self.state: int | None = None
         self.verdict = ""
         self.failures: list[str] = []

@@ -232,12 +232,7 @@ def sum_drop_counters(counters: CounterValues) -> int:
 
     Counters of accepted packets do not count.
     """
-    return sum(
-        value.packets for (_, _, name), value in counters.items() if not _ACCEPT_COUNTERS.intersection(name.split("."))
-    )
-
-
-_ACCEPT_COUNTERS = frozenset({"exempt", "lan", "answer"})
+    return sum(value.packets for (_, _, name), value in counters.items() if object_names.is_drop_counter(name))
 
 
 def origin_fields(author: Origin) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 """Route keeper of the watch daemon: moves new routes over an uplink into the uplink's table.
 
 It keeps uplinks usable and plays no part in confinement: the guard drops packets in spite of any
-route. The moves are decided in `route_placement`.
+route. The moves are decided in apply/route_placement.py.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from ...kernel.netlink.route_mover import MAX_ROUTES, KernelRoute, RouteListing
 from ...netstate.formats.ip_text import display_text
 from ...netstate.routing import Route
 from ...policy.objects import Network, Policy
+from ..apply import route_placement
 from ..apply.journal import PolicySource
 from ..apply.moved_routes import MovedRoute, MovedRouteFile, updated_record
+from ..apply.route_placement import MisplacedRoute, NetworkRoute, UplinkTable
 from ..apply.state_dir import Locked
 from ..rate_limiter import RateLimiter, earliest_deadline
-from . import route_placement
 from .environment import Environment, RouteAccess
 from .repair_plan import ConflictDetector
-from .route_placement import MisplacedRoute, NetworkRoute, UplinkTable
 
 # Seconds for which a connected route stays in main, so that gateways can be added through it.
 SETTLE_SECONDS = 3.0

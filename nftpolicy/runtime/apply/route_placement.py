@@ -16,14 +16,15 @@ from ipaddress import IPv6Network, ip_interface, ip_network
 
 from attrs import evolve, frozen
 
-from ...compiler.reply_routing import answered_udp_ports
+from ...compiler.reply_routing import uplinks_with_unmarked_udp
 from ...netstate.routing import RTPROT_KERNEL, RTPROT_NFTPOLICY, RTPROT_RA, TABLE_LOCAL, Route
 from ...policy.objects import Network, Policy
-from ...policy.vocabulary import PRIVATE_NETWORKS
-from ..apply.moved_routes import has_same_nexthops, route_key
+from ...policy.vocabulary import NOT_GLOBAL_NETWORKS, PRIVATE_NETWORKS
+from .moved_routes import has_same_nexthops, route_key
 
 _LINK_LOCAL = IPv6Network("fe80::/10")
 _PRIVATE = tuple(ip_network(text) for blocks in PRIVATE_NETWORKS.values() for text in blocks)
+_NOT_GLOBAL = tuple(ip_network(text) for blocks in NOT_GLOBAL_NETWORKS.values() for text in blocks)
 
 # Device -> its addresses and peer addresses, as ADDRESS/LENGTH.
 AddressesByDevice = Mapping[str, Collection[str]]
@@ -135,12 +136,14 @@ def _address_key(route: Route) -> tuple[object, ...]:
 def devices_with_unmarked_flows(policy: Policy) -> frozenset[str]:
     """Return the devices of uplinks that packets get to by an ip rule behind table main, without a mark.
 
-    These are replies over UDP, and DNS queries of services (compiler/reply_routing.py, query_routing.py).
+    These are replies over UDP, a DHCP client's renewals, and DNS queries of services (compiler/reply_routing.py,
+    query_routing.py).
     """
+    unmarked = uplinks_with_unmarked_udp(policy)
     return frozenset(
         device
-        for uplink in policy.uplink.values()
-        if uplink.resolver is not None or answered_udp_ports(uplink)
+        for name, uplink in policy.uplink.items()
+        if uplink.resolver is not None or name in unmarked
         for device in uplink.devices
     )
 
@@ -161,8 +164,9 @@ def private_networks(
 ) -> dict[Network, NetworkRoute]:
     """Return the private networks of the addresses of uplinks' devices, each with its route in main.
 
-    What is sent to one of them without the uplink's mark, such as a login to a file server, is meant for
-    that network and for no tunnel. A public prefix could be that of any host, so it is left to routing.
+    These are all networks that are not globally reachable, such as those of a carrier's NAT. What is sent
+    to one of them without the uplink's mark, such as a login to a file server, is meant for that network and
+    for no tunnel. A public prefix could be that of any host, so it is left to routing.
     A unicast route leads there if packets may leave without the mark to some host of the network:
     `reachable` has these networks by device, and the guard judges each packet. "unreachable" is an
     error at once. "throw" leaves the packet to the ip rules behind main, for the devices `unmarked`;
@@ -207,7 +211,7 @@ def _overlaps_any(network: Network, networks: Collection[Network]) -> bool:
 
 
 def _is_private(network: Network) -> bool:
-    return any(network.version == block.version and network.subnet_of(block) for block in _PRIVATE)  # type: ignore[arg-type]
+    return any(network.version == block.version and network.subnet_of(block) for block in _NOT_GLOBAL)  # type: ignore[arg-type]
 
 
 def _is_movable(route: Route) -> bool:

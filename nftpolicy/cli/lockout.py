@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Warnings of a change that stops traffic of now, and the refusal of one that may lock the user out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from .common import EXIT_BAD_INPUT, Failure, warn
+from .plain_output import plain_line
+
+if TYPE_CHECKING:
+    from ..policy.objects import Policy
+    from ..runtime.present_traffic import StoppedTraffic
+
+_MOST_TRAFFIC = 3  # lines; 'check' names all
+_TRIAL = 60  # seconds
+
+
+def warn_of_lockout(policy: Policy) -> list[str]:
+    """Warn of devices and of present traffic; return the reasons why the change may lock the user out."""
+    from ..runtime.present_traffic import describe_traffic, find_stopped_traffic
+
+    devices, is_misnamed = _device_warnings(policy)
+    live = [each for each in find_stopped_traffic(policy) if each.is_live]
+    for line in (*devices, *describe_traffic(live, _MOST_TRAFFIC)):
+        warn(plain_line(line))
+    reasons = [plain_line(reason) for reason in _session_reasons(live)]
+    # Without a terminal there is no user to ask, and at boot devices come later.
+    if is_misnamed and sys.stdin.isatty():
+        reasons.append("a device of an uplink is absent, and one in use is in no part of the policy")
+    return reasons
+
+
+def require_confirmation(reasons: list[str], command: str) -> None:
+    """Refuse a change that may lock the user out.
+
+    Raises:
+        Failure: there is a reason.
+    """
+    if reasons:
+        raise Failure(
+            f"this may lock you out: {'; '.join(reasons)}\n"
+            f"nftpolicy: nothing was changed; '{command} --confirm {_TRIAL}' undoes it after {_TRIAL} s unless "
+            "'nftpolicy confirm' follows; --yes applies it at once",
+            EXIT_BAD_INPUT,
+        )
+
+
+def _session_reasons(live: list[StoppedTraffic]) -> Iterator[str]:
+    stopped = [each for each in live if each.is_own]
+    if stopped:
+        yield f"the connection of this session stops: {stopped[0].subject}: {stopped[0].reason}"
+
+
+def _device_warnings(policy: Policy) -> tuple[tuple[str, ...], bool]:
+    from ..kernel.netlink.rtnetlink import Rtnetlink
+    from ..runtime.device_warnings import find_device_warnings
+
+    try:
+        found = find_device_warnings(policy, list(Rtnetlink().devices()))
+    except OSError:
+        return (), False
+    return found.lines, found.is_misnamed

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Devices of a policy that this machine does not have, and devices in use that the policy does not name. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from ipaddress import ip_interface
+
+from attrs import frozen
+
+from ..netstate.state import Device
+from ..policy.errors import did_you_mean
+from ..policy.objects import Policy
+from ..policy.scalars import matching_pattern
+
+
+@frozen
+class DeviceWarnings:
+    """Warnings, a line each. `is_misnamed`: an uplink's device is absent, and the policy does not name one in use."""
+
+    lines: tuple[str, ...] = ()
+    is_misnamed: bool = False
+
+
+def find_device_warnings(policy: Policy, devices: Sequence[Device]) -> DeviceWarnings:
+    """Return the warnings about absent devices of uplinks, and about unnamed devices with an address."""
+    present = {device.name for device in devices}
+    of_uplinks = {device: name for name, uplink in policy.uplink.items() for device in uplink.devices}
+    absent = {device: name for device, name in of_uplinks.items() if device not in present}
+    unnamed = {
+        device.name: device
+        for device in devices
+        if device.name not in ("lo", *of_uplinks)
+        and matching_pattern(device.name, policy.inside) is None
+        and device.up
+        and any(_is_global(text) for text in device.addresses)
+    }
+    lines = [
+        f"uplink.{name}.devices: this machine has no device {device!r} now{_hint(device, unnamed, devices)}"
+        for device, name in absent.items()
+    ]
+    for name, device in unnamed.items():
+        address = next(filter(_is_global, device.addresses))
+        lines.append(
+            f"device {name!r} ({address}) is in no part of the policy, so nothing may leave by it: add it to 'inside', "
+            "or to 'devices' of an uplink"
+        )
+    return DeviceWarnings(tuple(lines), bool(absent and unnamed))
+
+
+def _is_global(address: str) -> bool:
+    return not ip_interface(address).is_link_local
+
+
+def _hint(device: str, unnamed: Iterable[str], devices: Sequence[Device]) -> str:
+    """Return which device the policy probably means."""
+    named = next((each.name for each in devices if device in each.other_names), None)
+    if named is not None:
+        return f": it is an alternative name of {named!r}; write that"
+    words = list(unnamed)
+    near = did_you_mean(device, words)
+    return near or (f" (did you mean {' or '.join(map(repr, words))}?)" if words else "")

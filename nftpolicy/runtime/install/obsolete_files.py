@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: BSD-2-Clause
+"""Files of `netconfig` and `units` for uplinks and services that a policy no longer has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from attrs import evolve
+
+from ...integration.netconfig.registry import netconfig_files
+from ...policy.objects import Policy
+from ..paths import under_root
+from .installed_files import Manifest, read_if_exists, replace_files
+
+# Where the administrator, and programs such as netplan, configure networkd.
+_NETWORK_DIRECTORIES = ("/run/systemd/network", "/etc/systemd/network")
+# Program of `netconfig` -> its files for one device.
+_DEVICE_FILES = {
+    "networkd": re.compile(r"/etc/systemd/network/(05-nftpolicy-.*\.network|.*\.network\.d/nftpolicy\.conf)\Z"),
+    "networkmanager": re.compile(r"/etc/NetworkManager/system-connections/nftpolicy-.*\.nmconnection\Z"),
+}
+_SERVICE = re.compile(r"# Service (\S+) of policy ")
+
+
+def network_files(root: Path) -> dict[str, str]:
+    """Return path -> text of the .network files of a system, without the vendor's. Raises OSError."""
+    texts = {}
+    for directory in _NETWORK_DIRECTORIES:
+        for path in sorted(under_root(root, directory).glob("*.network")):
+            if (content := read_if_exists(path)) is not None:
+                texts[path.name] = (f"{directory}/{path.name}", content.decode(errors="replace"))
+    return dict(texts.values())
+
+
+def obsolete_netconfig_files(root: Path, policy: Policy, program: str) -> list[str]:
+    """Return the paths of the installed files for devices that this program has no settings for any more.
+
+    Raises:
+        SharedNetworkFile, Unwritable: as networkd.files.
+        ManifestDamaged, OSError: the manifest or a file cannot be read.
+    """
+    pattern = _DEVICE_FILES.get(program)
+    installed = [path for path in Manifest.read(root).files if pattern and pattern.match(path)]
+    if not installed:
+        return []
+    wanted = {file.path for file in netconfig_files(policy, program, network_files(root))}
+    return [path for path in installed if path not in wanted]
+
+
+def obsolete_files(root: Path, policy: Policy) -> list[str]:
+    """Return the paths of all installed files for devices and services that are not in the policy. Raises as above."""
+    paths = [path for program in _DEVICE_FILES for path in obsolete_netconfig_files(root, policy, program)]
+    return paths + list(_obsolete_dropins(root, policy))
+
+
+def _obsolete_dropins(root: Path, policy: Policy) -> Iterator[str]:
+    for path in Manifest.read(root).files:
+        if path.endswith(".service.d/nftpolicy.conf"):
+            header = _SERVICE.match((read_if_exists(under_root(root, path)) or b"").decode(errors="replace"))
+            if header and header[1] not in policy.service:
+                yield path
+
+
+def remove_files(root: Path, paths: Iterable[str]) -> list[Path]:
+    """Remove installed files that are unchanged, and return them; directories that are empty then, too.
+
+    Raises ManifestDamaged, OSError.
+    """
+    manifest = Manifest.read(root)
+    removed: Mapping[str, Path] = {
+        path: under_root(root, path)
+        for path in paths
+        if manifest.matches(path, read_if_exists(under_root(root, path)) or b"")
+    }
+    for target in removed.values():
+        target.unlink()
+        if target.parent.name.endswith(".d"):
+            with suppress(OSError):
+                target.parent.rmdir()  # if it is empty
+    if removed:
+        remaining = {path: digest for path, digest in manifest.files.items() if path not in removed}
+        with replace_files(evolve(manifest, files=remaining).as_files()):
+            pass
+    return list(removed.values())
