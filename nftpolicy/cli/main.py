@@ -19,8 +19,8 @@ from .plain_output import OutputLost, flush_streams, plain_line, plain_streams
 # Each command is a module of this package; a Python keyword has "_" appended. A module with `group`
 # has subcommands. Only the module of the given command is imported, so that start-up is quick.
 COMMANDS = (
-    "init", "check", "compile", "verify", "snapshot", "apply", "confirm", "rollback", "history", "recover", "status",
-    "wait", "explain", "guard", "netconfig", "install", "uninstall", "units", "watch", "probe",
+    "init", "check", "diff", "compile", "verify", "snapshot", "apply", "confirm", "rollback", "history", "recover",
+    "status", "wait", "explain", "guard", "netconfig", "install", "uninstall", "units", "watch", "probe",
     "release", "resolver", "run", "demo", "completion", "import",
 )  # fmt: skip
 _OLD_NAMES = {"settings": "netconfig"}  # accepted until 0.3, not listed by --help

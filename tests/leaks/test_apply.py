@@ -361,7 +361,7 @@ def test_apply_restores_removed_object(fresh: Guarded) -> None:
     for number, break_it in enumerate(damage):
         break_it()
         seen = fresh.nftpolicy("status", "--json", check=False)
-        assert (seen.returncode, json.loads(seen.stdout)["as_expected"]) == (1, False), number
+        assert (seen.returncode, json.loads(seen.stdout)["in_force"]) == (1, False), number
         fresh.apply()
         assert everything(fresh) == good, number
     assert fresh.nftpolicy("status", check=False).returncode == 0
