@@ -173,7 +173,12 @@ def answers():
         tuple
     )
     plain = (named | ports().map(str)).map(scalars.parse_answer)
-    return st.builds(lambda answer, source: evolve(answer, source=source), plain, sources)
+
+    def narrowed(answer, source, exclusive):
+        is_udp = answer.port is not None and answer.port.protocol == "udp"
+        return evolve(answer, source=source, exclusive=exclusive and is_udp)
+
+    return st.builds(narrowed, plain, sources, st.booleans())
 
 
 @st.composite
@@ -264,6 +269,22 @@ def markings(how):
     return way | st.booleans().map(lambda confine: {"marks": "cgroup", "confine": confine})
 
 
+def _without_shared_exclusive(uplinks):
+    """Return the uplinks; a port that another one answers too is exclusive to none."""
+
+    def is_shared(name, answer):
+        others = (one.port for key, uplink in uplinks.items() if key != name for one in uplink.answer)
+        return answer.exclusive and any(port and port.overlaps(answer.port) for port in others)
+
+    return {
+        name: evolve(
+            uplink,
+            answer=tuple(evolve(one, exclusive=one.exclusive and not is_shared(name, one)) for one in uplink.answer),
+        )
+        for name, uplink in uplinks.items()
+    }
+
+
 @st.composite
 def policies(draw, device=None, most_uplinks=3, most_services=4):
     """Generate a valid policy. `device`: a strategy for the uplinks' devices."""
@@ -288,7 +309,8 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
     held = draw(st.dictionaries(names(), services(wanted), max_size=most_services))
     # What draws can't easily keep apart is left out: better than to throw the whole policy away.
     outside = [one for one in inside if not any(validate.matching_pattern(dev, (one,)) for dev in owned)]
-    policy = Policy(draw(names()), tuple(outside), uplinks, {})
+    policy = Policy(draw(names()), tuple(outside), _without_shared_exclusive(uplinks), {})
+    uplinks = policy.uplink
     for name, service in held.items():
         larger = Policy(policy.name, policy.inside, uplinks, {**policy.service, name: service})
         policy = larger if not any(validate.find_faults(larger)) else policy
@@ -401,7 +423,10 @@ def _uplink(uplink):
 
 def _answer(answer):
     name = _quoted(answer.name)
-    return f"{{ name = {name}, source = {_list(answer.source)} }}" if answer.source else name
+    keys = [f"name = {name}"]
+    keys += [f"source = {_list(answer.source)}"] if answer.source else []
+    keys += ["exclusive = true"] if answer.exclusive else []
+    return f"{{ {', '.join(keys)} }}" if keys[1:] else name
 
 
 def _resolver(resolver):

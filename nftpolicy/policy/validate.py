@@ -16,6 +16,7 @@ from .objects import (
     Lan,
     Network,
     Policy,
+    Port,
     Publish,
     Service,
     service_cgroup,
@@ -159,6 +160,18 @@ def _answers(policy: Policy) -> Iterator[PolicyFault]:
                 if not has_hosts(network):
                     path: KeyPath = ("uplink", name, "answer", index, "source", number)
                     yield path, f"no request arrives from {network} (loopback, groups, unspecified); remove it"
+            if answer.exclusive:
+                yield from _exclusive_port(policy, name, index, answer.port)
+
+
+def _exclusive_port(policy: Policy, name: str, index: int, port: Port | None) -> Iterator[PolicyFault]:
+    path: KeyPath = ("uplink", name, "answer", index, "exclusive")
+    if port is None or port.protocol != "udp":
+        yield path, "is only for UDP ports: other replies leave by the uplink of their request in any case"
+        return
+    for other, uplink in policy.uplink.items():
+        if other != name and any(answer.port and answer.port.overlaps(port) for answer in uplink.answer):
+            yield path, f"uplink {other!r} answers {port} too; give each uplink a port of its own, or bind the server"
 
 
 def _addresses(policy: Policy) -> Iterator[PolicyFault]:

@@ -158,6 +158,8 @@ class TrafficJudge:
         if answering and is_unbound and not self.selects_source(each):
             first = self.policy.uplink[answering[0]].devices[0]  # its table is looked up first
             for name in answering:
+                if is_answered(self.policy.uplink[name], each, exclusive=True):
+                    continue
                 device = self._default_elsewhere(each, name) or (first if name != answering[0] else None)
                 if device is not None:
                     yield StoppedTraffic(self._owner(each), str(each), _misrouted(name, device), is_live=False)

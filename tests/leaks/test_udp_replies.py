@@ -178,3 +178,31 @@ def test_answer_to_broadcast_does_not_go_inside(made: Guarded) -> None:
     assert not goes_inside()
     with made.off():
         assert goes_inside(), "inconclusive: the answer does not go inside without the policy either"
+
+
+def test_wildcard_server_replies_from_exclusive_port(made: Guarded) -> None:
+    text = made.file.read_text()
+    plain = f'"udp/{SERVICE}"'
+    assert text.count(plain) == 1
+    for family in at.FAMILIES:
+        with exchange(made, family, WILDCARD, default=True) as without:
+            without.ask()
+            assert without.reply() == LOST, "the control: without the word"
+    made.file.write_text(text.replace(plain, f"{{ name = {plain}, exclusive = true }}"))
+    made.apply()
+    try:
+        for family in at.FAMILIES:
+            with exchange(made, family, WILDCARD, default=True) as one, watching(made.lab) as watch:
+                for _ in range(2):
+                    one.ask()
+                    assert one.reply() == WAN
+                with made.lab.client.socket(DOMAIN[family], DATAGRAM) as inside:
+                    inside.settimeout(limit(5))
+                    inside.bind((at.CLIENT_ADDRESS[family], 0))
+                    one.server.sendto(b"to a network inside", inside.getsockname()[:2])
+                    assert inside.recv(100) == b"to a network inside"
+                assert watch.unmarked == 0
+        assert made.nftpolicy("verify", "--live").stdout.startswith("proved")
+    finally:
+        made.file.write_text(text)
+        made.apply()
