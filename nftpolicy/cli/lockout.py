@@ -59,7 +59,7 @@ def _device_warnings(policy: Policy) -> tuple[tuple[str, ...], bool]:
     from ..runtime.device_warnings import find_device_warnings
 
     try:
-        found = find_device_warnings(policy, list(Rtnetlink().devices()))
+        warnings = find_device_warnings(policy, list(Rtnetlink().devices()))
     except OSError:
         return (), False
-    return found.lines, found.is_misnamed
+    return warnings.lines, warnings.is_misnamed
