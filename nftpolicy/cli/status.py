@@ -17,6 +17,7 @@ from attrs import evolve
 
 from ..policy.objects import Policy
 from .common import (
+    EXIT_BAD_INPUT,
     EXIT_OUTPUT_CLOSED,
     EXIT_REFUTED,
     applied_policy,
@@ -49,7 +50,7 @@ def command(
     """Show if the policy is in force, with counters and sockets.
 
     Exits with 1 if it is not: if guard, ip rules, routes or sysctls differ from it, if the uplinks are blocked, or if a
-    foreign ip rule starves the services.
+    foreign ip rule starves the services. Exits with 2 if no policy is applied.
     """
     kernel = this_kernel()
     if is_live:
@@ -68,6 +69,8 @@ def command(
     sys.stdout.flush()  # an error of standard output comes alone
     for line in warning_lines(report):
         warn(line)
+    if report.comparison is None:
+        raise typer.Exit(EXIT_BAD_INPUT)  # not 1: what applies a policy again after damage must not undo a release
     if not report.is_in_force:
         raise typer.Exit(EXIT_REFUTED)
 

@@ -24,9 +24,9 @@ from .apply.pending_confirm import FAILED, ConfirmError, PendingConfirm, read_pe
 from .apply.state_dir import Locked, StateDir
 from .apply.watch_record import WatchRecord, read_watch_record
 from .boot_state import BootState, read_boot_state
-from .file_lock import is_locked
-from .resolver.servers_file import lock_path, resolver_directory
+from .device_warnings import find_device_warnings
 from .services.readiness import link_problems
+from .services.resolver_sockets import uplinks_without_resolver
 from .status import Status, read_status
 
 JSON_VERSION = 1  # nftpolicy-status(1) describes the keys
@@ -152,7 +152,8 @@ def read_report(kernel: Kernel, source: tuple[Policy, PolicyText] | None, state_
         return report
     policy, text = source
     comparison = read_status(kernel, policy, plan_change(kernel, policy, state_dir))
-    report = evolve(report, uplinks=read_uplinks(policy, state_dir))
+    unnamed = find_device_warnings(policy, list(Rtnetlink().devices())).unnamed
+    report = evolve(report, uplinks=read_uplinks(kernel, policy), warnings=(*report.warnings, *unnamed))
     last = state_dir.policy()
     if last is not None and last[1] == text.text.encode():
         report = evolve(report, since=state_dir.applied_at())
@@ -168,18 +169,15 @@ def read_report(kernel: Kernel, source: tuple[Policy, PolicyText] | None, state_
     return evolve(report, comparison=comparison)
 
 
-def read_uplinks(policy: Policy, state_dir: StateDir) -> dict[str, UplinkState]:
+def read_uplinks(kernel: Kernel, policy: Policy) -> dict[str, UplinkState]:
     """Return the state of each uplink, from its devices, addresses, routes and resolver."""
-    routes = [route for family in (4, 6) for route in Rtnetlink().routes(family)]
+    routes = [route for family in kernel.ip_families() for route in Rtnetlink().routes(family)]
+    without_resolver = uplinks_without_resolver(kernel, policy)
     states = {}
     for name, uplink in policy.uplink.items():
         table = [route for route in routes if route.table == uplink.table]
         problems = link_problems(uplink, link_states(uplink.devices), table, needs_default_route(policy, name))
-        runs = None
-        if uplink.resolver is not None:
-            runs = False
-            with suppress(OSError):
-                runs = is_locked(lock_path(resolver_directory(state_dir.directory, name)))
+        runs = None if uplink.resolver is None else name not in without_resolver
         states[name] = UplinkState(tuple(problems), runs)
     return states
 

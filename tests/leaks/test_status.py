@@ -93,7 +93,7 @@ def test_live_status_follows_flush_and_release(made: Guarded) -> None:
     wait_until(lambda: "not in force: released 20" in log.read_text(), 20, "the release")
     live.send_signal(signal.SIGINT)
     assert live.wait(limit(20)) == 0
-    assert status(made)[:1] == (1,)
+    assert status(made)[:1] == (2,)
     assert history(made)[-1] == "released"
     made.apply()
     assert history(made)[-1] == "applied again"
