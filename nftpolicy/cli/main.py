@@ -155,9 +155,12 @@ def _typer_application(arguments: list[str]) -> Any:
     from .options import print_version
     from .parameters import GroupedCommand, OrderedGroup, help_settings, readable_command
 
+    class AllCommands(OrderedGroup):
+        names = COMMANDS
+
     app = typer.Typer(
         name="nftpolicy",
-        cls=OrderedGroup,
+        cls=AllCommands,
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,

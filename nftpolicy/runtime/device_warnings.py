@@ -16,10 +16,14 @@ from ..policy.scalars import matching_pattern
 
 @frozen
 class DeviceWarnings:
-    """Warnings, a line each. `is_misnamed`: an uplink's device is absent, and the policy does not name one in use."""
+    """Warnings, a line each; `unnamed` are those about devices in use that the policy does not name.
+
+    `is_misnamed`: an uplink's device is absent, and the policy does not name one in use.
+    """
 
     lines: tuple[str, ...] = ()
     is_misnamed: bool = False
+    unnamed: tuple[str, ...] = ()
 
 
 def find_device_warnings(
@@ -45,13 +49,12 @@ def find_device_warnings(
         f"uplink.{name}.devices: this machine has no device {device!r} now{_hint(device, candidates, devices)}"
         for device, name in absent.items()
     ]
-    for name, device in unnamed.items():
-        address = next(filter(_is_global, device.addresses))
-        lines.append(
-            f"device {name!r} ({address}) is in no part of the policy, so nothing may leave by it: add it to 'inside', "
-            "or to 'devices' of an uplink"
-        )
-    return DeviceWarnings(tuple(lines), bool(absent and unnamed))
+    unnamed_lines = [
+        f"device {name!r} ({next(filter(_is_global, device.addresses))}) is in no part of the policy, so nothing may "
+        "leave by it: add it to 'inside', or to 'devices' of an uplink"
+        for name, device in unnamed.items()
+    ]
+    return DeviceWarnings((*lines, *unnamed_lines), bool(absent and unnamed), tuple(unnamed_lines))
 
 
 def _is_global(address: str) -> bool:

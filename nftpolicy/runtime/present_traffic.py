@@ -43,6 +43,8 @@ _ANSWER_WORDS = {text: name for name, text in NAMED_ANSWERS.items()}
 _EXEMPTION_OF_FRAME = {ethertype: word for word, each in EXEMPTION_MATCHES.items() for ethertype in each.frames}
 # Programs whose sockets get frames of all types, and that send those of one.
 _EXEMPTION_OF_PROGRAM = {"lldpd": "lldp"}
+# Ports of clients whose packets an exemption of this name covers.
+_CLIENT_PORTS = {68: "dhcpv4", 546: "dhcpv6"}
 _ALL_FRAMES, _IP_FRAMES = 3, frozenset({0x0800, 0x86DD, 0x0806})  # include/uapi/linux/if_ether.h
 
 EgressDevice = Callable[[InetSocket], str | None]
@@ -143,7 +145,8 @@ class TrafficJudge:
         """Yield what becomes of the requests that arrive by uplinks at a listening or unconnected socket."""
         if each.protocol != TCP and each.sport >= _FIRST_CLIENT_PORT:
             return
-        names = self._served_uplinks(each)
+        client = _CLIENT_PORTS.get(each.sport) if each.protocol == UDP else None
+        names = [name for name in self._served_uplinks(each) if client not in self.policy.uplink[name].exempt]
         answering = [name for name in names if is_answered(self.policy.uplink[name], each)]
         if names and not any(
             may_leave_unmarked(self.policy, name, each, None) or _is_published(self.policy, name, _port(each))
@@ -155,6 +158,8 @@ class TrafficJudge:
         if answering and is_unbound and not self.selects_source(each):
             first = self.policy.uplink[answering[0]].devices[0]  # its table is looked up first
             for name in answering:
+                if is_answered(self.policy.uplink[name], each, exclusive=True):
+                    continue
                 device = self._default_elsewhere(each, name) or (first if name != answering[0] else None)
                 if device is not None:
                     yield StoppedTraffic(self._owner(each), str(each), _misrouted(name, device), is_live=False)

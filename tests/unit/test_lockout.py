@@ -20,6 +20,7 @@ from nftpolicy.runtime.apply.reply_routes import has_route, routed_networks
 from nftpolicy.runtime.boot_state import BootState
 from nftpolicy.runtime.device_warnings import find_device_warnings
 from nftpolicy.runtime.own_session import session_test
+from nftpolicy.runtime.services import resolver_sockets
 from tests.unit.test_present_traffic import inet_socket
 
 POLICY = load(
@@ -122,7 +123,7 @@ def test_refusal_names_both_options():
 def inactive(monkeypatch, boot=BootState(), tables=(), ppid=999):
     monkeypatch.setattr("nftpolicy.runtime.boot_state.read_boot_state", lambda: boot)
     monkeypatch.setattr(os, "getppid", lambda: ppid)
-    monkeypatch.setattr(parts, "_uplinks_without_resolver", lambda *_: ["wan"])
+    monkeypatch.setattr(resolver_sockets, "uplinks_without_resolver", lambda *_: ["wan"])
     return list(parts.inactive_parts(FakeKernel(NetState(tables)), POLICY, "my policy.toml"))
 
 

@@ -149,6 +149,8 @@ def test_group_of_socket_decides(gid, changes, reason):
         ({"sport": 22}, None),
         ({"sport": 80}, None),  # published
         ({"sport": 161, "protocol": UDP}, "udp/161"),
+        ({"sport": 546, "protocol": UDP}, "udp/546"),
+        ({"sport": 68, "protocol": UDP, "local": "192.0.2.7"}, None),  # exempt
         ({"sport": 1900, "protocol": UDP}, None),  # answers the uplink's own network
         ({"sport": 5353, "protocol": UDP}, None),
         ({"sport": 40000, "protocol": UDP}, None),
