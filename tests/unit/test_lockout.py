@@ -87,11 +87,11 @@ def test_session_is_that_of_an_ancestor_or_of_ssh(monkeypatch):
 class Routes:
     """Routes over eth0."""
 
-    def __init__(self, *routes):
-        self._routes = [KernelRoute(route, b"") for route in routes]
+    def __init__(self, *routes, too_many=()):
+        self._listing = RouteListing([KernelRoute(route, b"") for route in routes], too_many)
 
     def list_routes(self, devices):
-        return RouteListing(self._routes)
+        return self._listing
 
     def addresses(self, devices):
         return {"eth0": ("192.0.2.2/24",)}
@@ -107,6 +107,11 @@ def test_reply_has_route_by_table_gateway_or_copy(watched):
     networks = routed_networks(access, POLICY, watched)["wan"]
     addresses = ("192.0.2.9", "198.51.100.9", "2001:db8:9::9", "fe80::9", "203.0.113.9", "10.0.0.9")
     assert [has_route(networks, each) for each in addresses] == [True, True, True, True, watched, False]
+
+
+def test_device_with_too_many_routes_counts_as_routed():
+    networks = routed_networks(Routes(too_many=(("eth0", 4),)), POLICY, False)["wan"]
+    assert has_route(networks, "203.0.113.9")
 
 
 def test_refusal_names_both_options():
