@@ -6,6 +6,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.cli import inactive_parts as parts
+from nftpolicy.cli import lockout
 from nftpolicy.cli.common import Failure
 from nftpolicy.cli.lockout import require_confirmation
 from nftpolicy.compiler.object_names import SHADOW_TABLE
@@ -123,6 +124,19 @@ def test_refusal_names_both_options():
         "this may lock you out: it stops; it is absent\nnftpolicy: nothing was changed"
     )
     assert "'nftpolicy apply p.toml --confirm 60'" in str(refused.value) and "--yes" in str(refused.value)
+
+
+def test_units_of_untried_policy_are_refused(monkeypatch):
+    starts = []
+    monkeypatch.setattr(
+        lockout, "warn_of_lockout", lambda policy, starts_watch: starts.append(starts_watch) or ["it stops"]
+    )
+    monkeypatch.setattr(lockout, "applied_policy", lambda: None)
+    with pytest.raises(Failure, match=r"'nftpolicy apply p\.toml --confirm 60', then 'nftpolicy confirm'"):
+        lockout.require_trial(POLICY, "p.toml")
+    assert starts == [True]
+    monkeypatch.setattr(lockout, "applied_policy", lambda: (POLICY, None))
+    lockout.require_trial(POLICY, "p.toml")
 
 
 def inactive(monkeypatch, boot=BootState(), tables=(), ppid=999):
