@@ -149,6 +149,7 @@ def test_endpoint_by_name_gets_group_and_resolver():
     assert policy.service["names"].group.number == 851
     assert policy.uplink["network"].resolver.sources == ("auto",)
     assert any("--unit names=wg-quick@vpn.service" in step for step in steps)
+    assert any(step.startswith("groupadd --gid 851 nftpolicy-names    #") for step in steps)
     assert any(step.startswith("setpriv --regid 851 --clear-groups wg-quick up vpn    #") for step in steps)
     assert "systemctl daemon-reload && systemctl restart wg-quick@vpn.service" in steps
 

@@ -36,6 +36,11 @@ def next_steps(facts: MachineFacts, draft: PolicyDraft, file: str) -> Iterator[s
         yield f"start anew, so that the settings above are in force: {', '.join(each.name for each in draft.tunnels)}"
     units = [f"--unit {each.name}={shlex.quote(each.unit)}" for each in draft.services if each.unit is not None]
     if units:
+        yield from (
+            f"groupadd --gid {each.group} {shlex.quote(f'nftpolicy-{each.name}')}    # systemd needs its name"
+            for each in draft.services
+            if each.unit is not None and each.group is not None
+        )
         yield f"nftpolicy units {policy} {' '.join(units)} --to /etc/systemd/system    # groups of the services"
     yield f"nftpolicy install {policy} --enable    # in force from boot"
     names = " ".join(shlex.quote(each.unit) for each in draft.services if each.unit is not None)
