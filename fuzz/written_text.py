@@ -13,8 +13,8 @@ from fuzz.hostile_text import draw_text, text_places, with_text
 from fuzz.kernel_listings import FIXTURES, load_fixture
 from fuzz.text_splitters import SPECIAL, SPLITTERS
 from nftpolicy.compiler.block import minimal_block_table
-from nftpolicy.compiler.object_names import device_chain
 from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.compiler.object_names import device_chain
 from nftpolicy.exceptions import NftpolicyError
 from nftpolicy.integration import procd, systemd_dropins, systemd_units
 from nftpolicy.integration.netconfig.registry import PROGRAMS, netconfig_files, render_files
