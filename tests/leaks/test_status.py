@@ -88,7 +88,10 @@ def test_live_status_follows_flush_and_release(made: Guarded) -> None:
     made.lab.node.run(["nft", "flush", "ruleset"])
     wait_until(lambda: "NOT in force: the guard is missing" in log.read_text(), 20, "the flush")
     code, _, warnings = status(made)
-    assert (code, f"packets may leave by any uplink: 'nftpolicy apply {POLICY}'" in warnings) == (1, True)
+    assert (code, f"packets may leave by an uplink against the policy: 'nftpolicy apply {POLICY}'" in warnings) == (
+        1,
+        True,
+    )
     made.release()
     wait_until(lambda: "not in force: released 20" in log.read_text(), 20, "the release")
     live.send_signal(signal.SIGINT)

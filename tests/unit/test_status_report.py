@@ -141,6 +141,7 @@ def test_each_warning_has_a_next_command():
     assert len(lines) == 3
     assert "'nftpolicy apply '/etc/my p.toml''" in lines[0]
     assert all("'nftpolicy " in line for line in lines)
+    assert warning_lines(report(["link guard"]))[0].startswith("frames of AF_PACKET sockets may leave by an uplink ")
     (confirm,) = warning_lines(report(trial=TRIAL))
     assert "'nftpolicy confirm'" in confirm
     reasons = warning_lines(report(is_blocked=True, block_reasons=("P1 wan refuted",)))

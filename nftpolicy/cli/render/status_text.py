@@ -132,9 +132,9 @@ def warning_lines(report: StatusReport) -> list[str]:
     if state.is_blocked:
         lines += [*(f"the uplinks are stopped: {reason}" for reason in state.block_reasons), WAY_OUT]
     elif not state.holds:
-        lines.append(
-            f"packets may leave by any uplink: 'nftpolicy apply {_file_argument(report.file)}' loads the guard"
-        )
+        packets = "frames of AF_PACKET sockets" if state.parts["guard"] else "packets"
+        command = f"nftpolicy apply {_file_argument(report.file)}"
+        lines.append(f"{packets} may leave by an uplink against the policy: '{command}' loads the guard")
     lines += [*state.notes, *report.warnings]
     if report.trial is not None and report.verdict == ON_TRIAL:
         lines.append("'nftpolicy confirm' keeps the policy, 'nftpolicy rollback' ends the trial now")
