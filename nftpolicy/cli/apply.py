@@ -97,7 +97,8 @@ def _print_meaning(checked_plan: CheckedPlan, policy: Policy) -> None:
 
     is_guarded = any(table.family == "inet" for table in checked_plan.planned.observed.tables)
     lines = diff_policies(checked_plan.previous if is_guarded else None, policy).lines
-    for line in lines[:_MOST_CHANGES]:
-        print(plain_line(line))
+    texts = [plain_line(line) for line in lines[:_MOST_CHANGES]]
     if len(lines) > _MOST_CHANGES:
-        print(f"{and_more(len(lines) - _MOST_CHANGES)}: 'nftpolicy diff' prints all", flush=True)
+        texts.append(f"{and_more(len(lines) - _MOST_CHANGES)}: 'nftpolicy diff' prints all")
+    for line in texts:
+        print(line, flush=True)  # before the warnings, and before it acts

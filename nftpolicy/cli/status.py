@@ -20,6 +20,7 @@ from .common import (
     EXIT_BAD_INPUT,
     EXIT_OUTPUT_CLOSED,
     EXIT_REFUTED,
+    Failure,
     applied_policy,
     change_errors_as_failure,
     read_policy,
@@ -54,6 +55,8 @@ def command(
     """
     kernel = this_kernel()
     if is_live:
+        if str(file) == "-":
+            raise Failure("--watch reads the policy again and again, so it cannot be standard input", EXIT_BAD_INPUT)
         gc.enable()
         _print_changes(lambda: _read(kernel, file), as_json, interval)
         return

@@ -302,8 +302,11 @@ def describe_traffic(traffic: Iterable[StoppedTraffic], most: int = _MOST_LINES)
     return lines if left <= 0 else [*lines[:most], f"stops under this policy: and {left} more"]
 
 
-def find_stopped_traffic(policy: Policy) -> list[StoppedTraffic]:
-    """Return the traffic of this machine that stops under a policy; none without root."""
+def find_stopped_traffic(policy: Policy, starts_watch: bool = False) -> list[StoppedTraffic]:
+    """Return the traffic of this machine that stops under a policy; none without root.
+
+    `starts_watch`: the watch daemon will run.
+    """
     from ..kernel.netlink.rtnetlink import RouteLookups
 
     try:
@@ -332,7 +335,7 @@ def find_stopped_traffic(policy: Policy) -> list[StoppedTraffic]:
                 route_device,
                 selects_source,
                 session_test(owners),
-                _reply_routes(policy),
+                _reply_routes(policy, starts_watch),
             )
             return [
                 *judge.stopped_sockets(sockets),
@@ -343,12 +346,12 @@ def find_stopped_traffic(policy: Policy) -> list[StoppedTraffic]:
         return []  # this kernel does not tell
 
 
-def _reply_routes(policy: Policy) -> Callable[[str, str], bool]:
+def _reply_routes(policy: Policy, starts_watch: bool) -> Callable[[str, str], bool]:
     """Return a test if the table of an uplink will have a route to an address."""
     from ..kernel.netlink.nft_counters import read_table_names
     from ..kernel.netlink.route_mover import RouteMover
 
-    is_watched = any(name == SHADOW_TABLE for _, name in read_table_names())
+    is_watched = starts_watch or any(name == SHADOW_TABLE for _, name in read_table_names())
     with closing(RouteMover()) as access:
         networks = routed_networks(access, policy, is_watched)
     return lambda uplink, address: has_route(networks[uplink], address)

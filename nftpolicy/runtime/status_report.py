@@ -88,7 +88,7 @@ class StatusReport:
 
     @property
     def leaks(self) -> int | None:
-        """Return 0 if `watch` has proved the present state; None if that is not known."""
+        """Return 0 if the last proof of a running `watch` succeeded; None if leaks are not known."""
         return 0 if self.is_in_force and self.watch is not None and self.watch.verdict == PROVED else None
 
     @property

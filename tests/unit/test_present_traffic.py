@@ -17,7 +17,7 @@ inside = ["lan0", "tun*"]
 devices = ["wan0", "wan9"]
 mark    = "1/0xf"
 table   = 51
-exempt  = ["arp", "dhcpv4", "mdns", "eapol"]
+exempt  = ["arp", "mdns", "eapol", "dhcpv4"]
 answer  = [{ name = "ssh", source = ["198.51.100.0/24"] }, "udp/5000", "tcp/8080",
            { name = "udp/5001", exclusive = true }]
 [uplink.lte]

@@ -35,6 +35,12 @@ class DraftedService:
     start: tuple[str, ...] = ()
     looks_up_names: bool = False
 
+    @property
+    def group(self) -> int | None:
+        """The number of its group, None without one."""
+        numbers = [line.removeprefix("group = ") for line in self.lines if line.startswith("group = ")]
+        return int(numbers[0]) if numbers else None
+
 
 def drafted_services(
     facts: MachineFacts, mark: Mark, tunnels: Sequence[WireguardTunnel], vpns: Sequence[VpnProgram]

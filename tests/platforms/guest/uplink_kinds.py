@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tests.guarded_lab import POLICY, Guarded
@@ -61,6 +62,10 @@ def _pppoe(node: Namespace, far: Namespace) -> None:
     """Start both ends of PPPoE, and wait for their devices."""
     common = "noauth nodetach noipdefault +ipv6 lcp-echo-interval 0"
     far.outside(f"{FOLDER}/options").write_text("noauth\nnoproxyarp\n+ipv6\nifname in0\n")
+    plugin = Path("/etc/ppp/plugins/rp-pppoe.so")  # where the server looks for it
+    if not plugin.exists():
+        plugin.parent.mkdir(parents=True, exist_ok=True)
+        plugin.symlink_to(next(Path("/usr/lib/pppd").glob("*/pppoe.so")))
     server = f"pppoe-server -F -k -I far0 -L {at.HOME[4]} -R {NODE[4]} -N 1 -O {FOLDER}/options"
     far.popen(server.split())
     node.popen(f"pppd plugin pppoe.so under0 {common} ifname {at.WAN}".split())
