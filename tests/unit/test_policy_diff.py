@@ -120,7 +120,7 @@ def test_shown_fields_exist():
         assert set(names) <= {field.name for field in attrs.fields(type(entry))}
 
 
-@settings(max_examples=8)
+@settings(max_examples=5)
 @given(policy_strategies.policies(), policy_strategies.policies())
 def test_drawn_policies_are_compared(before, after):
     assert diff_policies(before, before).lines == []
