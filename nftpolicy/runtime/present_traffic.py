@@ -263,7 +263,8 @@ def _unrouted(uplink: Uplink, name: str) -> str:
 def _misrouted(name: str, device: str) -> str:
     return (
         f"the default route gives its replies beyond the gateway of uplink {name} an address of {device}, so they are "
-        f"dropped; bind it to the uplink's address, or let it send from the address that was asked (IP_PKTINFO)"
+        "dropped; bind it to the uplink's address, let it send from the address that was asked (IP_PKTINFO), or make "
+        "the answer 'exclusive'"
     )
 
 
