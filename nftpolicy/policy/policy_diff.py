@@ -5,17 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from attrs import Attribute, fields, frozen
+from attrs import fields, frozen
 
-from .objects import Forward, Policy, Service, Uplink
+from .objects import Policy
 from .permissions import Permission, by_sender, describe_permissions, describe_traffic, permissions
 from .scalars import matching_pattern
 
-# Fields that no permission shows, by class.
-_OTHER_FIELDS = {
-    Uplink: ("mark", "table", "gateways", "addresses", "learn", "stp", "clat", "resolver"),
-    Service: ("marks", "cgroup", "confine"),
-    Forward: ("masquerade",),
+# Fields that permissions and devices show, by table; all others are changes.
+_SHOWN_FIELDS = {
+    "uplink": ("devices", "exempt", "answer"),
+    "service": ("uplink", "group", "user", "kernel", "sport", "to", "ports"),
+    "forward": ("uplink", "devices", "source", "to", "ports"),
+    "publish": ("uplink", "port", "to"),
+    "lan": ("uplink", "group", "user", "sport", "to", "ports"),
 }
 _TABLES = ("clat", "resolver")  # fields that are tables
 
@@ -93,18 +95,20 @@ def _moved_devices(before: Policy, after: Policy) -> tuple[list[str], list[str]]
 
 def _changes(before: Policy, after: Policy) -> Iterator[str]:
     """Yield the changed fields that no permission shows."""
-    for title in ("uplink", "service", "forward"):
+    for title, shown_fields in _SHOWN_FIELDS.items():
         old, new = getattr(before, title), getattr(after, title)
         for name in (each for each in new if each in old):
-            for key in _fields(type(new[name])):
-                values = getattr(old[name], key.name), getattr(new[name], key.name)
+            for key in (each.name for each in fields(type(new[name])) if each.name not in shown_fields):
+                values = getattr(old[name], key), getattr(new[name], key)
                 if values[0] != values[1]:
-                    text = f": {' -> '.join(map(_text, values))}" if key.name not in _TABLES else " differs"
-                    yield f"{title} {name}: {key.name}{text}"
-
-
-def _fields(of_class: type) -> Iterator[Attribute[object]]:
-    return (each for each in fields(of_class) if each.name in _OTHER_FIELDS[of_class])
+                    text = f": {' -> '.join(map(_text, values))}" if key not in _TABLES else " differs"
+                    yield f"{title} {name}: {key}{text}"
+    for name in (each for each in after.uplink if each in before.uplink):
+        exclusive = [
+            tuple(answer for answer in policy.uplink[name].answer if answer.exclusive) for policy in (before, after)
+        ]
+        if exclusive[0] != exclusive[1]:
+            yield f"uplink {name}: exclusive answers: {' -> '.join(map(_text, exclusive))}"
 
 
 def _text(value: object) -> str:

@@ -2,10 +2,13 @@
 
 import json
 
+import attrs
 import pytest
+from hypothesis import given, settings
 
 from nftpolicy.policy.load import load
-from nftpolicy.policy.policy_diff import diff_policies
+from nftpolicy.policy.policy_diff import _SHOWN_FIELDS, diff_policies
+from tests import policy_strategies
 from tests.unit.command_line import run_here
 
 TEXT = """
@@ -97,6 +100,11 @@ def test_first_policy_takes_all_except_permissions():
         ('"127.0.0.1:54"', '"127.0.0.1:55"', ["changes: uplink wan: resolver differs"]),
         ("group = 800", 'group = 800\nmarks = "cgroup"', ["changes: service backup: marks: itself -> cgroup"]),
         ("masquerade = true", "masquerade = false", ["changes: forward guests: masquerade: true -> false"]),
+        ('name = "ssh",', 'name = "udp/22", exclusive = true,', [
+            "loses: uplink wan: hosts in its network get answers from tcp/22 for 10.0.0.0/8",
+            "gains: uplink wan: hosts in its network get answers from udp/22 for 10.0.0.0/8",
+            "changes: uplink wan: exclusive answers: none -> udp/22 from 10.0.0.0/8",
+        ]),
         ('name = "p"', 'name = "q"', ["changes: name: p -> q"]),
         ("[service.backup]", "[service.other]", []),  # a name permits nothing
     ],
@@ -104,6 +112,22 @@ def test_first_policy_takes_all_except_permissions():
 )  # fmt: skip
 def test_change_is_described_by_its_meaning(old, new, lines):
     assert diff_policies(policy(), policy((old, new))).lines == lines
+
+
+def test_shown_fields_exist():
+    for title, names in _SHOWN_FIELDS.items():
+        (entry, *_) = getattr(policy(), title).values()
+        assert set(names) <= {field.name for field in attrs.fields(type(entry))}
+
+
+@settings(max_examples=5)
+@given(policy_strategies.policies(), policy_strategies.policies())
+def test_drawn_policies_are_compared(before, after):
+    assert diff_policies(before, before).lines == []
+    assert diff_policies(None, after).loses
+    lines = diff_policies(before, after)
+    back = diff_policies(after, before)
+    assert bool(lines.gains) == bool(back.loses) and bool(lines.loses) == bool(back.gains)
 
 
 def test_device_that_moves_between_inside_and_uplink_is_named():
