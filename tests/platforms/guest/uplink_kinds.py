@@ -95,8 +95,8 @@ KINDS: Mapping[str, Kind] = {
         ),
         devices=(_WAN, "vrf0"),
     ),
-    "gre": Kind(_gre(_WAN, *_ENDS), _gre("in0", *reversed(_ENDS)), "in0", tunnel=True),
-    "l2tp": Kind(_l2tp(_WAN, *_ENDS), _l2tp("in0", *reversed(_ENDS)), "in0", tunnel=True),
+    "gre": Kind(_gre(_WAN, *_ENDS), _gre("in0", *reversed(_ENDS)), "in0", (_WAN, "under0"), tunnel=True),
+    "l2tp": Kind(_l2tp(_WAN, *_ENDS), _l2tp("in0", *reversed(_ENDS)), "in0", (_WAN, "under0"), tunnel=True),
     "pppoe": Kind((), (), "in0", start=_pppoe),
 }
 
