@@ -35,7 +35,7 @@ OUTER = {"node": "198.51.100.2", "far": "198.51.100.1"}  # ends of tunnels
 class Kind:
     """Commands of `ip` that make the uplink at both ends, and the device at the far end that gets addresses.
 
-    `devices` are those of the uplink in the policy. `tunnel` means that the ends need addresses of their own.
+    `devices` are those of the uplink in the policy: packets of a tunnel leave by the lower one, too. `tunnel` means that the ends need addresses of their own.
     """
 
     node: tuple[str, ...]
@@ -43,6 +43,7 @@ class Kind:
     far_device: str = "far0"
     devices: tuple[str, ...] = (at.WAN,)
     tunnel: bool = False
+    keys: str = ""  # more keys of the uplink
     start: Callable[[Namespace, Namespace], None] | None = None
 
 
@@ -94,6 +95,7 @@ KINDS: Mapping[str, Kind] = {
             f"link set {_WAN} master vrf0",
         ),
         devices=(_WAN, "vrf0"),
+        keys=f"addresses = {json.dumps(list(NODE.values()))}",  # in a VRF, no device of the output has them
     ),
     "gre": Kind(_gre(_WAN, *_ENDS), _gre("in0", *reversed(_ENDS)), "in0", (_WAN, "under0"), tunnel=True),
     "l2tp": Kind(_l2tp(_WAN, *_ENDS), _l2tp("in0", *reversed(_ENDS)), "in0", (_WAN, "under0"), tunnel=True),
@@ -155,6 +157,7 @@ mark = "{MARK:#x}/0xff"
 table = 51
 exempt = ["arp", "ndp", "mld", "igmp"]
 gateways = {json.dumps(list(at.HOME.values()))}
+{kind.keys}
 
 [service.program]
 uplink = "wan"
