@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..compiler.object_names import TABLE
+from ..integration.netconfig.registry import step_back
 from .common import INSTALLED_NAME, Failure, installed_policies, this_kernel, warn
 from .install_common import InitOption, install_errors_as_failure, select_init, target_root
 from .options import DestDir
@@ -35,6 +36,8 @@ def command(
         warn(f"kept {path}: {reason}")
     if not result.removed_files:
         print("there is nothing to remove")
+    elif root == Path("/") and (step := step_back(map(str, result.removed_files))):
+        print(f"next, after 'nftpolicy release': {step}    # its routes are in the uplink's table until then")
     # The scripts of the packages show standard error alone, and remove the program then.
     if root == Path("/") and (tables := _guard_tables()):
         file = "" if len(installed_policies(root)) == 1 else " FILE"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -73,8 +74,27 @@ def command(
     print_written([f"wrote {path}" for path in written])
     for path in obsolete:
         warn(f"{path}: no service of this policy uses it any more: remove it")
+    if root == Path("/"):
+        for problem in nameless_accounts(policy):
+            warn(problem)
     if written and root == Path("/"):
         print("next: systemctl daemon-reload, and restart these services")
+
+
+def nameless_accounts(policy: Policy) -> Iterator[str]:
+    """Yield the groups and users of services that have no name here: systemd starts no unit as one of them."""
+    import grp
+    import pwd
+
+    groups = {entry.gr_gid for entry in grp.getgrall()}
+    users = {entry.pw_uid for entry in pwd.getpwall()}
+    for name, service in policy.service.items():
+        if service.user is not None:
+            if service.user.number not in users:
+                yield f"service {name}: systemd needs a name for user {service.user.number}; useradd makes one"
+        elif service.group is not None and service.group.number not in groups:
+            command = f"groupadd --gid {service.group.number} nftpolicy-{name}"
+            yield f"service {name}: systemd needs a name for group {service.group.number}: {command}"
 
 
 def _attach_programs(policy: Policy, name: str) -> None:

@@ -136,7 +136,7 @@ class Explainer:
             if is_answered and "local" not in types:
                 yield (
                     f"a reply to a request by uplink {name} needs the address that was asked: bind the server to it, "
-                    "or let it send from there (IP_PKTINFO)"
+                    "let it send from there (IP_PKTINFO), or make the answer 'exclusive'"
                 )
 
     def _name_service(self, step: TraceStep, packet: Packet) -> TraceStep:

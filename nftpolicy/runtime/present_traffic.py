@@ -43,6 +43,8 @@ _ANSWER_WORDS = {text: name for name, text in NAMED_ANSWERS.items()}
 _EXEMPTION_OF_FRAME = {ethertype: word for word, each in EXEMPTION_MATCHES.items() for ethertype in each.frames}
 # Programs whose sockets get frames of all types, and that send those of one.
 _EXEMPTION_OF_PROGRAM = {"lldpd": "lldp"}
+# Ports of clients whose packets an exemption of this name covers.
+_CLIENT_PORTS = {68: "dhcpv4", 546: "dhcpv6"}
 _ALL_FRAMES, _IP_FRAMES = 3, frozenset({0x0800, 0x86DD, 0x0806})  # include/uapi/linux/if_ether.h
 
 EgressDevice = Callable[[InetSocket], str | None]
@@ -143,7 +145,8 @@ class TrafficJudge:
         """Yield what becomes of the requests that arrive by uplinks at a listening or unconnected socket."""
         if each.protocol != TCP and each.sport >= _FIRST_CLIENT_PORT:
             return
-        names = self._served_uplinks(each)
+        client = _CLIENT_PORTS.get(each.sport) if each.protocol == UDP else None
+        names = [name for name in self._served_uplinks(each) if client not in self.policy.uplink[name].exempt]
         answering = [name for name in names if is_answered(self.policy.uplink[name], each)]
         if names and not any(
             may_leave_unmarked(self.policy, name, each, None) or _is_published(self.policy, name, _port(each))
@@ -155,6 +158,8 @@ class TrafficJudge:
         if answering and is_unbound and not self.selects_source(each):
             first = self.policy.uplink[answering[0]].devices[0]  # its table is looked up first
             for name in answering:
+                if is_answered(self.policy.uplink[name], each, exclusive=True):
+                    continue
                 device = self._default_elsewhere(each, name) or (first if name != answering[0] else None)
                 if device is not None:
                     yield StoppedTraffic(self._owner(each), str(each), _misrouted(name, device), is_live=False)
@@ -258,7 +263,8 @@ def _unrouted(uplink: Uplink, name: str) -> str:
 def _misrouted(name: str, device: str) -> str:
     return (
         f"the default route gives its replies beyond the gateway of uplink {name} an address of {device}, so they are "
-        f"dropped; bind it to the uplink's address, or let it send from the address that was asked (IP_PKTINFO)"
+        "dropped; bind it to the uplink's address, let it send from the address that was asked (IP_PKTINFO), or make "
+        "the answer 'exclusive'"
     )
 
 
@@ -296,8 +302,11 @@ def describe_traffic(traffic: Iterable[StoppedTraffic], most: int = _MOST_LINES)
     return lines if left <= 0 else [*lines[:most], f"stops under this policy: and {left} more"]
 
 
-def find_stopped_traffic(policy: Policy) -> list[StoppedTraffic]:
-    """Return the traffic of this machine that stops under a policy; none without root."""
+def find_stopped_traffic(policy: Policy, starts_watch: bool = False) -> list[StoppedTraffic]:
+    """Return the traffic of this machine that stops under a policy; none without root.
+
+    `starts_watch`: the watch daemon will run.
+    """
     from ..kernel.netlink.rtnetlink import RouteLookups
 
     try:
@@ -326,7 +335,7 @@ def find_stopped_traffic(policy: Policy) -> list[StoppedTraffic]:
                 route_device,
                 selects_source,
                 session_test(owners),
-                _reply_routes(policy),
+                _reply_routes(policy, starts_watch),
             )
             return [
                 *judge.stopped_sockets(sockets),
@@ -337,12 +346,12 @@ def find_stopped_traffic(policy: Policy) -> list[StoppedTraffic]:
         return []  # this kernel does not tell
 
 
-def _reply_routes(policy: Policy) -> Callable[[str, str], bool]:
+def _reply_routes(policy: Policy, starts_watch: bool) -> Callable[[str, str], bool]:
     """Return a test if the table of an uplink will have a route to an address."""
     from ..kernel.netlink.nft_counters import read_table_names
     from ..kernel.netlink.route_mover import RouteMover
 
-    is_watched = any(name == SHADOW_TABLE for _, name in read_table_names())
+    is_watched = starts_watch or any(name == SHADOW_TABLE for _, name in read_table_names())
     with closing(RouteMover()) as access:
         networks = routed_networks(access, policy, is_watched)
     return lambda uplink, address: has_route(networks[uplink], address)

@@ -19,7 +19,7 @@ _LIST = ".packages"  # in the root directory: the packages that were installed
 _MAKE = """
 set -eu
 rm -rf "$root.new"
-debootstrap --variant=minbase "$suite" "$root.new" ${mirror:+"$mirror"}
+debootstrap --variant="$variant" "$suite" "$root.new" ${mirror:+"$mirror"}
 mv "$root.new" "$root"
 """
 _INSTALL = """
@@ -44,20 +44,24 @@ def missing() -> list[str]:
     return lacks + (["root"] if os.geteuid() else [])
 
 
-def debian_root(cache: Path, packages: Iterable[str], mirror: str | None, suite: str = SUITE) -> Path:
-    """Return a root directory of a release in `cache` that has these packages; it is made, or completed, if it has to be.
+def debian_root(
+    cache: Path, packages: Iterable[str], mirror: str | None, suite: str = SUITE, base: Iterable[str] | None = None
+) -> Path:
+    """Return a root directory in `cache` that has these packages; it is made, or completed, if it has to be.
 
-    `mirror` is an address for debootstrap, None for its own. Raises subprocess.CalledProcessError; the output of
+    `mirror` is an address for debootstrap, None for its own; `base` replaces the packages that nftpolicy and the checks
+    need: then it is a standard installation of the release. Raises subprocess.CalledProcessError; the output of
     debootstrap and apt-get goes to standard error.
     """
     cache.mkdir(parents=True, exist_ok=True)
     root = cache / suite
+    variant = "minbase" if base is None else "-"
     with (cache / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not root.exists():
-            run(_MAKE, {"root": str(root), "suite": suite, "mirror": mirror or ""})
+            run(_MAKE, {"root": str(root), "suite": suite, "variant": variant, "mirror": mirror or ""})
         installed = set((root / _LIST).read_text().split()) if (root / _LIST).exists() else set()
-        if absent := sorted({*_BASE, *packages} - installed):
+        if absent := sorted({*(_BASE if base is None else base), *packages} - installed):
             run(_INSTALL, {"root": str(root)}, *absent)
             (root / _LIST).write_text("\n".join(sorted({*installed, *absent})))
     return root

@@ -28,8 +28,8 @@ exec >"$OUT" 2>&1
 mount --make-rprivate /
 mount -t tmpfs -o mode=755,size="$SIZE" tmpfs "$root"
 if [ "$SYSTEM" ]; then
-    mkdir "$root/upper" "$root/work"
-    mount -t overlay -o lowerdir="$SYSTEM",upperdir="$root/upper",workdir="$root/work" overlay "$root"
+    mkdir -p "${DISK:=$root}/upper" "$DISK/work"
+    mount -t overlay -o lowerdir="$SYSTEM",upperdir="$DISK/upper",workdir="$DISK/work" overlay "$root"
 fi
 cd "$root"
 mkdir -p usr etc/systemd/system var/lib var/log run tmp proc sys dev root var/tmp "./$SHARE" opt/share put
@@ -139,12 +139,14 @@ def booted(
     seconds: float,
     system: Path | None = None,
     network: Namespace | None = None,
+    disk: Path | None = None,
 ) -> Iterator[Machine]:
     """Start a machine, and yield it when the file `until` exists.
 
     `folder` is for temporary files; `share` is visible inside at the same path, and as /opt/share. `files` (path ->
     text) are put into it; `prepare` is a part of a shell script that runs outside, in its root directory, before the
     start. `system` is another root directory, which stays as it is. `network` lends its network namespace.
+    `disk` is a directory for what the machine writes into `system`, which a second start finds again; None: in memory.
     Raises TimeoutError with the output.
     """
     made = folder / "files"
@@ -175,6 +177,7 @@ def booted(
         "SHARE": str(share),
         "FILES": str(made),
         "SYSTEM": str(system or ""),
+        "DISK": str(disk or ""),
         "SIZE": "1g" if system else "64m",
         "PROGRAM_PATH": os.environ["PATH"],
     }

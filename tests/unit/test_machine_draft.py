@@ -149,6 +149,7 @@ def test_endpoint_by_name_gets_group_and_resolver():
     assert policy.service["names"].group.number == 851
     assert policy.uplink["network"].resolver.sources == ("auto",)
     assert any("--unit names=wg-quick@vpn.service" in step for step in steps)
+    assert any(step.startswith("groupadd --gid 851 nftpolicy-names    #") for step in steps)
     assert any(step.startswith("setpriv --regid 851 --clear-groups wg-quick up vpn    #") for step in steps)
     assert "systemctl daemon-reload && systemctl restart wg-quick@vpn.service" in steps
 
@@ -282,11 +283,12 @@ def test_published_port_never_takes_the_port_of_the_session():
 
 
 def test_routes_are_copied_where_no_network_manager_is_known():
-    steps = drafted(MANAGEMENT, requested=["eth1"])[2]
-    assert any(step.startswith("ip route add 198.51.100.0/24 dev eth1 table 51    #") for step in steps)
+    steps = drafted(SERVER)[2]
+    assert any(step.startswith("ip -4 route add default via ") and " table 51    #" in step for step in steps)
+    assert not any(step.startswith("ip ") for step in drafted(MANAGEMENT, requested=["eth1"])[2])  # 'apply' copies it
     steps = drafted(evolve(MANAGEMENT, manager="networkd"))[2]
     assert any("netconfig nftpolicy.toml --for networkd --to /" in step for step in steps)
-    assert not any(step.startswith("ip route") for step in steps)
+    assert not any(step.startswith("ip ") for step in steps)
 
 
 WG_TEXT = """

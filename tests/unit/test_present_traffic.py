@@ -17,8 +17,9 @@ inside = ["lan0", "tun*"]
 devices = ["wan0", "wan9"]
 mark    = "1/0xf"
 table   = 51
-exempt  = ["arp", "mdns", "eapol"]
-answer  = [{ name = "ssh", source = ["198.51.100.0/24"] }, "udp/5000", "tcp/8080"]
+exempt  = ["arp", "mdns", "eapol", "dhcpv4"]
+answer  = [{ name = "ssh", source = ["198.51.100.0/24"] }, "udp/5000", "tcp/8080",
+           { name = "udp/5001", exclusive = true }]
 [uplink.lte]
 devices = ["lte0"]
 mark    = "2/0xf"
@@ -149,6 +150,8 @@ def test_group_of_socket_decides(gid, changes, reason):
         ({"sport": 22}, None),
         ({"sport": 80}, None),  # published
         ({"sport": 161, "protocol": UDP}, "udp/161"),
+        ({"sport": 546, "protocol": UDP}, "udp/546"),
+        ({"sport": 68, "protocol": UDP, "local": "192.0.2.7"}, None),  # exempt
         ({"sport": 1900, "protocol": UDP}, None),  # answers the uplink's own network
         ({"sport": 5353, "protocol": UDP}, None),
         ({"sport": 40000, "protocol": UDP}, None),
@@ -174,6 +177,7 @@ def test_server_without_answer_is_named(changes, named):
 def test_wildcard_udp_server_beside_default_route_is_named(default, changes, devices):
     found = reasons(inet_socket(protocol=UDP, sport=5000, **NO_PEER | changes), default=default)
     assert reasons(inet_socket(protocol=UDP, sport=5000, **NO_PEER), default=default, selects_source=True) == []
+    assert reasons(inet_socket(protocol=UDP, sport=5001, **NO_PEER), default=default) == [], "its port is exclusive"
     begins = [f"gateway of uplink {each.replace(' ', ' an address of ')}," for each in devices]
     assert [begin in text for begin, text in zip(begins, found, strict=True)] == [True] * len(devices)
 

@@ -293,3 +293,12 @@ def test_drop_in_of_uid_rule_sets_the_user_alone(policy: Path, capsys: pytest.Ca
     _, dns = capsys.readouterr().out.split("# /etc/systemd/system/dns.service.d/nftpolicy.conf\n")
     service = dns.split("[Service]\n")[1]
     assert [line for line in service.splitlines() if line and not line.startswith("#")] == ["User=900"]
+
+
+def test_units_name_groups_that_systemd_cannot_use(policy: Path) -> None:
+    """A unit of a group without a name ends with status 216/GROUP."""
+    text = policy.read_text().replace("group = 800", "group = 59123").replace("group = 0", "group = 59124")
+    problems = list(command.nameless_accounts(load(text.encode())[0]))
+    assert any(
+        each.endswith("systemd needs a name for group 59123: groupadd --gid 59123 nftpolicy-fastd") for each in problems
+    )

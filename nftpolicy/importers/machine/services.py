@@ -35,6 +35,12 @@ class DraftedService:
     start: tuple[str, ...] = ()
     looks_up_names: bool = False
 
+    @property
+    def group(self) -> int | None:
+        """The number of its group, None without one."""
+        numbers = [line.removeprefix("group = ") for line in self.lines if line.startswith("group = ")]
+        return int(numbers[0]) if numbers else None
+
 
 def drafted_services(
     facts: MachineFacts, mark: Mark, tunnels: Sequence[WireguardTunnel], vpns: Sequence[VpnProgram]
@@ -60,7 +66,7 @@ def _services(
             comment = "wg-quick, which looks up the endpoint"
             looking_up = [tunnel.name for tunnel in kernel if tunnel.endpoint_names]
             unit = _unit("wg-quick", looking_up[0] if len(looking_up) == 1 else "")
-            start = tuple(_in_group(group, f"wg-quick up {shlex.quote(name)}") for name in looking_up)
+            start = tuple(_wg_quick(facts, group, name) for name in looking_up)
             yield DraftedService("names", lines, comment, unit, start, looks_up_names=True)
     for tunnel in tunnels:
         if tunnel.user_space:
@@ -69,7 +75,7 @@ def _services(
             has_names = bool(tunnel.endpoint_names)
             comment = f"wireguard-go of {tunnel.name}"
             unit = _unit("wg-quick", tunnel.name)
-            start = (_in_group(group, f"wg-quick up {shlex.quote(tunnel.name)}"),)
+            start = (_wg_quick(facts, group, tunnel.name),)
             yield DraftedService(_name(tunnel.name, number), (f"group = {group}",), comment, unit, start, has_names)
     for vpn in vpns:
         group = free_group(facts, number)
@@ -84,6 +90,12 @@ def _services(
         unit = _unit(_UNITS[vpn.program], vpn.name) if vpn.program in _UNITS else None
         start = (comment,) if not vpn.file else (_in_group(group, f"{vpn.program} --config {shlex.quote(vpn.file)}"),)
         yield DraftedService(_name(vpn.name, number), lines, comment, unit, start, vpn.looks_up_names)
+
+
+def _wg_quick(facts: MachineFacts, group: int, name: str) -> str:
+    """Return the command that starts a tunnel in a group, after its end if it is there now."""
+    up = _in_group(group, f"wg-quick up {shlex.quote(name)}")
+    return f"wg-quick down {shlex.quote(name)}; {up}" if name in (each.name for each in facts.devices) else up
 
 
 def _in_group(group: int, command: str) -> str:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from ...generated_text import CheckedText, fill, join, own_text
 from ...policy.objects import Policy
@@ -19,6 +19,20 @@ PROGRAMS: Mapping[str, tuple[Callable[[Policy], tuple[GeneratedFile, ...]], str]
     "dhcpcd": (dhcpcd.files, "nothing; they are read at the next lease"),
     "netifd": (netifd.files, "reboot"),
 }
+# Directory of files -> the step after their removal, which puts the uplink's routes into table main again.
+_STEPS_BACK = {
+    "/etc/systemd/networkd.conf.d/": "systemctl restart systemd-networkd",
+    "/etc/NetworkManager/conf.d/": "systemctl restart NetworkManager",
+    "/etc/network/": "ifdown and ifup the device",
+    "/etc/dhcp/": "start dhclient anew",
+    "/etc/dhcpcd": "start dhcpcd anew",
+}
+
+
+def step_back(paths: Iterable[str]) -> str | None:
+    """Return the step after the removal of files, None if no program of PROGRAMS has read them."""
+    removed = tuple(paths)
+    return next((step for begin, step in _STEPS_BACK.items() if any(path.startswith(begin) for path in removed)), None)
 
 
 def netconfig_files(
