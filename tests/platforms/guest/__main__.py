@@ -11,10 +11,11 @@ os.environ.setdefault("NFTPOLICY_TEST_PATIENCE", "8")  # before the lab is impor
 
 
 def main() -> None:
-    """Run the tests; a line of JSON for each, and one for the versions of the machine."""
+    """Run the tests; a line of JSON for the versions of the machine, and one for each test."""
     from . import package, uplink_kinds, wireguard
 
     tests = {**package.TESTS, **uplink_kinds.TESTS, **wireguard.TESTS}
+    print(json.dumps({"versions": _versions()}), flush=True)
     for name in Path("names").read_text().splitlines():
         began = time.monotonic()
         answer = {"test": name, "result": "passed", "count": ""}
@@ -25,7 +26,6 @@ def main() -> None:
             answer["result"] = f"failed: {first[0][:200]}"
             answer["details"] = f"{traceback.format_exc()}\n{getattr(error, 'stderr', None) or ''}"[-4000:]
         print(json.dumps({**answer, "seconds": round(time.monotonic() - began)}), flush=True)
-    print(json.dumps({"versions": _versions()}), flush=True)
 
 
 def _versions() -> dict[str, str]:

@@ -35,7 +35,8 @@ OUTER = {"node": "198.51.100.2", "far": "198.51.100.1"}  # ends of tunnels
 class Kind:
     """Commands of `ip` that make the uplink at both ends, and the device at the far end that gets addresses.
 
-    `devices` are those of the uplink in the policy. `tunnel` means that the ends need addresses of their own.
+    `devices` are those of the uplink in the policy; packets of GRE keep the mark at the lower device, too. `tunnel` means
+    that the ends need addresses of their own.
     """
 
     node: tuple[str, ...]
@@ -43,6 +44,8 @@ class Kind:
     far_device: str = "far0"
     devices: tuple[str, ...] = (at.WAN,)
     tunnel: bool = False
+    inside: str = "tun*"
+    keys: str = ""  # more keys of the uplink
     start: Callable[[Namespace, Namespace], None] | None = None
 
 
@@ -94,9 +97,11 @@ KINDS: Mapping[str, Kind] = {
             f"link set {_WAN} master vrf0",
         ),
         devices=(_WAN, "vrf0"),
+        keys=f"addresses = {json.dumps(list(NODE.values()))}",  # in a VRF, no device of the output has them
     ),
-    "gre": Kind(_gre(_WAN, *_ENDS), _gre("in0", *reversed(_ENDS)), "in0", tunnel=True),
-    "l2tp": Kind(_l2tp(_WAN, *_ENDS), _l2tp("in0", *reversed(_ENDS)), "in0", tunnel=True),
+    "gre": Kind(_gre(_WAN, *_ENDS), _gre("in0", *reversed(_ENDS)), "in0", (_WAN, "under0"), tunnel=True),
+    # Its packets have the mark of the tunnel's socket, which is none.
+    "l2tp": Kind(_l2tp(_WAN, *_ENDS), _l2tp("in0", *reversed(_ENDS)), "in0", tunnel=True, inside="under0"),
     "pppoe": Kind((), (), "in0", start=_pppoe),
 }
 
@@ -147,7 +152,7 @@ def linked(kind: Kind) -> Iterator[tuple[Link, Sniffer]]:
 def policy(kind: Kind) -> str:
     return f"""
 name = "uplink-kind"
-inside = ["tun*"]
+inside = ["{kind.inside}"]
 
 [uplink.wan]
 devices = {json.dumps(kind.devices)}
@@ -155,6 +160,7 @@ mark = "{MARK:#x}/0xff"
 table = 51
 exempt = ["arp", "ndp", "mld", "igmp"]
 gateways = {json.dumps(list(at.HOME.values()))}
+{kind.keys}
 
 [service.program]
 uplink = "wan"

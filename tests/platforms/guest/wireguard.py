@@ -57,6 +57,7 @@ def wireguard() -> str:
         lab.mesh_down()
         for key in ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"):
             node.sysctl(key, 0)
+        node.sysctl("net.ipv4.conf.all.accept_redirects", 0)  # the kernel allows them where nothing is forwarded
         node.run(["wg-quick", "up", CONFIG], gid=GID, timeout=60)
         assert node.run(["ip", "-d", "link", "show", "wg0"]).stdout.count("wireguard"), "not the kernel's WireGuard"
         lab.wan.drain()
