@@ -14,6 +14,7 @@ from fuzz.kernel_listings import FIXTURES, load_fixture
 from fuzz.text_splitters import SPECIAL, SPLITTERS
 from nftpolicy.compiler.block import minimal_block_table
 from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.compiler.object_names import device_chain
 from nftpolicy.exceptions import NftpolicyError
 from nftpolicy.integration import procd, systemd_dropins, systemd_units
 from nftpolicy.integration.netconfig.registry import PROGRAMS, netconfig_files, render_files
@@ -304,6 +305,7 @@ def _is_own(word, text):
         return False
     if word.startswith("caution: ") or word == "echo":
         return word.isprintable()
-    swapped = text.translate(str.maketrans("./@", "/./"))  # in names of sysctls and chains
-    forms = (text, text.replace("/", "-"), text.replace("@", "/"), text.replace("\t", " "), swapped)
+    swapped = text.translate(str.maketrans("./@", "/./"))  # in names of sysctls
+    escaped = device_chain(text if text.isprintable() else "").removeprefix("device-")
+    forms = (escaped or text, text, text.replace("/", "-"), text.replace("@", "/"), text.replace("\t", " "), swapped)
     return any(form in word for form in forms) or DERIVED.fullmatch(word) is not None

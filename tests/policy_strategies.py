@@ -2,7 +2,7 @@
 
 import json
 import re
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 
 from attrs import evolve
 from hypothesis import assume
@@ -173,7 +173,12 @@ def answers():
         tuple
     )
     plain = (named | ports().map(str)).map(scalars.parse_answer)
-    return st.builds(lambda answer, source: evolve(answer, source=source), plain, sources)
+
+    def narrowed(answer, source, exclusive):
+        is_udp = answer.port is not None and answer.port.protocol == "udp"
+        return evolve(answer, source=source, exclusive=exclusive and is_udp)
+
+    return st.builds(narrowed, plain, sources, st.booleans())
 
 
 @st.composite
@@ -224,10 +229,14 @@ def forwarding(draw, policy):
     return additions
 
 
+PUBLIC_NETWORKS = (IPv4Network("198.51.100.0/24"), IPv4Network("1.2.0.0/16"), IPv6Network("2a00:1:2::/48"))
+
+
 def local_networks():
-    """Generate parts of private, unique local and link-local networks."""
+    """Generate parts of private, unique local and link-local networks and groups."""
     blocks = [IPv4Network(text) for text in vocabulary.PRIVATE_NETWORKS[4]]
     blocks += [IPv6Network(text) for text in (*vocabulary.PRIVATE_NETWORKS[6], vocabulary.LINK_LOCAL_NETWORK)]
+    blocks += [ip_network(text) for texts in vocabulary.LOCAL_GROUPS.values() for text in texts]
 
     def part(block, number, bits):
         length = min(block.prefixlen + bits, block.max_prefixlen)
@@ -246,6 +255,8 @@ def lans(draw, policy):
         to = tuple(draw(st.lists(local_networks(), min_size=1, max_size=3, unique=True)))
         narrowed = tuple(draw(ports_list()))
         from_ports = () if narrowed else tuple(port for port in draw(ports_list()) if port.protocol == "udp")
+        if from_ports:
+            to += tuple(draw(st.lists(st.sampled_from(PUBLIC_NETWORKS), max_size=2, unique=True)))
         lan = Lan(draw(st.sampled_from(tuple(policy.uplink))), to, **owner, ports=narrowed, sport=from_ports)
         additions.append(evolve(policy, lan={name: lan}))
     return additions
@@ -256,6 +267,22 @@ def markings(how):
     words_ = tuple(word for word in vocabulary.MARKS_VALUES if word != "uid-rule" or how == "user")
     way = st.sampled_from(words_).map(lambda word: {"marks": word})
     return way | st.booleans().map(lambda confine: {"marks": "cgroup", "confine": confine})
+
+
+def _without_shared_exclusive(uplinks):
+    """Return the uplinks; a port that another one answers too is exclusive to none."""
+
+    def is_shared(name, answer):
+        others = (one.port for key, uplink in uplinks.items() if key != name for one in uplink.answer)
+        return answer.exclusive and any(port and port.overlaps(answer.port) for port in others)
+
+    return {
+        name: evolve(
+            uplink,
+            answer=tuple(evolve(one, exclusive=one.exclusive and not is_shared(name, one)) for one in uplink.answer),
+        )
+        for name, uplink in uplinks.items()
+    }
 
 
 @st.composite
@@ -282,7 +309,8 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
     held = draw(st.dictionaries(names(), services(wanted), max_size=most_services))
     # What draws can't easily keep apart is left out: better than to throw the whole policy away.
     outside = [one for one in inside if not any(validate.matching_pattern(dev, (one,)) for dev in owned)]
-    policy = Policy(draw(names()), tuple(outside), uplinks, {})
+    policy = Policy(draw(names()), tuple(outside), _without_shared_exclusive(uplinks), {})
+    uplinks = policy.uplink
     for name, service in held.items():
         larger = Policy(policy.name, policy.inside, uplinks, {**policy.service, name: service})
         policy = larger if not any(validate.find_faults(larger)) else policy
@@ -395,7 +423,10 @@ def _uplink(uplink):
 
 def _answer(answer):
     name = _quoted(answer.name)
-    return f"{{ name = {name}, source = {_list(answer.source)} }}" if answer.source else name
+    keys = [f"name = {name}"]
+    keys += [f"source = {_list(answer.source)}"] if answer.source else []
+    keys += ["exclusive = true"] if answer.exclusive else []
+    return f"{{ {', '.join(keys)} }}" if keys[1:] else name
 
 
 def _resolver(resolver):

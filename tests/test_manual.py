@@ -569,6 +569,8 @@ def test_page_has_the_numbers_of_ip_rules_and_routes() -> None:
         object_names.TUNNEL_UNREACHABLE_PRIORITY,
         object_names.DEVICE_RULE_PRIORITY,
         object_names.LAN_RULE_PRIORITY,
+        object_names.EXCLUSIVE_NETWORK_PRIORITY,
+        object_names.EXCLUSIVE_RULE_PRIORITY,
         object_names.QUERY_RULE_PRIORITY,
         object_names.NETWORK_RULE_PRIORITY,
         object_names.REPLY_RULE_PRIORITY,

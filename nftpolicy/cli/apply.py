@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report
 from .common import change_errors_as_failure, describe_result, policy_file, read_policy, this_kernel, warn
@@ -12,7 +12,14 @@ from .inactive_parts import inactive_parts
 from .lockout import require_confirmation, warn_of_lockout
 from .options import LOCK_WAIT, DryRun, PolicyFile, WaitSeconds
 from .parameters import option
+from .plain_output import plain_line
+from .render.phrases import and_more
 
+if TYPE_CHECKING:
+    from ..policy.objects import Policy
+    from ..runtime.apply.transaction import CheckedPlan
+
+_MOST_CHANGES = 12  # lines
 _UNCHANGED = "in force already, nothing to change"
 
 
@@ -56,6 +63,7 @@ def command(
         applier = create_applier(kernel, ChangeOptions(wait, via_block, ignore_foreign or despite_others))
         if dry_run:
             checked_plan = applier.check(wanted)
+            _print_meaning(checked_plan, policy)
             print(dry_run_text(checked_plan, f"{policy.name}: {_UNCHANGED}"))
             if checked_plan.step_count:
                 warn_of_lockout(policy)
@@ -63,6 +71,7 @@ def command(
         with applier.locked():
             checked_plan = applier.check(wanted)
             announce(checked_plan)
+            _print_meaning(checked_plan, policy)
             reasons = warn_of_lockout(policy) if checked_plan.step_count else []
             if not confirm and not yes:
                 require_confirmation(reasons, f"nftpolicy apply {shlex.quote(str(file))}")
@@ -78,3 +87,18 @@ def command(
     print(f"{policy.name}: {describe_result(checked_plan.planned, 'applied', _UNCHANGED)}")
     for line in inactive_parts(kernel, policy, file):
         print(line)
+
+
+def _print_meaning(checked_plan: CheckedPlan, policy: Policy) -> None:
+    """Print who gains and loses what by the change."""
+    if not checked_plan.step_count:
+        return
+    from ..policy.policy_diff import diff_policies
+
+    is_guarded = any(table.family == "inet" for table in checked_plan.planned.observed.tables)
+    lines = diff_policies(checked_plan.previous if is_guarded else None, policy).lines
+    texts = [plain_line(line) for line in lines[:_MOST_CHANGES]]
+    if len(lines) > _MOST_CHANGES:
+        texts.append(f"{and_more(len(lines) - _MOST_CHANGES)}: 'nftpolicy diff' prints all")
+    for line in texts:
+        print(line, flush=True)  # before the warnings, and before it acts

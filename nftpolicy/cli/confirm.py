@@ -7,6 +7,8 @@ from .common import EXIT_UNAVAILABLE, Failure
 def command() -> None:
     """Keep the policy that 'apply --confirm' put on trial."""
     from ..runtime.apply import pending_confirm
+    from ..runtime.apply.history import record_event
+    from ..runtime.apply.history_events import CONFIRMED
     from ..runtime.apply.state_dir import current_state_dir
 
     state_dir = current_state_dir()
@@ -18,6 +20,7 @@ def command() -> None:
         raise Failure("this needs root: try again with sudo", EXIT_UNAVAILABLE) from None
     except OSError as error:
         raise Failure(f"{error.filename or state_dir.directory}: {error.strerror}") from None
+    record_event(state_dir, CONFIRMED, f"{trial.remaining():.0f} s before the rollback")
     last = state_dir.policy()
     name = last[0] if last else "the policy"
     print(f"{name}: confirmed with {trial.remaining():.0f} seconds left; it stays in force")

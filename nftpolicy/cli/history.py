@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, Failure, warn
+from .common import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, Failure, parse_policy, warn
 from .options import PrintJson
 from .parameters import GroupedCommand, OrderedGroup, argument, readable_command
 from .plain_output import print_json
@@ -28,6 +28,8 @@ _EVENT_TEXTS = {
     "applied again": "number {number} applied again ({why})",
     "blocked": "watch blocked the uplinks: {why}",
     "unblocked": "the block ended: {why}",
+    "confirmed": "confirmed {why}",
+    "rollback failed": "the rollback failed, {why}",
 }
 EntryNumber = Annotated[int, argument(metavar="NUMBER", help="Number in the history.")]
 
@@ -64,7 +66,10 @@ def diff(
         int | None, argument(metavar="[OTHER]", help="Number of the later policy; default: the policy in force.")
     ] = None,
 ) -> None:
-    """Compare two policies of the history."""
+    """Compare two policies of the history.
+
+    Prints who gains and loses what, as 'nftpolicy diff', then the lines that differ.
+    """
     state_dir, snapshot = _read_history()
     old = _find_entry(snapshot, number)
     if other is not None:
@@ -78,11 +83,21 @@ def diff(
 
 
 def policy_difference(before: tuple[str, str], after: tuple[str, str]) -> list[str]:
-    """Return the difference of two policies, each a title and a text, in lines."""
+    """Return the difference of two policies, each a title and a text: who gains and loses what, then the lines."""
     (old_title, old_text), (new_title, new_text) = before, after
     texts = old_text.splitlines(), new_text.splitlines()
     lines = list(difflib.unified_diff(*texts, old_title, new_title, lineterm=""))
-    return lines or [f"{old_title} and {new_title} are the same policy"]
+    return [*_meaning(before, after), "", *lines] if lines else [f"{old_title} and {new_title} are the same policy"]
+
+
+def _meaning(before: tuple[str, str], after: tuple[str, str]) -> list[str]:
+    from ..policy.policy_diff import diff_policies
+
+    try:
+        old, new = (parse_policy(text.encode(), title)[0] for title, text in (before, after))
+    except Failure as failure:  # for example, a group that it names was deleted
+        return [f"a policy is not valid now, so only the lines are compared: {failure}"]
+    return list(diff_policies(old, new).lines) or ["both policies mean the same"]
 
 
 group.callback()(readable_command(list_history))

@@ -23,6 +23,7 @@ def inactive_parts(kernel: Kernel, policy: Policy, file: Path) -> Iterator[str]:
     if os.getppid() == _INIT:  # its unit is one of several that start one after the other
         return
     from ..runtime.boot_state import read_boot_state
+    from ..runtime.services.resolver_sockets import uplinks_without_resolver
 
     boot = read_boot_state()
     name = shlex.quote(str(file)) if str(file) != "-" else "FILE"
@@ -33,27 +34,8 @@ def inactive_parts(kernel: Kernel, policy: Policy, file: Path) -> Iterator[str]:
     if not any(table == SHADOW_TABLE for _, table in kernel.table_names()):
         command = start("nftpolicy-watch.service", f"nftpolicy watch {name}")
         yield f"not running: watch, which repairs the rules and keeps the uplinks' routes; type: {command}"
-    for uplink in _uplinks_without_resolver(kernel, policy):
+    for uplink in uplinks_without_resolver(kernel, policy):
         command = start(f"nftpolicy-resolver@{uplink}.service", f"nftpolicy resolver {name} --uplink {uplink}")
         yield f"not running: the resolver of uplink {uplink}; type: {command}"
     if not boot.units and not boot.scripts:
         yield f"not installed: the guard from boot; type: nftpolicy install {name} --enable"
-
-
-def _uplinks_without_resolver(kernel: Kernel, policy: Policy) -> Iterator[str]:
-    """Yield the uplinks with a resolver on whose addresses no socket listens."""
-    from ..kernel.errors import Unavailable
-    from ..kernel.netlink.sock_diag import UDP
-
-    live = kernel.live_sockets()
-    if live is None or not any(uplink.resolver for uplink in policy.uplink.values()):
-        return
-    try:
-        with live:
-            bound = {(each.local, each.sport) for each in live.sockets() if each.protocol == UDP}
-    except (Unavailable, OSError):
-        return
-    for name, uplink in policy.uplink.items():
-        listen = uplink.resolver.listen if uplink.resolver else ()
-        if listen and not any((str(each.address), each.port) in bound for each in listen):
-            yield name

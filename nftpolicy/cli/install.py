@@ -20,6 +20,7 @@ from .install_common import (
     target_root,
     warn_of_numeric_ids,
 )
+from .lockout import require_trial
 from .options import DestDir, ProgramPath
 from .parameters import argument, option
 from .proving import proved_boot_tables, require_proof
@@ -65,6 +66,8 @@ def command(
     wanted = _wanted_files(file, root, init_system, str(unitdir or init_system.directory), (program, nft))
     if enable and wanted.boot_guard is None:
         raise Failure("--enable needs a policy: nftpolicy install --enable FILE", EXIT_BAD_INPUT)
+    if enable and is_this_machine and wanted.policy is not None:
+        require_trial(wanted.policy, str(file or wanted.policy_path))
     with install_errors_as_failure():
         written = install(root, wanted, force)
         if enable and not is_this_machine:

@@ -19,8 +19,8 @@ from .plain_output import OutputLost, flush_streams, plain_line, plain_streams
 # Each command is a module of this package; a Python keyword has "_" appended. A module with `group`
 # has subcommands. Only the module of the given command is imported, so that start-up is quick.
 COMMANDS = (
-    "init", "check", "compile", "verify", "snapshot", "apply", "confirm", "rollback", "history", "recover", "status",
-    "wait", "explain", "guard", "netconfig", "install", "uninstall", "units", "watch", "probe",
+    "init", "check", "diff", "compile", "verify", "snapshot", "apply", "confirm", "rollback", "history", "recover",
+    "status", "wait", "explain", "guard", "netconfig", "install", "uninstall", "units", "watch", "probe",
     "release", "resolver", "run", "demo", "completion", "import",
 )  # fmt: skip
 _OLD_NAMES = {"settings": "netconfig"}  # accepted until 0.3, not listed by --help
@@ -155,9 +155,12 @@ def _typer_application(arguments: list[str]) -> Any:
     from .options import print_version
     from .parameters import GroupedCommand, OrderedGroup, help_settings, readable_command
 
+    class AllCommands(OrderedGroup):
+        names = COMMANDS
+
     app = typer.Typer(
         name="nftpolicy",
-        cls=OrderedGroup,
+        cls=AllCommands,
         add_completion=False,
         rich_markup_mode=None,
         pretty_exceptions_enable=False,

@@ -52,11 +52,13 @@ class _UncutHelp:
 
 
 class OrderedGroup(_UncutHelp, typer.core.TyperGroup):
-    """Commands in the order in which they were added; an earlier typer sorts their names."""
+    """Commands in the order of `names`, then in which they were added; typer sorts names, or lists groups last."""
+
+    names: tuple[str, ...] = ()
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Return the names of the commands."""
-        return list(self.commands)
+        return [name for name in dict.fromkeys((*self.names, *self.commands)) if name in self.commands]
 
 
 class GroupedCommand(_UncutHelp, typer.core.TyperCommand):

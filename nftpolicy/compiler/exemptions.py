@@ -56,7 +56,13 @@ _FROM_LINK = _is("ip6", "saddr", _any("::", LINK_LOCAL))
 _TO_NEIGHBOURS = _is("ip6", "daddr", _any(LINK_LOCAL, LINK_LOCAL_GROUPS))
 _TO_HOSTS = "1.0.0.0-223.255.255.255"  # neither this network nor a group nor reserved
 
-_DHCPV4 = (_is("udp", "sport", 68), _is("udp", "dport", 67))
+
+def _ports(source: int, destination: int) -> tuple[Match, ...]:
+    return (_is("udp", "sport", source), _is("udp", "dport", destination))
+
+
+_DHCPV4 = _ports(68, 67)
+_TO_DHCPV4_CLIENTS = (_is("ip", "daddr", _any(_TO_HOSTS, "255.255.255.255")), *_ports(67, 68))
 _IS_NEIGHBOUR_DISCOVERY = _is("ip6", "hoplimit", 255)
 _CODE_0 = _is("icmpv6", "code", 0)
 # All nodes and all routers, and the solicited-node groups.
@@ -97,9 +103,10 @@ EXEMPTION_MATCHES: dict[str, ExemptionMatches] = {
     "arp": ExemptionMatches(frames=("arp",), frame_form=(_ARP_LENGTH, _ARP_FORMAT)),
     "dhcpv4": ExemptionMatches(((_is("ip", "daddr", "255.255.255.255"), *_DHCPV4),)),
     "dhcpv4-unicast": ExemptionMatches(((_is("ip", "daddr", _TO_HOSTS), *_DHCPV4),)),
-    "dhcpv6": ExemptionMatches(
-        ((_FROM_LINK_LOCAL, _is("ip6", "daddr", "ff02::1:2"), _is("udp", "sport", 546), _is("udp", "dport", 547)),)
-    ),
+    # An offer goes to all, or to the address that the client will have.
+    "dhcpv4-server": ExemptionMatches((_TO_DHCPV4_CLIENTS,)),
+    "dhcpv6": ExemptionMatches(((_FROM_LINK_LOCAL, _is("ip6", "daddr", "ff02::1:2"), *_ports(546, 547)),)),
+    "dhcpv6-server": ExemptionMatches(((_FROM_LINK_LOCAL, _is("ip6", "daddr", LINK_LOCAL), *_ports(547, 546)),)),
     # Solicitations and neighbour advertisements; neither router advertisements nor redirects. The
     # kernel also asks and answers neighbours by their global addresses.
     "ndp": ExemptionMatches(

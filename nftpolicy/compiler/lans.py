@@ -9,6 +9,7 @@ and that no other machine sent the packet.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from ipaddress import IPv4Address
 from itertools import product
 
 from ..netstate.nft import ACCEPT, CounterRef, Element, Expression, Match, Meta, Payload, Rule, Set
@@ -21,6 +22,7 @@ from .reply_routing import rules_of_ports
 
 _FROM_THIS_MACHINE = Match(Meta("iif"), 0)
 _FAMILIES = (4, 6)
+_BROADCAST = IPv4Address("255.255.255.255")
 # The name server of the network would learn all names that programs look up, so DNS needs to be named.
 _WITH_PORTS: tuple[tuple[Match, ...], ...] = ((),)
 _WITHOUT_PORTS = (
@@ -88,7 +90,9 @@ def _ip_rules(name: str, lan: Lan) -> Iterator[IpRule]:
     uids = (lan.user.number, lan.user.number) if lan.user else None  # no rule matches a group
     for family, networks in _networks_by_family(lan):
         for network in networks:
-            if family == 4 or not network.is_link_local:  # that of IPv6 is in main in any case, and by a device only
+            # Packets to a group, and to link-local addresses of IPv6, are sent by a device, whatever the route.
+            is_by_device = network.is_multicast or network.network_address == _BROADCAST
+            if not is_by_device and (family == 4 or not network.is_link_local):
                 rule = IpRule(
                     family,
                     object_names.LAN_RULE_PRIORITY,

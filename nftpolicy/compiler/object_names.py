@@ -42,6 +42,8 @@ TUNNEL_RULE_PRIORITY = 860
 TUNNEL_UNREACHABLE_PRIORITY = 865
 DEVICE_RULE_PRIORITY = 870
 LAN_RULE_PRIORITY = 880
+EXCLUSIVE_NETWORK_PRIORITY = 890
+EXCLUSIVE_RULE_PRIORITY = 895
 # Behind main (32766), default (32767) and the rules of other software, which decide for unmarked packets.
 QUERY_RULE_PRIORITY = 33000
 QUERY_TABLE = 7853  # of the routes of DNS queries by lo; 853 is the port of DNS over TLS

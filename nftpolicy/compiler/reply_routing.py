@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator
 
 from attrs import evolve
 
-from ..netstate.routing import IpRule
+from ..netstate.routing import TABLE_MAIN, IpRule
 from ..policy.objects import Policy, Port, Uplink
 from . import object_names
 
@@ -35,6 +35,7 @@ _MAX_PORT = 65534  # an ip rule cannot select port 65535 (fib_rule_port_range_va
 def ip_rules(policy: Policy) -> Iterator[IpRule]:
     """Yield all rules of this module."""
     yield from _device_rules(policy)
+    yield from _exclusive_rules(policy)
     yield from _port_rules(policy)
 
 
@@ -60,6 +61,35 @@ def _port_rules(policy: Policy) -> Iterator[IpRule]:
                 if len(names) > 1:
                     priority = object_names.NETWORK_RULE_PRIORITY
                     yield evolve(rule, priority=priority, suppress_prefix=_LONGEST_DEFAULT)
+
+
+def _exclusive_rules(policy: Policy) -> Iterator[IpRule]:
+    """Yield the rules for packets from the ports that an uplink answers alone.
+
+    They come before the rules of other programs: networks of table main, then the uplink's table. So its default
+    route takes the place of those inside.
+    """
+    for family in (4, 6):
+        for name, uplink in policy.uplink.items():
+            origin = ("uplink", name, "answer")
+            for answer in uplink.answer:
+                ports = (answer.port,) if answer.exclusive and answer.port is not None else ()
+                nets = [network for network in answer.source if network.version == family]
+                hosts = [str(network) if network.prefixlen else None for network in nets]
+                for destination in hosts if answer.source else (None,):
+                    in_main = IpRule(
+                        family,
+                        object_names.EXCLUSIVE_NETWORK_PRIORITY,
+                        table=TABLE_MAIN,
+                        destination=destination,
+                        iif="lo",
+                        suppress_prefix=_LONGEST_DEFAULT,
+                        origin=origin,
+                    )
+                    priority = object_names.EXCLUSIVE_RULE_PRIORITY
+                    for rule in rules_of_ports(in_main, ports):
+                        yield rule
+                        yield evolve(rule, priority=priority, table=uplink.table, suppress_prefix=None)
 
 
 def rules_of_ports(rule: IpRule, ports: Iterable[Port]) -> Iterator[IpRule]:

@@ -3,8 +3,9 @@
 
 A socket that is bound to no address gets its source address from the route of the reply. With a
 default route inside, that is an address of the tunnel: the reply is a new flow, and would go into
-the tunnel. So the set "wan.peers4" has the peers that asked an answered port lately, and
-"wan.asked4" the addresses that they asked, which a reply keeps after its conntrack entry has ended.
+the tunnel. So the set "wan.peers4" has the peers that asked an answered port lately, also by
+broadcast or multicast, whose answers are no replies to conntrack; and "wan.asked4" has the addresses
+that they asked, which a reply keeps after its conntrack entry has ended.
 """
 
 from __future__ import annotations
@@ -42,15 +43,15 @@ def arrival_rules(name: str, uplink: Uplink) -> Iterator[Rule]:
     """Yield the rules that remember who asked an answered port, and which address."""
     if not answered_udp_ports(uplink):
         return
-    is_local = Match(Fib("type", ("daddr",)), "local")
+    is_address = Match(Fib("type", ("daddr",)), "local")
     for family, (header, _) in IP_HEADERS.items():
         peer = Concat((Payload(header, "saddr"), Payload("udp", "sport"), Payload("udp", "dport")))
-        updates = (
-            SetUpdate("update", _peer_set(name, family), peer),
-            SetUpdate("update", _asked_set(name, family), Payload(header, "daddr")),
-        )
-        asks = (Match(Payload("udp", "dport"), service_sets.any_port(answered_udp_ports(uplink))), is_local)
-        yield Rule((*asks, *updates), origin=("uplink", name, "answer"))
+        asks = Match(Payload("udp", "dport"), service_sets.any_port(answered_udp_ports(uplink)))
+        for tests, update in (
+            ((asks, matches.IS_LOCAL), SetUpdate("update", _peer_set(name, family), peer)),
+            ((asks, is_address), SetUpdate("update", _asked_set(name, family), Payload(header, "daddr"))),
+        ):
+            yield Rule((*tests, update), origin=("uplink", name, "answer"))
 
 
 def inside_drops(policy: Policy) -> Iterator[Rule]:

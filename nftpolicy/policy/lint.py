@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterator
 
 from .known_marks import conflicting_users
 from .mark import Mark
-from .objects import Policy, Resolver, Server
+from .objects import Policy, Port, Resolver, Server
 from .toml_positions import KeyPath
+from .vocabulary import UNSUPPORTED_ANSWERS
 
-_DNS_PORT = 53
+_DNS_PORT, _TFTP = 53, Port("udp", 69, 69)
 PolicyWarning = tuple[KeyPath, str]  # key path, and what to do
 
 # Files that the system resolver reads or writes: they contain the servers of all links.
@@ -149,10 +150,18 @@ def _lans(policy: Policy) -> Iterator[PolicyWarning]:
                 )
 
 
+def _answers(policy: Policy) -> Iterator[PolicyWarning]:
+    for name, uplink in policy.uplink.items():
+        for index, answer in enumerate(uplink.answer):
+            if answer.port is not None and answer.port == _TFTP:
+                yield ("uplink", name, "answer", index), UNSUPPORTED_ANSWERS["tftp"]
+
+
 _CHECKS: tuple[Callable[[Policy], Iterator[PolicyWarning]], ...] = (
     _resolvers,
     _mesh_exemptions,
     _kernel_services,
     _forwards,
     _lans,
+    _answers,
 )

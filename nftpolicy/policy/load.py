@@ -128,11 +128,12 @@ class _NarrowedAnswer:
     """Answer written as a table."""
 
     name: str
-    source: tuple[objects.Network, ...]
+    source: tuple[objects.Network, ...] = ()
+    exclusive: bool = False
 
 
 def _decode_answer(item: object, narrowed: Callable[[object, Any], Any]) -> objects.Answer:
-    """Return an answer: its name, or a table of name and source."""
+    """Return an answer: its name, or a table of name, source and exclusive."""
     if not isinstance(item, dict):
         return scalars.parse_answer(item)
     table = narrowed(item, _NarrowedAnswer)
@@ -140,10 +141,12 @@ def _decode_answer(item: object, narrowed: Callable[[object, Any], Any]) -> obje
         answer = scalars.parse_answer(table.name)
     except ValueError as error:
         raise _Faults([Fault(("name",), str(error))]) from None
-    if not table.source:
+    if "source" not in item and not table.exclusive:
+        raise _Faults([Fault((), "'source' is missing")])
+    if "source" in item and not table.source:
         message = 'names no network; write the name alone to answer all: answer = ["ssh"]'
         raise _Faults([Fault(("source",), message)])
-    return attrs.evolve(answer, source=table.source)
+    return attrs.evolve(answer, source=table.source, exclusive=table.exclusive)
 
 
 def _register_union(converter: Converter, kind: Any, hook: Callable[[object, Any], Any]) -> None:

@@ -64,12 +64,14 @@ class Port:
 class Answer:
     """Inbound service with permitted replies: `name` as in the policy, `port` None for ping.
 
-    `source`: the networks that get replies; empty: any.
+    `source`: the networks that get replies; empty: any. `exclusive`: default routes inside do not count for its
+    packets, so that a server that is bound to no address replies by the uplink.
     """
 
     name: str
     port: Port | None
     source: tuple[Network, ...] = ()
+    exclusive: bool = False
 
     def __str__(self) -> str:
         return f"{self.name} from {', '.join(map(str, self.source))}" if self.source else self.name

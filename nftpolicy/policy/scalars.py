@@ -261,6 +261,8 @@ def parse_answer(item: object) -> Answer:
     """Return an inbound service by name or port."""
     if parse_text(item) == "ping":
         return Answer("ping", None)
+    if parse_text(item) in vocabulary.UNSUPPORTED_ANSWERS:
+        raise ValueError(vocabulary.UNSUPPORTED_ANSWERS[parse_text(item)])
     try:
         return Answer(parse_text(item), parse_port(vocabulary.NAMED_ANSWERS.get(parse_text(item), item)))
     except ValueError:

@@ -16,6 +16,7 @@ from .objects import (
     Lan,
     Network,
     Policy,
+    Port,
     Publish,
     Service,
     service_cgroup,
@@ -159,6 +160,18 @@ def _answers(policy: Policy) -> Iterator[PolicyFault]:
                 if not has_hosts(network):
                     path: KeyPath = ("uplink", name, "answer", index, "source", number)
                     yield path, f"no request arrives from {network} (loopback, groups, unspecified); remove it"
+            if answer.exclusive:
+                yield from _exclusive_port(policy, name, index, answer.port)
+
+
+def _exclusive_port(policy: Policy, name: str, index: int, port: Port | None) -> Iterator[PolicyFault]:
+    path: KeyPath = ("uplink", name, "answer", index, "exclusive")
+    if port is None or port.protocol != "udp":
+        yield path, "is only for UDP ports: other replies leave by the uplink of their request in any case"
+        return
+    for other, uplink in policy.uplink.items():
+        if other != name and any(answer.port and answer.port.overlaps(port) for answer in uplink.answer):
+            yield path, f"uplink {other!r} answers {port} too; give each uplink a port of its own, or bind the server"
 
 
 def _addresses(policy: Policy) -> Iterator[PolicyFault]:
@@ -293,18 +306,25 @@ def _known_uplinks(policy: Policy) -> Iterator[PolicyFault]:
                 )
 
 
+_SHORTEST_OWN_NETWORK = {4: 16, 6: 48}  # of a public `to`, so that it is that of an uplink and not the Internet
+
+
 def _lans(policy: Policy) -> Iterator[PolicyFault]:
     for name, lan in policy.lan.items():
         path = ("lan", name)
         if not lan.to:
             yield (*path, "to"), "needs the uplink's own networks, such as '192.168.1.0/24'"
         for index, network in enumerate(lan.to):
-            if not is_local(network):
+            is_public = not (network.is_multicast or network.is_loopback)
+            if not is_local(network) and not (lan.sport and is_public):
                 yield (
                     (*path, "to", index),
                     f"{network} is not a private, unique local or link-local network, so packets to it could reach "
-                    "any host; use a service",
+                    "any host; use a service, or 'sport' for a server's answers",
                 )
+            elif not is_local(network) and network.prefixlen < _SHORTEST_OWN_NETWORK[network.version]:
+                shortest = _SHORTEST_OWN_NETWORK[network.version]
+                yield (*path, "to", index), f"a public network of the uplink has a length of at least {shortest}"
         if lan.group and lan.user:
             yield path, "has 'group' and 'user'; remove one of them"
         if lan.sport and lan.ports:
@@ -315,11 +335,11 @@ def _lans(policy: Policy) -> Iterator[PolicyFault]:
 
 
 def is_local(network: Network) -> bool:
-    """Return True if no host on the Internet has an address of the network."""
+    """Return True if no host on the Internet has an address of the network, and no group there."""
     blocks = (*vocabulary.PRIVATE_NETWORKS[network.version], vocabulary.LINK_LOCAL_NETWORK)
     return any(
         network.version == block.version and network.subnet_of(block)  # type: ignore[arg-type]
-        for block in map(ip_network, blocks)
+        for block in map(ip_network, (*blocks, *vocabulary.LOCAL_GROUPS[network.version]))
     )
 
 

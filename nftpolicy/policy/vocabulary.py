@@ -11,7 +11,9 @@ EXEMPTIONS = {
     "arp": "IPv4 neighbours are found by ARP (RFC 826)",
     "dhcpv4": "the uplink's IPv4 address comes by DHCP (RFC 2131); its client sends from a raw socket",
     "dhcpv4-unicast": "the DHCP client fails if it cannot renew its lease by unicast (RFC 2131 4.4.5)",
+    "dhcpv4-server": "hosts of the uplink's network get their addresses from this machine (RFC 2131)",
     "dhcpv6": "the uplink's IPv6 addresses may come by DHCPv6 (RFC 8415)",
+    "dhcpv6-server": "hosts of the uplink's network get their configuration from this machine (RFC 8415)",
     "ndp": "IPv6 neighbours and routers are found by neighbour and router solicitation (RFC 4861)",
     "mld": "switches that snoop forward IPv6 multicast only to hosts that report (RFC 3810)",
     "igmp": "switches that snoop forward IPv4 multicast only to hosts that report (RFC 3376)",
@@ -51,6 +53,9 @@ NOT_GLOBAL_NETWORKS = {
     ),
 }
 LINK_LOCAL_NETWORK = "fe80::/10"  # RFC 4291; those of IPv4 are private ones
+# Groups whose packets stay in the link or the site, and the limited broadcast (RFC 5771 4, RFC 2365 6.1, RFC 919 7;
+# RFC 4291 2.7).
+LOCAL_GROUPS = {4: ("224.0.0.0/24", "239.255.0.0/16", "255.255.255.255"), 6: ("ff02::/16", "ff05::/16")}
 
 # Configuration that the kernel itself accepts from an uplink's network; compiler/sysctls.py.
 LEARN_SOURCES = {
@@ -64,6 +69,13 @@ NAMED_ANSWERS = {
     "http": "tcp/80",
     "https": "tcp/443",
     "respondd": "udp/1001",
+}
+
+# Inbound services that cannot be answered, and why.
+UNSUPPORTED_ANSWERS = {
+    "tftp": "a TFTP server answers from another port than the one that was asked (RFC 1350 4), so its answers are no "
+    "replies but to the conntrack helper 'tftp', which the guard does not rely on; let the server answer from one port "
+    '(dnsmasq --tftp-single-port) and answer "udp/69", or give it a [lan.NAME] with its user',
 }
 
 # Protocols of the kernel's tunnels, which no process without CAP_NET_RAW can send.

@@ -15,6 +15,8 @@ NOT_GLOBAL = {
     4: ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
     6: ("fc00::/7", _LINK_LOCAL),
 }
+# RFC 5771 4, RFC 2365 6.1, RFC 919 7: packets to these stay in the link or the site. RFC 4291 2.7: link, site.
+LOCAL_GROUPS = {4: ("224.0.0.0/24", "239.255.0.0/16", "255.255.255.255"), 6: (_ALL_GROUPS6, "ff05::/16")}
 _UNSPECIFIED, _LAST_ADDRESS6 = "::", (1 << 128) - 1
 
 
@@ -90,6 +92,31 @@ EXEMPTIONS: dict[str, tuple[Mapping[int, tuple[Region, ...]], tuple[Region, ...]
     "dhcpv4": ({4: _dhcpv4("255.255.255.255")}, ()),
     # RFC 2131 4.4.5: it renews its lease by unicast to the server.
     "dhcpv4-unicast": ({4: _dhcpv4("1.0.0.0-223.255.255.255")}, ()),
+    # RFC 2131 4.1: a server sends from its port to the port of clients, to all or to the client's new address.
+    "dhcpv4-server": (
+        {
+            4: tuple(
+                _udp(4, sport=points(67), dport=points(68), daddr=_address_range(hosts))
+                for hosts in ("255.255.255.255", "1.0.0.0-223.255.255.255")
+            )
+        },
+        (),
+    ),
+    # RFC 8415 7: a server answers a client at its link-local address.
+    "dhcpv6-server": (
+        {
+            6: (
+                _udp(
+                    6,
+                    saddr=_address_range(_LINK_LOCAL),
+                    daddr=_address_range(_LINK_LOCAL),
+                    sport=points(547),
+                    dport=points(546),
+                ),
+            )
+        },
+        (),
+    ),
     # RFC 8415 7 and 16: from a link-local address and port 546, to port 547 of all servers and relay agents.
     "dhcpv6": (
         {

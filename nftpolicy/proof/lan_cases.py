@@ -9,7 +9,8 @@ from ..model.packet import SOCKET, address_range, evolve_packet
 from ..model.symbolic.box import Ranges, intersect_ranges, merge_ranges, points, subtract_ranges
 from ..netstate.routing import TABLE_MAIN, Route
 from .context import ProofContext
-from .spec import Spec, UplinkSpec
+from .exemption_spec import LOCAL_GROUPS, address_ranges
+from .spec import Region, Spec, UplinkSpec
 from .usability_case import UsabilityCase, needs_device, region_parts, sample_packet
 
 
@@ -27,6 +28,11 @@ def lan_cases(context: ProofContext, uplink: UplinkSpec) -> Iterator[UsabilityCa
                         if needs_device(address) and family == 6:
                             packet = evolve_packet(packet, bound=device)
                         yield UsabilityCase("P3", uplink.name, lan.name, lan.origin, packet, "leaves", device)
+                for group in _groups(family, region):
+                    for part in region_parts(family, region.narrowed(daddr=points(group)), with_ends=True):
+                        for device in _network_devices(uplink):
+                            packet = sample_packet(context, family, part, SOCKET, device)
+                            yield UsabilityCase("P3", uplink.name, lan.name, lan.origin, packet, "leaves", device)
 
 
 def lan_notes(context: ProofContext, spec: Spec) -> Iterator[str]:
@@ -35,9 +41,21 @@ def lan_notes(context: ProofContext, spec: Spec) -> Iterator[str]:
         for lan in (each for each in uplink.exemptions if each.is_lan):
             for family, regions in lan.headers.items():
                 networks = _connected_networks(context, uplink, family)
-                connected = any(_neighbours(networks, region.fields["daddr"]) for region in regions)
+                connected = any(
+                    _neighbours(networks, region.fields["daddr"]) or _groups(family, region) for region in regions
+                )
                 if not connected and family in spec.families:
                     yield f"no IPv{family} packet was tried for {lan.name}: none of its networks is connected now"
+
+
+def _groups(family: int, region: Region) -> list[int]:
+    """Return an address of each range of groups in the region, to which a socket sends by a device."""
+    ranges = intersect_ranges(region.fields["daddr"], address_ranges(*LOCAL_GROUPS[family]))
+    return [min(low + 1, high) for low, high in ranges]
+
+
+def _network_devices(uplink: UplinkSpec) -> list[str]:
+    return [device for device in uplink.devices if device not in uplink.clat_devices]
 
 
 def _neighbours(networks: Iterable[tuple[str, Ranges]], addresses: Ranges) -> list[tuple[str, int]]:
@@ -50,7 +68,7 @@ def _connected_networks(context: ProofContext, uplink: UplinkSpec, family: int) 
     """Return (device, hosts) of each connected network of the uplink, without the addresses of this machine."""
     own = context.own_addresses(family, ("local", "broadcast", "anycast"))
     networks = []
-    devices = [device for device in uplink.devices if device not in uplink.clat_devices]
+    devices = _network_devices(uplink)
     # A route of another device that is more specific, or better, leads the packets of its network elsewhere.
     preferred: list[tuple[str | None, tuple[int, int]]] = []
     for route in sorted(_routes_of_main(context, family), key=lambda route: _preference(route, family)):

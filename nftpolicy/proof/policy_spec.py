@@ -16,7 +16,7 @@ from ..netstate.nft.symbols import CT_DIRECTIONS
 from ..policy import objects
 from ..policy.objects import Answer, Policy, Port, Resolver, Uplink
 from .entitlement import DNS_PORT
-from .exemption_spec import EXEMPTIONS, NOT_GLOBAL, address_ranges, exemption, icmpv6_regions
+from .exemption_spec import EXEMPTIONS, LOCAL_GROUPS, NOT_GLOBAL, address_ranges, exemption, icmpv6_regions
 from .spec import (
     ARRIVAL,
     IP_FAMILIES,
@@ -44,6 +44,7 @@ def _owners(service: objects.Service | objects.Lan) -> tuple[OwnerSpec, ...]:
     return tuple(OwnerSpec(key, account.number, is_marked) for key, account in accounts if account is not None)
 
 
+_SHORTEST_OWN_NETWORK = {4: 16, 6: 48}
 # The name server of a network learns from its queries which hosts a machine speaks to.
 _NOT_DNS = complement(points(DNS_PORT), 0xFFFF)
 _ALL_BUT_DNS = (
@@ -55,12 +56,12 @@ _ALL_BUT_DNS = (
 def _lan(name: str, lan: objects.Lan) -> ExemptionSpec:
     """Return the packets to the uplink's own network: to no global address, and not of another machine.
 
-    DNS only if a port names it.
+    A server's answers may be for global addresses. DNS only if a port names it.
     """
     owner = {key: ranges for each in _owners(lan) for key, ranges in each.match_fields.items()}
     headers = {}
     for family in IP_FAMILIES:
-        networks = intersect_ranges(_bounds(lan.to, family), address_ranges(*NOT_GLOBAL[family]))
+        networks = _own_networks(lan, family)
         fields = {**owner, "daddr": networks, ARRIVAL: points(0)}
         if networks:
             regions = _ports(lan.ports) or tuple(each.narrowed(dport=_NOT_DNS) for each in _ports(lan.sport, "sport"))
@@ -71,6 +72,13 @@ def _lan(name: str, lan: objects.Lan) -> ExemptionSpec:
     ports += f" from {', '.join(map(str, lan.sport))}" if lan.sport else ""
     detail = f"{', '.join(map(str, lan.to))}{ports} for {sender}"
     return ExemptionSpec(f"lan {name}", ("lan", name), headers, is_lan=True, detail=detail)
+
+
+def _own_networks(lan: objects.Lan, family: int) -> Ranges:
+    """Return the addresses of a lan that are not global; those of a server's answers (`sport`) may be."""
+    local = address_ranges(*NOT_GLOBAL[family], *LOCAL_GROUPS[family])
+    small = [net for net in lan.to if lan.sport and net.prefixlen >= _SHORTEST_OWN_NETWORK[family]]
+    return merge_ranges([*intersect_ranges(_bounds(lan.to, family), local), *_bounds(small, family)])
 
 
 def _service(name: str, service: objects.Service) -> ServiceSpec:

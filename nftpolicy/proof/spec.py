@@ -15,6 +15,7 @@ from ..netstate.nft.symbols import CT_DIRECTIONS
 
 IP_FAMILIES = (4, 6)
 ARRIVAL = "iif"  # field of the input device, 0 for none
+_FIRST_GROUP = {4: 0xE0 << 24, 6: 0xFF << 120}  # of multicast; behind it IPv4 has the limited broadcast
 
 
 @frozen
@@ -264,9 +265,9 @@ class UplinkSpec:
         return (self.clat.device,) if self.clat else ()
 
     def lan_networks(self, family: int) -> list[tuple[int, int]]:
-        """Return the ranges of the uplink's own network to which packets may leave without a mark."""
+        """Return the ranges of hosts in the uplink's own network to which packets may leave without a mark."""
         regions = [region for each in self.exemptions if each.is_lan for region in each.headers.get(family, ())]
-        return [span for region in regions for span in region.fields["daddr"]]
+        return [span for region in regions for span in region.fields["daddr"] if span[1] < _FIRST_GROUP[family]]
 
     @property
     def unmarked_uids(self) -> tuple[int, ...]:

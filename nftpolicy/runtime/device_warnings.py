@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from ipaddress import ip_interface
 
 from attrs import frozen
@@ -16,14 +16,23 @@ from ..policy.scalars import matching_pattern
 
 @frozen
 class DeviceWarnings:
-    """Warnings, a line each. `is_misnamed`: an uplink's device is absent, and the policy does not name one in use."""
+    """Warnings, a line each; `unnamed` are those about devices in use that the policy does not name.
+
+    `is_misnamed`: an uplink's device is absent, and the policy does not name one in use.
+    """
 
     lines: tuple[str, ...] = ()
     is_misnamed: bool = False
+    unnamed: tuple[str, ...] = ()
 
 
-def find_device_warnings(policy: Policy, devices: Sequence[Device]) -> DeviceWarnings:
-    """Return the warnings about absent devices of uplinks, and about unnamed devices with an address."""
+def find_device_warnings(
+    policy: Policy, devices: Sequence[Device], default_devices: Collection[str] = ()
+) -> DeviceWarnings:
+    """Return the warnings about absent devices of uplinks, and about unnamed devices with an address.
+
+    `default_devices`: those of default routes, of which an absent name probably means one.
+    """
     present = {device.name for device in devices}
     of_uplinks = {device: name for name, uplink in policy.uplink.items() for device in uplink.devices}
     absent = {device: name for device, name in of_uplinks.items() if device not in present}
@@ -35,28 +44,27 @@ def find_device_warnings(policy: Policy, devices: Sequence[Device]) -> DeviceWar
         and device.up
         and any(_is_global(text) for text in device.addresses)
     }
+    candidates = [name for name in unnamed if name in default_devices] or list(unnamed)
     lines = [
-        f"uplink.{name}.devices: this machine has no device {device!r} now{_hint(device, unnamed, devices)}"
+        f"uplink.{name}.devices: this machine has no device {device!r} now{_hint(device, candidates, devices)}"
         for device, name in absent.items()
     ]
-    for name, device in unnamed.items():
-        address = next(filter(_is_global, device.addresses))
-        lines.append(
-            f"device {name!r} ({address}) is in no part of the policy, so nothing may leave by it: add it to 'inside', "
-            "or to 'devices' of an uplink"
-        )
-    return DeviceWarnings(tuple(lines), bool(absent and unnamed))
+    unnamed_lines = [
+        f"device {name!r} ({next(filter(_is_global, device.addresses))}) is in no part of the policy, so nothing may "
+        "leave by it: add it to 'inside', or to 'devices' of an uplink"
+        for name, device in unnamed.items()
+    ]
+    return DeviceWarnings((*lines, *unnamed_lines), bool(absent and unnamed), tuple(unnamed_lines))
 
 
 def _is_global(address: str) -> bool:
     return not ip_interface(address).is_link_local
 
 
-def _hint(device: str, unnamed: Iterable[str], devices: Sequence[Device]) -> str:
+def _hint(device: str, candidates: Sequence[str], devices: Sequence[Device]) -> str:
     """Return which device the policy probably means."""
     named = next((each.name for each in devices if device in each.other_names), None)
     if named is not None:
         return f": it is an alternative name of {named!r}; write that"
-    words = list(unnamed)
-    near = did_you_mean(device, words)
-    return near or (f" (did you mean {' or '.join(map(repr, words))}?)" if words else "")
+    near = did_you_mean(device, candidates)
+    return near or (f" (did you mean {' or '.join(map(repr, candidates))}?)" if candidates else "")

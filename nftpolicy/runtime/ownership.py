@@ -97,8 +97,8 @@ def _selects(entry: Service | Lan, socket: InetSocket, group: int | None) -> boo
     return any(port.protocol == protocol and port.low <= socket.dport <= port.high for port in entry.ports)
 
 
-def is_answered(uplink: Uplink, socket: InetSocket) -> bool:
-    """Return True if the socket's packets may be replies that the policy allows (`answer`)."""
+def is_answered(uplink: Uplink, socket: InetSocket, exclusive: bool = False) -> bool:
+    """Return True if the socket's packets may be replies that the policy allows (`answer`); of `exclusive` ones."""
     protocol = PROTOCOLS[socket.protocol]
     peer = ip_address(socket.remote) if socket.remote else None
     return any(
@@ -106,5 +106,5 @@ def is_answered(uplink: Uplink, socket: InetSocket) -> bool:
         and port.low <= socket.sport <= port.high
         and (not answer.source or peer is None or any(peer in network for network in answer.source))
         for answer in uplink.answer
-        if (port := answer.port) is not None
+        if (port := answer.port) is not None and (answer.exclusive or not exclusive)
     )

@@ -158,6 +158,8 @@ class TrafficJudge:
         if answering and is_unbound and not self.selects_source(each):
             first = self.policy.uplink[answering[0]].devices[0]  # its table is looked up first
             for name in answering:
+                if is_answered(self.policy.uplink[name], each, exclusive=True):
+                    continue
                 device = self._default_elsewhere(each, name) or (first if name != answering[0] else None)
                 if device is not None:
                     yield StoppedTraffic(self._owner(each), str(each), _misrouted(name, device), is_live=False)
@@ -299,8 +301,11 @@ def describe_traffic(traffic: Iterable[StoppedTraffic], most: int = _MOST_LINES)
     return lines if left <= 0 else [*lines[:most], f"stops under this policy: and {left} more"]
 
 
-def find_stopped_traffic(policy: Policy) -> list[StoppedTraffic]:
-    """Return the traffic of this machine that stops under a policy; none without root."""
+def find_stopped_traffic(policy: Policy, starts_watch: bool = False) -> list[StoppedTraffic]:
+    """Return the traffic of this machine that stops under a policy; none without root.
+
+    `starts_watch`: the watch daemon will run.
+    """
     from ..kernel.netlink.rtnetlink import RouteLookups
 
     try:
@@ -329,7 +334,7 @@ def find_stopped_traffic(policy: Policy) -> list[StoppedTraffic]:
                 route_device,
                 selects_source,
                 session_test(owners),
-                _reply_routes(policy),
+                _reply_routes(policy, starts_watch),
             )
             return [
                 *judge.stopped_sockets(sockets),
@@ -340,12 +345,12 @@ def find_stopped_traffic(policy: Policy) -> list[StoppedTraffic]:
         return []  # this kernel does not tell
 
 
-def _reply_routes(policy: Policy) -> Callable[[str, str], bool]:
+def _reply_routes(policy: Policy, starts_watch: bool) -> Callable[[str, str], bool]:
     """Return a test if the table of an uplink will have a route to an address."""
     from ..kernel.netlink.nft_counters import read_table_names
     from ..kernel.netlink.route_mover import RouteMover
 
-    is_watched = any(name == SHADOW_TABLE for _, name in read_table_names())
+    is_watched = starts_watch or any(name == SHADOW_TABLE for _, name in read_table_names())
     with closing(RouteMover()) as access:
         networks = routed_networks(access, policy, is_watched)
     return lambda uplink, address: has_route(networks[uplink], address)

@@ -12,6 +12,7 @@ import errno
 import os
 import stat
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 PRIVATE_DIRECTORY, PRIVATE_FILE = 0o700, 0o600  # modes
@@ -57,6 +58,14 @@ def read_private(path: Path) -> bytes:
     """Return the content of a regular file of this user. Raises OSError as `open_private`."""
     with os.fdopen(open_private(path, os.O_RDONLY), "rb") as file:
         return file.read()
+
+
+def modification_time(path: Path) -> str:
+    """Return the time of the last change of a file (UTC, ISO 8601); "" if it is not known."""
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    except OSError:
+        return ""
 
 
 def _open(path: Path, flags: int, is_expected: Callable[[int], bool], mode: int) -> int:

@@ -61,7 +61,7 @@ def asked_addresses(observed: NetState, policy: Policy) -> tuple[AskedAddress, .
 
 @frozen
 class Status:
-    """Result of the comparison.
+    """Result of the comparison, a part of the report of `nftpolicy status` (status_report.py).
 
     `parts`: guard, link guard, ip rules, routes, sysctls -> True if as expected. `is_blocked`: the
     block (by watch or apply) is loaded, so the uplinks are stopped. `differences`: the
@@ -99,6 +99,18 @@ class Status:
         return any(conflict.effect == STARVES for conflict in self.foreign_rules)
 
     @property
+    def holds(self) -> bool:
+        """True if the guard drops what the policy does not permit, though services may lack a part."""
+        return self.parts["guard"] and self.parts["link guard"]
+
+    @property
+    def dropped(self) -> int:
+        """Packets that the guard has dropped."""
+        return sum(
+            counts.packets for (_, _, name), counts in self.counters.items() if object_names.is_drop_counter(name)
+        )
+
+    @property
     def guarded(self) -> bool:
         """True if nothing can leave against the policy, whatever else differs."""
         return self.parts["guard"] and self.parts["ip rules"]
@@ -106,8 +118,6 @@ class Status:
     def as_json(self) -> dict[str, Any]:
         """Return the fields for `status --json`."""
         return {
-            "policy": self.policy.name,
-            "as_expected": self.as_expected,
             "blocked": self.is_blocked,
             "block_reasons": list(self.block_reasons),
             "parts": self.parts,
@@ -126,6 +136,7 @@ class Status:
                 for (family, _, name), counts in sorted(self.counters.items())
             ],
             "sockets": None if self.sockets is None else [socket.as_json() for socket in self.sockets],
+            "socket_error": self.socket_error,
         }
 
 

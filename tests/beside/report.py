@@ -12,7 +12,7 @@ _NOTES = """
 |---|---|
 | job | what the program is for works, after start, reload and restart |
 | leaks | frames of a flood that the policy forbids, at the far end of the uplink: 0 of N packets that the kernel took |
-| status | `nftpolicy status` exits with 0, and with 1 after `release` |
+| status | `nftpolicy status` exits with 0, and with 2 after `release` |
 | verify | `nftpolicy verify --live` proves P1 to P5 with all that the program made |
 | watch | no repair, conflict, block or failure in the log of `nftpolicy watch` |
 | release | ip rules, routes, nft ruleset and network sysctls as without a policy |

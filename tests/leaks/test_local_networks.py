@@ -36,6 +36,14 @@ user = {USER}
 ports = ["tcp/445", "udp/137-139"]
 """
 NETBIOS, LLMNR, LLMNR_GROUP = 137, 5355, "ff02::1:3"
+BROADCAST, DISCOVERY = "255.255.255.255", 3702
+PUBLIC = {4: ("1.2.3.0/24", "1.2.3.2", "1.2.3.1"), 6: ("2a00:1:2::/64", "2a00:1:2::2", "2a00:1:2::1")}
+LAN_OF_SERVER = f"""
+[lan.discovery]
+uplink = "wan"
+to = ["1.2.3.0/24", "2a00:1:2::/64", "{BROADCAST}", "239.255.0.0/16", "ff02::/16"]
+sport = ["udp/{DISCOVERY}"]
+"""
 LAN_OF_ANSWERS = f"""
 [lan.names]
 uplink = "wan"
@@ -68,7 +76,10 @@ def send(destination: str, dport: int, sport: int, device: str | None) -> Sent:
         sender.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sender.bind(("", sport))
         index = socket.if_nametoindex(device) if device else 0
-        if device and family == socket.AF_INET:
+        if destination == BROADCAST and device:
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+        elif device and family == socket.AF_INET:
             sender.setsockopt(
                 socket.IPPROTO_IP, socket.IP_MULTICAST_IF, struct.pack("=4s4si", bytes(4), bytes(4), index)
             )
@@ -275,3 +286,38 @@ def test_questions_to_groups_are_answered_from_a_port(made: Guarded) -> None:
     }
     assert arrived(made, sents) == {"right"}
     made.release()
+
+
+def test_server_answers_public_hosts_and_all_at_once(made: Guarded) -> None:
+    lab = made.lab
+    for network, node, home in PUBLIC.values():
+        flag, length = " nodad" if ":" in node else "", network.partition("/")[2]
+        lab.node.ip(f"addr add {node}/{length} dev {at.WAN}{flag}")
+        lab.home.ip(f"addr add {home}/{length} dev br-lan{flag}")
+    apply(made, LAN_OF_SERVER, '"dhcpv4-server", "dhcpv6-server", ')
+    with Watched(made):
+        wait_until(lambda: "proto 78" in lab.node.run(["ip", "route", "show", PUBLIC[4][0]]).stdout, 10, "its route")
+        lab.wan.drain()
+        sents = {
+            "right: all": udp(made, BROADCAST, 40000, DISCOVERY, device=at.WAN),
+            "right: group 4": udp(made, "239.255.255.250", DISCOVERY, DISCOVERY, device=at.WAN),
+            "right: group 6": udp(made, "ff02::c", DISCOVERY, DISCOVERY, device=at.WAN),
+            "right: DHCP to all": udp(made, BROADCAST, 68, 67, uid=0, device=at.WAN),
+            "right: DHCP to one": udp(made, PUBLIC[4][2], 68, 67, uid=0),
+            "right: DHCPv6 to one": udp(made, at.HOME_LINK_LOCAL, 546, 547, uid=0, device=at.WAN),
+            "DHCPv6 to a global address": udp(made, PUBLIC[6][2], 546, 547, uid=0),
+            "all, another port": udp(made, BROADCAST, 40000, DISCOVERY + 1, device=at.WAN),
+            "group, another port": udp(made, "239.255.255.250", DISCOVERY, device=at.WAN),
+            "another group": udp(made, "239.254.0.1", DISCOVERY, DISCOVERY, device=at.WAN),
+            "DHCP from another port": udp(made, BROADCAST, 68, 1067, uid=0, device=at.WAN),
+            "DHCP to another port": udp(made, BROADCAST, 69, 67, uid=0, device=at.WAN),
+        }
+        for family, (_, _, host) in PUBLIC.items():
+            sents[f"right: public {family}"] = udp(made, host, 40000, DISCOVERY)
+            sents[f"public {family}, another port"] = udp(made, host, 40000, DISCOVERY + 1)
+        assert arrived(made, sents) == {name for name in sents if name.startswith("right")}
+        assert made.nftpolicy("verify", "--live").stdout.startswith("proved")
+    made.release()
+    controls = {host: udp(made, host, 40000, DISCOVERY + 1) for _, _, host in PUBLIC.values()}
+    controls["all"] = udp(made, BROADCAST, 40000, DISCOVERY + 1, device=at.WAN)
+    assert arrived(made, controls) == set(controls), "inconclusive: not sent without the policy either"

@@ -114,7 +114,7 @@ def test_status_socket_table_is_short(made: Guarded) -> None:
             stack.enter_context(held(made, OTHER_GID, mark=1))
         stack.enter_context(held(made, SERVICE_GID, mark=1))
         said = made.nftpolicy("status").stdout
-    assert "and 5 more, 4 of them not right" in said
+    assert "sockets: 1 right, 24 not right" in said
     assert said.count("forged: it has the mark 0x1/0x1") == 1
 
 

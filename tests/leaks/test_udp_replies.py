@@ -4,7 +4,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
@@ -16,6 +16,7 @@ from tests.leaks.test_forged_arrivals import DATAGRAM, DOMAIN, SERVICE, answerin
 WILDCARD, BOUND, PKTINFO = "wildcard", "bound", "pktinfo"
 WAN, MESH, LOST = "by the WAN", "by the mesh", "lost"
 ANY = {4: "0.0.0.0", 6: "::"}
+UDP4 = (socket.AF_INET, DATAGRAM)
 families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
 _FLUSH_FLOWS = struct.pack("=IHHII", 20, 0x0102, 5, 1, 0) + bytes(4)  # IPCTNL_MSG_CT_DELETE of all families
 
@@ -156,3 +157,52 @@ def test_status_is_right_after_requests(made: Guarded) -> None:
     assert at.NEIGHBOUR[4] in listed
     assert made.nftpolicy("status", check=False).returncode == 0
     assert "in force already" in made.apply()
+
+
+def test_answer_to_broadcast_does_not_go_inside(made: Guarded) -> None:
+    """To conntrack it is no reply, since nothing was asked at the address that it is sent from."""
+
+    def goes_inside() -> bool:
+        with made.lab.node.socket(*UDP4) as server, made.lab.neighbour.socket(*UDP4) as client:
+            server.settimeout(limit(5))
+            server.bind(("", SERVICE))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            client.bind((at.NEIGHBOUR[4], 0))
+            client.sendto(b"question", (at.HOME_BROADCAST, SERVICE))
+            token = os.urandom(8).hex().encode()
+            made.lab.mesh_sniffer.drain()
+            with suppress(PermissionError):
+                server.sendto(token, server.recvfrom(100)[1])
+            return made.lab.mesh_sniffer.wait_for(lambda frame: token in frame.payload, 0.3) is not None
+
+    assert not goes_inside()
+    with made.off():
+        assert goes_inside(), "inconclusive: the answer does not go inside without the policy either"
+
+
+def test_wildcard_server_replies_from_exclusive_port(made: Guarded) -> None:
+    text = made.file.read_text()
+    plain = f'"udp/{SERVICE}"'
+    assert text.count(plain) == 1
+    for family in at.FAMILIES:
+        with exchange(made, family, WILDCARD, default=True) as without:
+            without.ask()
+            assert without.reply() == LOST, "the control: without the word"
+    made.file.write_text(text.replace(plain, f"{{ name = {plain}, exclusive = true }}"))
+    made.apply()
+    try:
+        for family in at.FAMILIES:
+            with exchange(made, family, WILDCARD, default=True) as one, watching(made.lab) as watch:
+                for _ in range(2):
+                    one.ask()
+                    assert one.reply() == WAN
+                with made.lab.client.socket(DOMAIN[family], DATAGRAM) as inside:
+                    inside.settimeout(limit(5))
+                    inside.bind((at.CLIENT_ADDRESS[family], 0))
+                    one.server.sendto(b"to a network inside", inside.getsockname()[:2])
+                    assert inside.recv(100) == b"to a network inside"
+                assert watch.unmarked == 0
+        assert made.nftpolicy("verify", "--live").stdout.startswith("proved")
+    finally:
+        made.file.write_text(text)
+        made.apply()

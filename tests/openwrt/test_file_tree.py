@@ -60,6 +60,14 @@ def test_tree_is_small_and_needs_no_other_language() -> None:
     assert not any(re.search(r"\b(python|lua|ucode)\b", one.text) for one in found.values())
 
 
+def test_tree_is_kept_by_sysupgrade() -> None:
+    found = tree.build_tree(shipped())
+    kept = found[tree.KEEP_PATH].text.splitlines()
+    start = re.search(r"^START=(\d+)$", found["etc/init.d/nftpolicy"].text, re.MULTILINE)
+    assert start
+    assert kept == sorted([*(f"/{path}" for path in found), f"/etc/rc.d/S{start[1]}nftpolicy"])
+
+
 def test_tree_has_no_placeholder() -> None:
     for path, one in tree.build_tree(shipped()).items():
         assert not re.findall(r"@[A-Z]+@", one.text), path

@@ -16,8 +16,10 @@ from tests.lab.limits import limit
 
 ROOT = Path(__file__).parents[2]
 FEED = ROOT / "openwrt/feed"
-LUA = [FEED / "gluon-nftpolicy/check_site.lua", FEED / "gluon-nftpolicy/luasrc/lib/gluon/upgrade/115-nftpolicy"]
+LUA = [FEED / "gluon-nftpolicy/check_site.lua", FEED / "gluon-nftpolicy/luasrc/lib/gluon/upgrade/600-nftpolicy"]
 POLICY = ROOT / "rulesets/gluon-fastd.toml"
+
+RELOAD = "/lib/gluon/reload.d/760-gluon-wan-dnsmasq-start"
 
 RULES = 'CP := cp -fpR\nqstrip = $(strip $(subst ",,$(1)))\n'
 # What package.mk does with a package, as far as files go.
@@ -114,6 +116,7 @@ function cursor:commit() end
 package.preload['simple-uci'] = function() return { cursor = function() return cursor end } end
 local open = io.open
 io.open = function(path) if path:match('^/etc/init.d/') or path:match('^/rom/') then return open('/dev/null') end end
+os.remove = function(path) table.insert(ran, 'rm ' .. path) end
 os.execute = function(command) table.insert(ran, command) end
 dofile(arg[3])
 for _, command in ipairs(ran) do print('ran ' .. command) end
@@ -139,7 +142,6 @@ NODE = {
         "mesh_vpn_dns": {".type": "include", "type": "restore", "path": "/lib/gluon/mesh-vpn/iptables.rules"},
         "other": {".type": "include", "path": "/etc/firewall.user"},
     },
-    "gluon-wan-dnsmasq": {"static": {".type": "static", "server": "192.0.2.53"}},
 }
 
 
@@ -171,7 +173,8 @@ def test_upgrade_migrates_settings_of_gluon(upgraded):
     assert {*left["section"]} == every - gone
     assert left["ran"] == [
         "/etc/init.d/gluon-wan-dnsmasq disable",
-        "logger -t nftpolicy 'the DNS servers of gluon-wan-dnsmasq are not imported: add them to the policy (servers)'",
+        "/etc/init.d/gluon-wan-dnsmasq stop",
+        f"rm {RELOAD}",
         "sh /rom/etc/uci-defaults/95-nftpolicy",
         "/etc/init.d/nftpolicy enable",
     ]
@@ -182,7 +185,19 @@ def test_upgrade_of_disabled_node_keeps_gluon_settings(upgraded):
     assert not any("nftpolicy_" in one for one in left["section"])
     assert {"network.wan6_lookup", "network.mine", "firewall.mesh_vpn_dns"} <= {*left["section"]}
     assert "network.wan.ip4table" not in left["option"] and "network.wan6.ip6table" in left["option"]
-    assert left["ran"] == ["/etc/init.d/nftpolicy disable", "/etc/init.d/gluon-wan-dnsmasq enable"]
+    restored = f"cp -p /rom{RELOAD} {RELOAD}"
+    assert left["ran"] == ["/etc/init.d/nftpolicy disable", "/etc/init.d/gluon-wan-dnsmasq enable", restored]
+
+
+# Scripts of Gluon's packages (main in August 2026) that write what ours deletes or reads.
+BEFORE = ("110-network", "250-cellular", "300-gluon-client-bridge-network", "500-mesh-vpn")
+AFTER = ("997-migrate-preserved", "998-commit")
+
+
+def test_upgrade_runs_between_scripts_of_gluon():
+    """gluon-reconfigure runs the scripts in the order of their names."""
+    (ours,) = (FEED / "gluon-nftpolicy/luasrc/lib/gluon/upgrade").iterdir()
+    assert sorted([*AFTER, ours.name, *BEFORE]) == [*BEFORE, ours.name, *AFTER]
 
 
 def test_package_version_equals_program_version():

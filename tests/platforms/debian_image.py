@@ -68,7 +68,7 @@ mount --bind /dev "$root/dev"
 rm -f "$root/usr/sbin/policy-rc.d" "$root/etc/resolv.conf"
 cp -rT "$files" "$root"
 chroot "$root" systemctl -q enable vm-tests early-sender systemd-networkd
-chroot "$root" systemctl -q mask systemd-networkd-wait-online apt-daily.timer apt-daily-upgrade.timer
+chroot "$root" systemctl -q mask systemd-networkd-wait-online fastd getty@tty1 serial-getty@ttyS0 e2scrub_reap apt-daily.timer apt-daily-upgrade.timer man-db.timer dpkg-db-backup.timer
 chroot "$root" update-initramfs -u
 umount "$root/dev" "$root/proc"
 rm -f "$image.new"

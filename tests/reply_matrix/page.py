@@ -31,6 +31,10 @@ Ping has no fourth letter, since the kernel sends nothing without a request.
 The networks of the uplinks are private, and their routes are in the uplinks' tables, where `nftpolicy watch` keeps them.
 The columns are the default route of table main: by a device inside, none, or by an uplink, with the networks of the uplinks
 beside it, as without `watch`. With two uplinks the client asks by the second one; both answer the same ports.
+
+A wildcard server beyond the gateway, while a default route leads inside, replies if its port is `exclusive`
+(nftpolicy.toml(5), Answers): then the uplink's default route counts for the port. That is not in these tables; see
+`tests/leaks/test_udp_replies.py`.
 """
 
 

@@ -10,8 +10,10 @@ from nftpolicy.cli.common import EXIT_BAD_INPUT, EXIT_FAILED, Failure
 from nftpolicy.runtime.apply import history_events
 from nftpolicy.runtime.apply.history import History
 from nftpolicy.runtime.apply.history_events import BLOCKED, MAX_EVENTS, RELEASED, HistoryEvent, event_file_path
+from nftpolicy.runtime.apply.pending_confirm import WAITING, PendingConfirm, ProcessRef, boottime, create_pending
 from nftpolicy.runtime.apply.state_dir import current_state_dir
 from tests.unit.command_line import run_here
+from tests.unit.test_policy_errors import GOOD
 
 NOON = datetime(2026, 1, 2, 12, 0, 0, tzinfo=UTC)
 # An entry as version 0.1 wrote it.
@@ -108,6 +110,19 @@ def test_history_shows_events_without_a_number(kept, monkeypatch):
     assert list(found["events"][0]) == ["time", "kind", "policy", "why", "user", "after", "number"]
 
 
+def test_confirmation_is_an_event_of_the_newest_policy(kept):
+    add(kept, "a")
+    state_dir = current_state_dir()
+    new = PendingConfirm(
+        "x", WAITING, 60, boottime() + 60, "2026-01-02T13:00:00Z", None, ProcessRef(1, 1), ProcessRef(2, 2)
+    )
+    create_pending(state_dir, new)
+    assert run_here("confirm")[0] == 0
+    (event,) = kept.read().events
+    assert (event.kind, event.policy, event.after) == ("confirmed", "p", 1)
+    assert "confirmed 60 s before the rollback" in run_here("history")[1].replace("\n", " ")
+
+
 def test_show_prints_the_policy_and_its_reason(kept):
     add(kept, "name = 'a'\n", "rollback to 3")
     status, output, _ = run_here("history", "show", 1)
@@ -120,6 +135,7 @@ def test_show_prints_the_policy_and_its_reason(kept):
 def test_diff_compares_two_policies_or_with_the_one_in_force(kept):
     add(kept, "a = 1\nb = 2\n"), add(kept, "a = 1\nb = 3\n")
     _, output, _ = run_here("history", "diff", 1, 2)
+    assert output.startswith("a policy is not valid now, so only the lines are compared: ")
     assert output.splitlines()[-3:] == [" a = 1", "-b = 2", "+b = 3"]
     assert "same policy" in run_here("history", "diff", 1, 1)[1]
     assert run_here("history", "diff", 1)[::2] == (
@@ -127,8 +143,12 @@ def test_diff_compares_two_policies_or_with_the_one_in_force(kept):
     )  # fmt: skip
     state_dir = current_state_dir()
     state_dir.create()
-    state_dir.save_policy("/etc/p.toml", b"a = 4\n")
-    assert run_here("history", "diff", 2)[1].splitlines()[1] == "+++ in force (/etc/p.toml)"
+    state_dir.save_policy("/etc/p.toml", GOOD.encode())
+    add(kept, GOOD.replace("table = 7", "table = 9")), add(kept, f"{GOOD}# a comment\n")
+    output = run_here("history", "diff", 3)[1]
+    assert "+++ in force (/etc/p.toml)" in output.splitlines()
+    assert "mean the same" not in output
+    assert run_here("history", "diff", 4)[1].startswith("both policies mean the same\n")
 
 
 def test_absent_and_damaged_numbers_fail(kept):

@@ -32,6 +32,7 @@ CASES = [
     ('sport = ["udp/51820"]\n', "sport = []\n", "service.wg.kernel", 'such as sport = ["udp/51820"]'),
     ('sport = ["udp/51820"]\n', NAS + 'ports = ["tcp/445", "udp/50-60"]\n', "lan.nas.ports[1]", "leave port 53 out"),
     ('sport = ["udp/51820"]\n', NAS, None, None),
+    ('answer = ["ssh"]', 'answer = ["udp/69"]', "uplink.wan.answer[0]", "dnsmasq --tftp-single-port"),
     ('kernel = true\nsport = ["udp/51820"]\n', "kernel = false\nuser = 901\n", None, None),
 ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.cli import inactive_parts as parts
+from nftpolicy.cli import lockout
 from nftpolicy.cli.common import Failure
 from nftpolicy.cli.lockout import require_confirmation
 from nftpolicy.compiler.object_names import SHADOW_TABLE
@@ -20,6 +21,7 @@ from nftpolicy.runtime.apply.reply_routes import has_route, routed_networks
 from nftpolicy.runtime.boot_state import BootState
 from nftpolicy.runtime.device_warnings import find_device_warnings
 from nftpolicy.runtime.own_session import session_test
+from nftpolicy.runtime.services import resolver_sockets
 from tests.unit.test_present_traffic import inet_socket
 
 POLICY = load(
@@ -52,6 +54,8 @@ def test_named_devices_are_not_warned_of():
 
 def test_absent_device_is_named_with_the_unnamed_one():
     found = find_device_warnings(POLICY, (LO, LAN, WLP))
+    bridge = Device("virbr0", ("192.168.122.1/24",))
+    assert find_device_warnings(POLICY, (LO, LAN, bridge, WLP), {"wlp2s0"}).lines[0] == found.lines[0]
     assert found.is_misnamed
     assert found.lines == (
         "uplink.wan.devices: this machine has no device 'eth0' now (did you mean 'wlp2s0'?)",
@@ -84,11 +88,11 @@ def test_session_is_that_of_an_ancestor_or_of_ssh(monkeypatch):
 class Routes:
     """Routes over eth0."""
 
-    def __init__(self, *routes):
-        self._routes = [KernelRoute(route, b"") for route in routes]
+    def __init__(self, *routes, too_many=()):
+        self._listing = RouteListing([KernelRoute(route, b"") for route in routes], too_many)
 
     def list_routes(self, devices):
-        return RouteListing(self._routes)
+        return self._listing
 
     def addresses(self, devices):
         return {"eth0": ("192.0.2.2/24",)}
@@ -106,6 +110,11 @@ def test_reply_has_route_by_table_gateway_or_copy(watched):
     assert [has_route(networks, each) for each in addresses] == [True, True, True, True, watched, False]
 
 
+def test_device_with_too_many_routes_counts_as_routed():
+    networks = routed_networks(Routes(too_many=(("eth0", 4),)), POLICY, False)["wan"]
+    assert has_route(networks, "203.0.113.9")
+
+
 def test_refusal_names_both_options():
     require_confirmation([], "nftpolicy apply p.toml")
     with pytest.raises(Failure) as refused:
@@ -117,10 +126,23 @@ def test_refusal_names_both_options():
     assert "'nftpolicy apply p.toml --confirm 60'" in str(refused.value) and "--yes" in str(refused.value)
 
 
+def test_units_of_untried_policy_are_refused(monkeypatch):
+    starts = []
+    monkeypatch.setattr(
+        lockout, "warn_of_lockout", lambda policy, starts_watch: starts.append(starts_watch) or ["it stops"]
+    )
+    monkeypatch.setattr(lockout, "applied_policy", lambda: None)
+    with pytest.raises(Failure, match=r"'nftpolicy apply p\.toml --confirm 60', then 'nftpolicy confirm'"):
+        lockout.require_trial(POLICY, "p.toml")
+    assert starts == [True]
+    monkeypatch.setattr(lockout, "applied_policy", lambda: (POLICY, None))
+    lockout.require_trial(POLICY, "p.toml")
+
+
 def inactive(monkeypatch, boot=BootState(), tables=(), ppid=999):
     monkeypatch.setattr("nftpolicy.runtime.boot_state.read_boot_state", lambda: boot)
     monkeypatch.setattr(os, "getppid", lambda: ppid)
-    monkeypatch.setattr(parts, "_uplinks_without_resolver", lambda *_: ["wan"])
+    monkeypatch.setattr(resolver_sockets, "uplinks_without_resolver", lambda *_: ["wan"])
     return list(parts.inactive_parts(FakeKernel(NetState(tables)), POLICY, "my policy.toml"))
 
 

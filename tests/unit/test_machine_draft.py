@@ -283,11 +283,12 @@ def test_published_port_never_takes_the_port_of_the_session():
 
 
 def test_routes_are_copied_where_no_network_manager_is_known():
-    steps = drafted(MANAGEMENT, requested=["eth1"])[2]
-    assert any(step.startswith("ip route add 198.51.100.0/24 dev eth1 table 51    #") for step in steps)
+    steps = drafted(SERVER)[2]
+    assert any(step.startswith("ip -4 route add default via ") and " table 51    #" in step for step in steps)
+    assert not any(step.startswith("ip ") for step in drafted(MANAGEMENT, requested=["eth1"])[2])  # 'apply' copies it
     steps = drafted(evolve(MANAGEMENT, manager="networkd"))[2]
     assert any("netconfig nftpolicy.toml --for networkd --to /" in step for step in steps)
-    assert not any(step.startswith("ip route") for step in steps)
+    assert not any(step.startswith("ip ") for step in steps)
 
 
 WG_TEXT = """

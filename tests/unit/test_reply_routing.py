@@ -47,6 +47,21 @@ def test_networks_of_several_uplinks_come_before_default_routes():
     assert places == [(33090, 7, 7), (33090, 8, 7), (33100, 7, None), (33100, 8, None)]
 
 
+@pytest.mark.parametrize(
+    ("source", "destinations"),
+    [("", {4: [None], 6: [None]}), (', source = ["10.0.0.0/8"]', {4: ["10.0.0.0/8"], 6: []})],
+)
+def test_exclusive_port_has_its_own_default_route(source, destinations):
+    found = [
+        rule for rule in rules(f'{{ name = "udp/53", exclusive = true{source} }}, "udp/54"') if rule.priority < 900
+    ]
+    for family, wanted in destinations.items():
+        of_family = [rule for rule in found if rule.family == family and rule.sports]
+        assert [rule.destination for rule in of_family] == [each for each in wanted for _ in range(2)]
+        places = [(rule.priority, rule.table, rule.suppress_prefix, rule.sports) for rule in of_family]
+        assert places == [(890, 254, 7, (53, 53)), (895, 7, None, (53, 53))][: len(places)]
+
+
 def test_each_device_has_a_rule():
     bound = [(rule.family, rule.priority, rule.table, rule.oif) for rule in rules('"ssh"') if rule.oif]
     assert bound == [(family, 870, 7, name) for family in (4, 6) for name in ("eth0", "wlan0")]

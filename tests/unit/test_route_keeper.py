@@ -407,6 +407,14 @@ def test_network_of_lan_stays_reachable_in_main(more, closed) -> None:
     assert (event.get("closed", []), len(event["reachable"])) == (closed, 3 - len(closed))
 
 
+def test_public_network_within_lan_is_reachable() -> None:
+    text = '[lan.names]\nuplink = "wan"\nto = ["1.2.0.0/16"]\nsport = ["udp/137"]\n'
+    memory = RouteMemory()
+    memory.known = {"br-wan": ("1.2.3.2/24", "1.2.0.2/15", "1.4.0.2/24", "fe80::2/64")}
+    started_keeper(memory, load(TOML + text.encode())[0])
+    assert [(one.destination, one.kind, one.device) for one in memory.held] == [("1.2.3.0/24", "unicast", "br-wan")]
+
+
 def test_deleted_unreachable_route_is_added_again() -> None:
     memory = RouteMemory()
     memory.known = {"br-wan": ("10.1.2.3/8",)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from ipaddress import ip_interface
 
 from .devices import default_routes
 from .draft import PolicyDraft
@@ -54,14 +53,8 @@ def next_steps(facts: MachineFacts, draft: PolicyDraft, file: str) -> Iterator[s
 
 
 def _route_commands(facts: MachineFacts, draft: PolicyDraft) -> Iterator[str]:
-    """Yield the commands that copy the uplinks' routes into their tables, without which no marked packet leaves."""
+    """Yield the commands that copy the default routes into the uplinks' tables; 'apply' copies connected ones."""
     for uplink in draft.uplinks:
-        for device in facts.devices:
-            if device.name not in uplink.devices:
-                continue
-            for address in map(ip_interface, device.addresses):
-                if not address.is_link_local and address.network.prefixlen < address.network.max_prefixlen:
-                    yield f"ip route add {address.network} dev {device.name} table {uplink.table}"
         for route in default_routes(facts):
             for hop in route.all_nexthops:
                 if hop.device in uplink.devices and hop.gateway not in uplink.gateways:

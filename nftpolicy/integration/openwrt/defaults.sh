@@ -74,6 +74,9 @@ for interface in $(names network interface); do
 	[ -z "$table" ] || attach "$interface" "$table"
 done
 
+# In an image with nftpolicy, sysupgrade must not put the old policy over that of the new image.
+[ ! -e /rom/usr/sbin/nftpolicy ] || rm -f /lib/upgrade/keep.d/nftpolicy
+
 uci -q commit network
 uci -q commit dhcp
 exit 0

@@ -27,6 +27,7 @@ CHECKSUMS_PATH = "usr/share/nftpolicy/files"  # checksums of all other files, in
 GUARD_PATH = "usr/share/nftables.d/ruleset-post/nftpolicy.nft"
 LINK_PATH, BLOCK_PATH = "usr/share/nftpolicy/link.nft", "usr/share/nftpolicy/block.nft"
 PLAN_PATH, SECTIONS_PATH = "usr/share/nftpolicy/plan", "usr/share/nftpolicy/network.uci"
+KEEP_PATH = "lib/upgrade/keep.d/nftpolicy"  # files that sysupgrade keeps
 RUNNER_PATH, DEFAULTS_PATH = "usr/sbin/nftpolicy", "etc/uci-defaults/95-nftpolicy"
 
 _SCRIPTS = {  # path -> template in this directory
@@ -36,6 +37,7 @@ _SCRIPTS = {  # path -> template in this directory
     "etc/hotplug.d/iface/30-nftpolicy": "hotplug.sh",
 }
 
+_ENABLE_LINKS = ("etc/rc.d/S18nftpolicy",)  # by "enable" of the init script
 _COMMENT = re.compile(r"\s*#(?! shellcheck )")
 _HEAD = "# nftpolicy: {title}\n# Generated; change the policy, not this file.\n\n"
 
@@ -88,6 +90,8 @@ def build_tree(policy: Policy, link_guard: bool = True) -> dict[str, TreeFile]:
     files_by_path |= {
         path: TreeFile(fill_marks(_template(name), marks), executable=True) for path, name in _SCRIPTS.items()
     }
+    kept_paths = sorted([*files_by_path, KEEP_PATH, CHECKSUMS_PATH, *_ENABLE_LINKS])
+    files_by_path[KEEP_PATH] = TreeFile(join("", (fill("/{path}\n", path=word(path)) for path in kept_paths)))
     return dict(sorted({**files_by_path, CHECKSUMS_PATH: TreeFile(checksum_list(files_by_path))}.items()))
 
 
@@ -120,8 +124,7 @@ def _template(name: str) -> str:
     """Return a script, without the comments below its head: flash is scarce on a router."""
     lines = (files(__package__) / name).read_text(encoding="utf-8").splitlines(keepends=True)
     head = list(takewhile(lambda line: line.startswith("#"), lines))
-    rest = lines[len(head) :]
-    return "".join(head + [line for line in rest if not _COMMENT.match(line)])
+    return "".join(head + [line for line in lines[len(head) :] if not _COMMENT.match(line)])
 
 
 def _case_line(attachment: uci.UplinkAttachment) -> CheckedText:

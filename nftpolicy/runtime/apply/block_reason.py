@@ -13,7 +13,7 @@ from pathlib import Path
 from attrs import frozen
 
 from ..atomic_file import write_file
-from ..private_files import make_directory, read_private
+from ..private_files import make_directory, modification_time, read_private
 
 WAY_OUT = (
     "'nftpolicy verify --live' names the rule that lets a packet leave; the block ends when that rule is gone; "
@@ -37,6 +37,10 @@ class BlockReasonFile:
             return tuple(read_private(self._path).decode(errors="replace").splitlines())
         except OSError:
             return ()
+
+    def time(self) -> str:
+        """Return the time of the block (UTC, ISO 8601); "" if it is not known."""
+        return modification_time(self._path)
 
     def write(self, reasons: Sequence[str]) -> None:
         """Replace the reasons; without any, remove the file. Raises OSError."""

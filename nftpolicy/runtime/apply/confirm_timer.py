@@ -29,7 +29,8 @@ from ..private_files import open_private, read_private
 from . import pending_confirm
 from .confirm_process import TimerConfig, start_timer_process
 from .executor import read_own_state
-from .history import History
+from .history import History, record_event
+from .history_events import ROLLBACK_FAILED
 from .journal import InconsistentState
 from .pending_confirm import (
     APPLYING,
@@ -272,6 +273,7 @@ def _wait_and_roll_back(state_dir: StateDir, token: str, roll_back: RollBack, st
             _log(state_dir, f"rollback to {current.target_text} failed: {reason}")
             if failures == len(_RETRY_DELAYS):
                 pending_confirm.update_pending(state_dir, token, state=FAILED, reason=reason)
+                record_event(state_dir, ROLLBACK_FAILED, f"back to {current.target_text}: {reason}")
                 _log(state_dir, "giving up; the unconfirmed policy stays in force, with its guard")
                 return
             time.sleep(_RETRY_DELAYS[failures])

@@ -20,7 +20,7 @@ from typing import Any
 from attrs import asdict, field, fields, frozen, validators
 
 from ..atomic_file import write_file
-from ..file_lock import exclusive_lock
+from ..file_lock import LockTimeout, exclusive_lock
 from ..paths import persistent_dir
 from ..private_files import make_directory, read_private
 from .history_events import APPLIED_AGAIN, RELEASED, HistoryEvent, append_event, event_file_path, read_events
@@ -30,6 +30,7 @@ MAX_ENTRIES = 50  # entries
 MAX_BYTES = 64 << 20  # of all entries together; the newest two are kept, however large
 _LARGEST_ENTRY = 160 << 20  # bytes: a policy of 64 MiB, with each line feed as two characters
 _ALWAYS_KEPT = 2  # entries, whatever their size
+_EVENT_WAIT = 1.0  # seconds for the lock of another process
 _LONGEST_REASON = 200  # characters
 _NAME = re.compile(r"([0-9]{6,12})\.json\Z")
 _CHANGES = (RELEASED, APPLIED_AGAIN)  # events that change which policy is in force
@@ -215,13 +216,17 @@ class History:
     def add_event(self, kind: str, policy: str, why: str, wait: float | None = None) -> None:
         """Add an event of now.
 
+        `policy`: name, "" for that of the newest entry.
         `wait`: seconds to wait for another process, None without limit. Raises OSError and LockTimeout.
         """
         with self._locked(wait):
             self._append(kind, policy, why)
 
     def _append(self, kind: str, policy: str, why: str, number: int | None = None) -> None:
-        newest = max((entry_number for entry_number, _ in self._files()), default=0)
+        files = self._files()
+        newest = max((entry_number for entry_number, _ in files), default=0)
+        if not policy and (entry := self._newest(files)) is not None:
+            policy = entry.policy
         event = HistoryEvent(self._time(), kind, policy, why, invoking_user(), newest, number)
         append_event(self.directory, event)
 
@@ -285,6 +290,12 @@ def current_history(state_dir: StateDir) -> History:
     if "NFTPOLICY_STATE" in os.environ or not _in_namespace_of_init():
         return History(state_dir.directory / "history")
     return History(Path(persistent_dir()))
+
+
+def record_event(state_dir: StateDir, kind: str, why: str) -> None:
+    """Add an event about the newest entry; errors are ignored."""
+    with suppress(OSError, LockTimeout):
+        current_history(state_dir).add_event(kind, "", why, _EVENT_WAIT)
 
 
 def invoking_user() -> str:

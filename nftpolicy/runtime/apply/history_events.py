@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Events of the history that are no new policy: releases, blocks by `watch`, a policy that is applied again.
+"""Events of the history that are no new policy: releases, blocks by `watch`, ends of trials, a policy applied again.
 
 They are in one file beside the entries, a line of JSON each. An earlier version of nftpolicy reads and writes only
 the entries.
@@ -17,6 +17,7 @@ from ..atomic_file import write_file
 from ..private_files import read_private
 
 RELEASED, APPLIED_AGAIN, BLOCKED, UNBLOCKED = "released", "applied again", "blocked", "unblocked"
+CONFIRMED, ROLLBACK_FAILED = "confirmed", "rollback failed"  # ends of a trial; other ones are entries or releases
 MAX_EVENTS = 200
 _LONGEST_REASON = 500  # characters
 _FILE_NAME = "events.jsonl"

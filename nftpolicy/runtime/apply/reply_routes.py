@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ...kernel.netlink.route_mover import RouteMover
 
 _LINK_LOCAL = ip_network("fe80::/10")
+_ANY = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
 
 
 def routed_networks(access: RouteMover, policy: Policy, watched: bool) -> dict[str, tuple[Network, ...]]:
@@ -22,11 +23,14 @@ def routed_networks(access: RouteMover, policy: Policy, watched: bool) -> dict[s
     A change adds the gateways of the policy and copies connected routes; `watched`: the watch daemon moves all others.
     """
     targets = uplink_tables(policy)
-    routes = [each.route for each in access.list_routes(targets).routes]
+    listing = access.list_routes(targets)
+    routes = [each.route for each in listing.routes]
     moves = plan_moves(targets, routes, access.addresses(targets))
     networks: dict[str, list[Network]] = {name: [] for name in policy.uplink}
     for name, uplink in policy.uplink.items():
-        networks[name] += [ip_network("0.0.0.0/0" if each.version == 4 else "::/0") for each in uplink.gateways]
+        networks[name] += [_ANY[each.version] for each in uplink.gateways]
+    for device, family in listing.too_many:  # of so many routes, one will do
+        networks[targets[device].uplink].append(_ANY[family])
     for route in routes:
         target = targets.get(str(next(iter(route.all_nexthops)).device))
         is_kept = route.kind == "unicast" and route.protocol != RTPROT_NFTPOLICY

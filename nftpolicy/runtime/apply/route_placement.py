@@ -177,12 +177,14 @@ def private_networks(
         for interface in map(ip_interface, texts):
             network = interface.network
             known = routes.get(network)
-            if network.prefixlen == network.max_prefixlen or not _is_private(network) or (known and known.device):
+            hosts = reachable.get(device, ())
+            is_host = network.prefixlen == network.max_prefixlen
+            if is_host or network.overlaps(_LINK_LOCAL) or (known and known.device):
                 continue
-            if _overlaps_any(network, reachable.get(device, ())):
+            if _is_reachable(network, hosts):
                 source = str(interface.ip) if network.version == 4 else None
                 routes[network] = NetworkRoute("unicast", device, source)
-            elif device in unmarked or known is None:
+            elif _is_private(network) and (device in unmarked or known is None):
                 routes[network] = NetworkRoute("throw" if device in unmarked else "unreachable")
     return routes
 
@@ -203,15 +205,21 @@ def reachable_networks(policy: Policy) -> dict[str, tuple[Network, ...]]:
 def is_reachable(route: Route, reachable: Mapping[str, Collection[Network]]) -> bool:
     """Return True if a route leads to neighbours to whom packets may leave without the mark."""
     network, device = destination_network(route), str(route.device)
-    return _is_on_link(route) and _is_private(network) and _overlaps_any(network, reachable.get(device, ()))
+    return _is_on_link(route) and _is_reachable(network, reachable.get(device, ()))
 
 
-def _overlaps_any(network: Network, networks: Collection[Network]) -> bool:
-    return any(network.version == other.version and network.overlaps(other) for other in networks)
+def _is_reachable(network: Network, hosts: Collection[Network]) -> bool:
+    """Return True if a network has some of the hosts; a public one, which could be any, only if they are all."""
+    overlaps = any(network.version == other.version and network.overlaps(other) for other in hosts)
+    return overlaps if _is_private(network) else _is_part(network, hosts)
 
 
 def _is_private(network: Network) -> bool:
-    return any(network.version == block.version and network.subnet_of(block) for block in _NOT_GLOBAL)  # type: ignore[arg-type]
+    return _is_part(network, _NOT_GLOBAL)
+
+
+def _is_part(network: Network, blocks: Collection[Network]) -> bool:
+    return any(network.version == block.version and network.subnet_of(block) for block in blocks)  # type: ignore[arg-type]
 
 
 def _is_movable(route: Route) -> bool:

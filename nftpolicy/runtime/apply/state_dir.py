@@ -19,7 +19,7 @@ from ...exceptions import NftpolicyError
 from ...kernel.netns import netns_cookie
 from ..atomic_file import write_file
 from ..file_lock import LockTimeout, exclusive_lock
-from ..private_files import make_directory, read_private
+from ..private_files import make_directory, modification_time, read_private
 from .journal import Journal
 
 DEFAULT_ROOT = "/run/nftpolicy"
@@ -42,6 +42,10 @@ class StateDir:
             return name, read_private(self.directory / "policy.toml")
         except FileNotFoundError:
             return None
+
+    def applied_at(self) -> str:
+        """Return the time at which the policy in force was applied (UTC, ISO 8601), "" without one."""
+        return modification_time(self.directory / "policy.toml")
 
     def saved_sysctls(self) -> dict[str, str]:
         """Return path -> value of the sysctls as they were before nftpolicy set them."""

@@ -39,13 +39,15 @@ _MAX_SERVERS_SIZE = 1 << 16  # bytes
 OwnerAccount = tuple[str, Account]  # ("group" or "user", account): owner of a socket
 
 
-def link_problems(uplink: Uplink, links_by_name: Mapping[str, LinkState], routes: Iterable[Route]) -> list[str]:
+def link_problems(
+    uplink: Uplink, links_by_name: Mapping[str, LinkState], routes: Iterable[Route], needs_route: bool = True
+) -> list[str]:
     """Return the problems of devices, addresses and routes that keep packets from the uplink.
 
     [] if there are none.
 
     One device with everything it needs for one family is enough. `routes` are those of the uplink's
-    table.
+    table. `needs_route`: the uplink needs a default route.
     """
     default_routes = [route for route in routes if route.destination == "default" and route.kind == "unicast"]
     problems = []
@@ -59,7 +61,7 @@ def link_problems(uplink: Uplink, links_by_name: Mapping[str, LinkState], routes
             problems.append(f"{device} has no address yet")
         else:
             families = {address.version for address in link.addresses}
-            if any(
+            if not needs_route or any(
                 route.family in families and any(hop.device == device for hop in route.all_nexthops)
                 for route in default_routes
             ):

@@ -68,7 +68,7 @@ def enable() -> str:
     Path(POLICY).parent.mkdir(exist_ok=True)
     text = Path("rulesets/vpn-killswitch.toml").read_text()
     Path(POLICY).write_text(re.sub(r"^lease .*", 'sources = ["networkd"]', text, flags=re.MULTILINE))
-    run(f"nftpolicy settings {POLICY} --for networkd --to /")
+    run(f"nftpolicy netconfig {POLICY} --for networkd --to /")
     run(f"nftpolicy install {POLICY} --enable")
     return f"{run('systemctl is-enabled ' + ' '.join(UNITS)).split().count('enabled')} units enabled"
 
@@ -83,7 +83,7 @@ def boot() -> str:
     assert "proved" in proof.splitlines()[0].lower(), f"verify: {proof[:1500]}"
     for unit in UNITS:
         assert run(f"systemctl is-active {unit}", check=False).strip() == "active", f"{unit}: {_units()}"
-    guard, network = (_started(unit) for unit in ("nftpolicy-guard", "systemd-networkd"))
+    guard, network = _moment("nftpolicy-guard", "ActiveEnter"), _moment("systemd-networkd", "ExecMainStart")
     assert 0 < guard < network, f"the guard at {guard} us, networkd at {network} us"
     assert _send(MARKED, MARK, GID) > 0
     time.sleep(limit(0.5))
@@ -97,7 +97,7 @@ def remove() -> str:
     """Back out, purge the package, and show that nothing is left and the uplink is open."""
     run("nftpolicy uninstall && nftpolicy release")
     run("dpkg --purge nftpolicy")
-    left = run("nft list tables; ip rule list proto 78; ip -6 rule list proto 78", check=False).strip()
+    left = run("nft list tables; { ip -N rule; ip -N -6 rule; } | grep 'proto 78'", check=False).strip()
     left += run("ls -d /etc/nftpolicy /var/lib/nftpolicy /etc/systemd/system/nftpolicy* 2>/dev/null", check=False)
     found = run("find /etc /usr /var -name '*nftpolicy*' 2>/dev/null", check=False)
     assert not left + found, left + found
@@ -124,9 +124,9 @@ def _send(payload: bytes, mark: int, gid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def _started(unit: str) -> int:
-    """Return when a unit became active, in microseconds since the start of the kernel."""
-    return int(run(f"systemctl show {unit} -p ActiveEnterTimestampMonotonic --value"))
+def _moment(unit: str, event: str) -> int:
+    """Return when something happened to a unit, in microseconds since the start of the kernel."""
+    return int(run(f"systemctl show {unit} -p {event}TimestampMonotonic --value"))
 
 
 def _units() -> str:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from tests.guarded_lab import POLICY, Guarded
@@ -61,6 +62,10 @@ def _pppoe(node: Namespace, far: Namespace) -> None:
     """Start both ends of PPPoE, and wait for their devices."""
     common = "noauth nodetach noipdefault +ipv6 lcp-echo-interval 0"
     far.outside(f"{FOLDER}/options").write_text("noauth\nnoproxyarp\n+ipv6\nifname in0\n")
+    plugin = Path("/etc/ppp/plugins/rp-pppoe.so")  # where the server looks for it
+    if not plugin.exists():
+        plugin.parent.mkdir(parents=True, exist_ok=True)
+        plugin.symlink_to(next(Path("/usr/lib/pppd").glob("*/pppoe.so")))
     server = f"pppoe-server -F -k -I far0 -L {at.HOME[4]} -R {NODE[4]} -N 1 -O {FOLDER}/options"
     far.popen(server.split())
     node.popen(f"pppd plugin pppoe.so under0 {common} ifname {at.WAN}".split())
@@ -142,7 +147,7 @@ def linked(kind: Kind) -> Iterator[tuple[Link, Sniffer]]:
 def policy(kind: Kind) -> str:
     return f"""
 name = "uplink-kind"
-inside = ["lo"]
+inside = ["tun*"]
 
 [uplink.wan]
 devices = {json.dumps(kind.devices)}
@@ -196,15 +201,12 @@ def uplink(name: str) -> str:
         assert before[0] * 2 > before[1], f"inconclusive: without a policy {before[0]} of {before[1]} arrived"
         made = Guarded(lab, policy(KINDS[name]))
         made.apply()
-        arrived, sents = _arrived(link, sniffer, rounds=3)
+        arrived, sents = _arrived(link, sniffer, rounds=2)
         (left, unmarked), (passed, marked) = (_counts(arrived, sents, value) for value in (False, True))
         leaked = sorted({str(sent.probe) for sent in arrived if not sent.probe.marked})
         assert not leaked, f"{left} of {unmarked} unmarked packets left: {', '.join(leaked)}"
         assert passed * 2 > marked, f"{passed} of {marked} marked packets left"
         verdict = _verdict(made)
-        status = made.nftpolicy("status", POLICY, check=False, timeout=60)
-        assert status.returncode == 0, f"status: {status.stdout[-1500:]}{status.stderr}"
-        made.release()
         return f"{left} of {unmarked} unmarked packets left, {passed} of {marked} marked; without a policy {before[0]} of {before[1]} unmarked; {verdict}"
 
 
@@ -213,9 +215,11 @@ def _verdict(made: Guarded) -> str:
     proof: subprocess.CompletedProcess[str] = made.nftpolicy(
         "verify", "--live", "--json", POLICY, check=False, timeout=60
     )
-    verdict = json.loads(proof.stdout[proof.stdout.index("{") :])["verdict"]
-    assert verdict != "refuted", proof.stdout[-3000:]
-    return str(verdict)
+    report = json.loads(proof.stdout[proof.stdout.index("{") :])
+    verdict = str(report["verdict"])
+    refuted = [f"{one['property']} {one['subject']}" for one in report["findings"] if one["verdict"] == "refuted"]
+    assert verdict != "refuted", f"verify: refuted: {', '.join(refuted)}"
+    return verdict
 
 
 TESTS: Mapping[str, Callable[[], str]] = {name: partial(uplink, name) for name in KINDS}
