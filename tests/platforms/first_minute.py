@@ -11,13 +11,14 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from nftpolicy.policy.load import load
 from tests.beside.outside import LAN, UPLINK, Leaks, Outside, outside
 from tests.lab import systemd_machine
-from tests.lab.limits import brief
+from tests.lab.limits import limit
 from tests.lab.netns import Namespace
 
 from . import debian_shell
@@ -89,12 +90,13 @@ class Console:
 
     def until(self, command: str, expected: str) -> None:
         """Run a command until its output matches. Raises Broken."""
-        for _ in range(int(brief(15))):
+        end = time.monotonic() + limit(60)
+        while time.monotonic() < end:
             output = self.run(command)[1]
             if re.search(expected, output):
                 return
             self.run("sleep 1")
-        log = self.run("journalctl -b --no-pager | tail -n 40")[1]
+        log = self.run("ip rule; ip route show table all; journalctl -b --no-pager | tail -n 40")[1]
         raise Broken(f"{command}: {expected} is not in: {output}\n{log}")
 
 
