@@ -35,7 +35,7 @@ cd "/$source"
 # This shell stays: the first process of the PID namespace reaps the others.
 code=0
 env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb \\
-    DEBIAN_FRONTEND=noninteractive PYTHONDONTWRITEBYTECODE=1 NFTPOLICY_TEST_PATIENCE="$patience" sh -euc "$script" || code=$?
+    DEBIAN_FRONTEND=noninteractive NFTPOLICY_TEST_PATIENCE="$patience" sh -euc "$script" || code=$?
 exit $code
 """
 
