@@ -24,6 +24,7 @@ def command(
     The guard stays in the kernel until 'nftpolicy release' opens the uplinks.
     """
     from ..runtime.install.installer import uninstall
+    from ..runtime.install.service_dropins import DROPIN_NAME
 
     root = target_root(destdir)
     with install_errors_as_failure():
@@ -36,8 +37,13 @@ def command(
         warn(f"kept {path}: {reason}")
     if not result.removed_files:
         print("there is nothing to remove")
-    elif root == Path("/") and (step := step_back(map(str, result.removed_files))):
-        print(f"next, after 'nftpolicy release': {step}    # its routes are in the uplink's table until then")
+    elif root == Path("/"):
+        if step := step_back(map(str, result.removed_files)):
+            print(f"next, after 'nftpolicy release': {step}    # its routes are in the uplink's table until then")
+        # They need the unit of the guard, and have ended with it.
+        directories = [path.parent.name for path in result.removed_files if path.name == DROPIN_NAME]
+        if names := " ".join(name.removesuffix(".d") for name in directories if name.endswith(".service.d")):
+            print(f"next, after 'nftpolicy release': systemctl restart {names}    # ended with the guard's unit")
     # The scripts of the packages show standard error alone, and remove the program then.
     if root == Path("/") and (tables := _guard_tables()):
         file = "" if len(installed_policies(root)) == 1 else " FILE"

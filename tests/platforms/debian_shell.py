@@ -32,8 +32,11 @@ cat ../resolv.conf >etc/resolv.conf
 pivot_root . put
 umount -l /put
 cd "/$source"
-exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb \\
-    DEBIAN_FRONTEND=noninteractive PYTHONDONTWRITEBYTECODE=1 NFTPOLICY_TEST_PATIENCE="$patience" sh -euc "$script"
+# This shell stays: the first process of the PID namespace reaps the others.
+code=0
+env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb \\
+    DEBIAN_FRONTEND=noninteractive NFTPOLICY_TEST_PATIENCE="$patience" sh -euc "$script" || code=$?
+exit $code
 """
 
 

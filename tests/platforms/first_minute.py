@@ -11,13 +11,14 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from nftpolicy.policy.load import load
 from tests.beside.outside import LAN, UPLINK, Leaks, Outside, outside
 from tests.lab import systemd_machine
-from tests.lab.limits import brief
+from tests.lab.limits import limit
 from tests.lab.netns import Namespace
 
 from . import debian_shell
@@ -27,7 +28,8 @@ _HOME = "/root"
 _POLICY = f"{_HOME}/nftpolicy.toml"
 _STEP = re.compile(r"^\d+\. (.*?)(?:    #.*)?$", re.MULTILINE)
 _WRITE = re.compile(r"write into (?:\[Interface\] of )?(\S+): (.*)")
-_NEXT = re.compile(r"^next.*: (systemctl restart [\w-]+|ifdown and ifup the device)", re.MULTILINE)
+_NEXT = re.compile(r"^next.*: (systemctl restart [\w@.-]+|ifdown and ifup the device)", re.MULTILINE)
+_NOISE = re.compile(r"^\(Reading database| udp \*:20[0-9]{3}: ")  # the second: senders of the test
 _SHOWN = 14  # lines of an output in the transcript
 # A command prints this with its exit status when it has ended.
 _ENDED = "-ended-with-"
@@ -66,7 +68,7 @@ class Console:
     def run(self, command: str) -> tuple[int, str]:
         """Run a command of the shell; return its exit status and its output with errors."""
         assert self._shell.stdin and self._shell.stdout
-        self._shell.stdin.write(f"{{ {command}\n}} 2>&1 </dev/null; echo; echo {_ENDED}$?\n")
+        self._shell.stdin.write(f"{{ {command}\n}} 2>&1 </dev/null; status=$?; echo; echo {_ENDED}$status\n")
         self._shell.stdin.flush()
         lines = []
         for line in self._shell.stdout:
@@ -75,24 +77,26 @@ class Console:
             lines.append(line)
         raise Broken(f"{command}: the shell has ended: {''.join(lines)}")
 
-    def type(self, command: str, may_fail: bool = False) -> str:
+    def type(self, command: str) -> str:
         """Run a command as a part of the transcript. Raises Broken if it fails."""
         print(f"# {command}", flush=True)
         status, output = self.run(command)
-        lines = [line for line in output.splitlines() if not line.startswith("(Reading database")]
+        lines = [line for line in output.splitlines() if not _NOISE.search(line)]
         print("\n".join([*lines[:_SHOWN], *(["[...]"] if lines[_SHOWN:] else [])]), flush=True)
-        if status and not may_fail:
-            raise Broken(f"{command}: exit status {status}: {output}")
+        if status:
+            log = self.run("journalctl -b --no-pager | tail -n 25")[1]
+            raise Broken(f"{command}: exit status {status}: {output}\n{log}")
         return output
 
     def until(self, command: str, expected: str) -> None:
         """Run a command until its output matches. Raises Broken."""
-        for _ in range(int(brief(15))):
+        end = time.monotonic() + limit(60)
+        while time.monotonic() < end:
             output = self.run(command)[1]
             if re.search(expected, output):
                 return
             self.run("sleep 1")
-        log = self.run("journalctl -b --no-pager | tail -n 40")[1]
+        log = self.run("ip rule; ip route show table all; journalctl -b --no-pager | tail -n 40")[1]
         raise Broken(f"{command}: {expected} is not in: {output}\n{log}")
 
 
@@ -115,10 +119,12 @@ def walk(way: Way, root: Path, tree: Path, folder: Path) -> None:
         around = first
         with _booted(first, way, folder, root, disk, files, FIRST_BOOT + way.prepare) as console:
             console.until(way.job, way.works)
-            mark = _draft(way, console, Path(disk))
+            steps = _STEP.findall(console.type(way.init))
+            policy = load(console.run(f"cat {_POLICY}")[1].encode())[0]
+            mark = next(iter(policy.uplink.values())).mark.value
             leaks = Leaks(first, mark, {})
             _require_open(leaks, "without a policy")
-            _enter(way, console)
+            _enter(way, console, steps)
             console.until(way.job, way.works)
             _require_closed(leaks, "after the last step")
         around = stack.enter_context(_rebooted(around))
@@ -167,42 +173,34 @@ def _booted(
 @contextlib.contextmanager
 def _rebooted(around: Outside) -> Iterator[Outside]:
     """Yield the same surroundings with a new kernel state for the machine: its devices have lost everything."""
-    with Namespace("machine") as machine:
+    with Namespace("machine") as machine, Namespace("no lan") as lan:
         for device in (UPLINK, LAN):
             move = ["ip", "link", "set", device, "netns", str(machine.pid)]
             subprocess.run(["nsenter", f"--net={around.machine.path}", *move], check=True)
-        yield Outside(around.internet, machine, around.lan)
+        yield Outside(around.internet, machine, lan)
 
 
-def _draft(way: Way, console: Console, disk: Path) -> int:
-    """Draft the policy; return the mark of its uplink."""
-    console.type(way.init)
-    text = console.run(f"cat {_POLICY}")[1]
-    return next(iter(load(text.encode())[0].uplink.values())).mark.value
-
-
-def _enter(way: Way, console: Console) -> None:
-    """Type the steps that `init` prints."""
-    steps = _STEP.findall(console.run(f"{way.init} --force")[1])
-    background = False
+def _enter(way: Way, console: Console, steps: list[str]) -> None:
+    """Type the steps that `init` has printed."""
+    confirmed = False
     for step in steps:
         if written := _WRITE.fullmatch(step):
             _edit(console, written[1], written[2].split(", and "))
             continue
-        if step.startswith(("nftpolicy units", "nftpolicy install")) and not background:
+        if step.startswith(("groupadd", "nftpolicy units", "nftpolicy install")) and not confirmed:
             console.type("nftpolicy confirm")
-            background = True
+            confirmed = True
         if step.startswith("start anew"):
             console.type(f"systemctl restart {way.unit}")
         elif step == "nftpolicy resolver nftpolicy.toml" or " fastd " in step:
             console.type(f"{step} >/tmp/log 2>&1 &")
-            console.run("sleep 2")
+            console.run('started="$started $!"; sleep 2')
         else:
             if step.startswith("nftpolicy install"):
-                console.run("kill %1 2>/dev/null; kill $! 2>/dev/null; sleep 1")
+                console.run("kill $started; sleep 2")
             output = console.type(step)
             if follow := re.search(
-                r"^next: (systemctl restart [\w-]+|ifdown and ifup the device)", output, re.MULTILINE
+                r"^next: (systemctl restart [\w@.-]+|ifdown and ifup the device)", output, re.MULTILINE
             ):
                 console.type(follow[1].replace("ifdown and ifup the device", f"ifdown {UPLINK}; ifup {UPLINK}"))
 
@@ -223,9 +221,9 @@ def _leave(console: Console) -> None:
 
 
 def _follow(console: Console, output: str) -> None:
-    """Type the step that a command names at its end."""
-    if follow := _NEXT.search(output):
-        console.type(follow[1].replace("ifdown and ifup the device", f"ifdown {UPLINK}; ifup {UPLINK}"))
+    """Type the steps that a command names at its end."""
+    for step in _NEXT.findall(output):
+        console.type(step.replace("ifdown and ifup the device", f"ifdown {UPLINK}; ifup {UPLINK}"))
 
 
 def _require_open(leaks: Leaks, when: str) -> None:

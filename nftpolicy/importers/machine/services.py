@@ -88,7 +88,9 @@ def _services(
             lines = (f"group = {group}", f'marks = "itself"  # {option}')
             comment = vpn.file or vpn.program
         unit = _unit(_UNITS[vpn.program], vpn.name) if vpn.program in _UNITS else None
-        start = (comment,) if not vpn.file else (_in_group(group, f"{vpn.program} --config {shlex.quote(vpn.file)}"),)
+        begin = f"systemctl stop {shlex.quote(unit)}; " if unit else ""
+        command = _in_group(group, f"{vpn.program} --config {shlex.quote(vpn.file)}") if vpn.file else comment
+        start = (begin + command,)
         yield DraftedService(_name(vpn.name, number), lines, comment, unit, start, vpn.looks_up_names)
 
 

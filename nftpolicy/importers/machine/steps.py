@@ -31,7 +31,10 @@ def next_steps(facts: MachineFacts, draft: PolicyDraft, file: str) -> Iterator[s
     if has_resolver:
         yield f"nftpolicy resolver {policy}    # in another terminal, until 'install': names for the services"
     started = [command for each in draft.services for command in each.start]
-    yield from (f"{command}    # start it anew like this, before 'nftpolicy confirm'" for command in started)
+    for command in started:
+        # wg-quick ends when the tunnel is there; the others stay in the foreground, or have the tunnel until their end.
+        end = "" if "wg-quick" in command else "; end it before 'install'"
+        yield f"{command}    # start it anew like this, before 'nftpolicy confirm'{end}"
     if not started and draft.tunnels:
         yield f"start anew, so that the settings above are in force: {', '.join(each.name for each in draft.tunnels)}"
     units = [f"--unit {each.name}={shlex.quote(each.unit)}" for each in draft.services if each.unit is not None]
