@@ -50,6 +50,7 @@ class Way:
     job: str
     works: str
     unit: str = ""  # of its program
+    reached: str = ""  # command at the uplink's far end that must print "SSH" while the policy is in force
     init: str = "nftpolicy init"
     files: Mapping[str, str] = field(default_factory=dict)
     prepare: str = ""
@@ -92,6 +93,7 @@ WAYS = (
         name="server",
         job="ss -Htln sport = 22",
         works=":22",
+        reached=f"socat -T5 - TCP:{MACHINE[4]}:22",
         files={**_BASE, "etc/network/interfaces": _LOOPBACK, "etc/systemd/network/10-static.network": _STATIC},
         prepare=_ENABLE.format("systemd-networkd.service", "systemd-networkd.service"),
     ),

@@ -133,7 +133,10 @@ def walk(way: Way, root: Path, tree: Path, folder: Path) -> None:
             with _booted(around, way, folder, root, disk, {}, BOOT) as console:
                 console.until(way.job, way.works)
                 console.until("nftpolicy status >/dev/null && echo in force", "in force")
-                console.run("sleep 1")
+                if way.reached:
+                    if "SSH" not in around.internet.run(way.reached.split(), check=False).stdout:
+                        raise Broken(f"{way.reached}: no answer")
+                    fact("an administrator is answered at the uplink's far end")
                 fact("the job works after a reboot, and the policy is in force")
                 _judge(leaks, "from the first moment of a reboot")
                 _leave(console)
