@@ -70,7 +70,7 @@ def restrict_to_present(state: NetState, spec: Spec) -> tuple[Spec, dict[str, No
     """
     if not state.devices:
         return spec, {}
-    up = [device.name for device in state.devices if device.up]
+    up = [device.name for device in state.devices if device.up and device.name != "lo"]  # nothing leaves by lo
     notes: dict[str, None] = {}
     uplinks = []
     for uplink in spec.uplinks:

@@ -271,4 +271,5 @@ def build_spec(policy: Policy, ports: Mapping[str, Sequence[str]] | None = None)
         _uplink(name, uplink, policy, [port for device in uplink.devices for port in bridge_ports.get(device, ())])
         for name, uplink in policy.uplink.items()
     )
-    return Spec(uplinks, tuple(policy.inside))
+    # lo is inside of itself, and its packets never leave: no case of P3 can use it as a device.
+    return Spec(uplinks, tuple(device for device in policy.inside if device != "lo"))

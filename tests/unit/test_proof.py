@@ -3,6 +3,7 @@
 import pytest
 from attrs import evolve
 
+from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.model.symbolic.box import points
 from nftpolicy.netstate.nft import (
     ACCEPT,
@@ -37,7 +38,9 @@ from nftpolicy.netstate.nft import (
 )
 from nftpolicy.netstate.routing import IpRule, Route
 from nftpolicy.netstate.state import Device, NetState
+from nftpolicy.policy.load import load
 from nftpolicy.proof.exemption_spec import exemption
+from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.spec import Spec, UplinkSpec
 from nftpolicy.proof.verdict import describe_packet
@@ -458,3 +461,14 @@ def test_packet_by_a_rule_for_arrivals_is_of_another_host():
 
 def test_points_merges_adjacent_values():
     assert points(3, 1, 2) == ((1, 3),)
+
+
+@pytest.mark.parametrize("inside", ['"lo"', '"lo", "tun0"', '"l*"'])
+def test_loopback_may_be_named_inside(inside):
+    """Prove a policy that names lo, which is always inside."""
+    text = f'name = "p"\ninside = [{inside}]\n[uplink.wan]\ndevices = ["eth0"]\nmark = "1/1"\ntable = 7\nexempt = ["mld", "igmp"]\n'
+    policy, _ = load((text + '[service.vpn]\nuplink = "wan"\ngroup = 800\n').encode())
+    devices = (Device("lo", ("127.0.0.1/8", "::1/128")), Device("eth0"), Device("tun0"))
+    for state in (compile_policy(policy), evolve(compile_policy(policy), devices=devices)):
+        unproved = [finding for finding in prove(state, build_spec(policy)).findings if finding.verdict == "refuted"]
+        assert unproved == []
