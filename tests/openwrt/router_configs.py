@@ -175,6 +175,69 @@ CASES = {
                   "config policy balanced\n list use_member wan_m1\n"},
         ("[uplink.wan]", "[uplink.lte]"), ("mwan3:7: policy 'balanced': mwan3 balances",),
     ),
+    "mwan3 with many members": Case(
+        {"network": PLAIN, "mwan3": "".join(f"config member m{n}\n option interface wan\n\n" for n in range(4))},
+        (), ("mwan3:1: 4 sections 'member': mwan3 balances",), unsaid=("mwan3:4",),
+    ),
+    "a kill switch by an inverted rule, and other rules of the owner": Case(
+        {"network": PLAIN + """
+config interface 'wwan'
+	option proto 'dhcp'
+
+config rule 'kill'
+	option mark '0x0/0xf000'
+	option invert '1'
+	option priority '800'
+	option lookup '9910'
+
+config rule 'first'
+	option mark '0x8000/0xf000'
+	option priority '1'
+	option lookup '9910'
+
+config rule 'all'
+	option mark '0x0/0x0'
+	option invert '1'
+	option priority '5000'
+	option lookup '9910'
+
+config rule 'from'
+	option src '10.0.0.0/8'
+	option mark '0x1000/0xf000'
+	option invert '1'
+	option priority '5001'
+	option lookup '9910'
+
+config rule 'other'
+	option mark '0x0/0x1'
+	option priority '5'
+	option lookup '9910'
+
+config route 'there'
+	option interface 'wan'
+	option target '10.20.0.0/16'
+
+config route 'elsewhere'
+	option interface 'wan'
+	option target '10.21.0.0/16'
+	option table '9910'
+
+config route 'here'
+	option interface 'lan'
+	option target '10.22.0.0/16'
+""", "firewall": ZONE.replace("'wan6'\n", "'wan6'\n\tlist network 'wwan'\n")},
+        (),
+        ("interface 'wwan': its device is unknown; packets that leave by it are dropped until 'devices' of an uplink",
+         "rule 'kill': mark 0x0/0xf000 with option invert matches all packets WITH a mark in the bits 0xf000",
+         "rule 'kill': it stays (priority 800)",
+         "rule 'first': it stays, and its priority 1 is before that of the policy (510)",
+         "rule 'all': mark 0x0/0x0 with option invert matches NO packet",
+         "rule 'from': option invert inverts all its conditions together, not the mark",
+         "rule 'other': it stays (priority 5)",
+         "route 'there': it moves with its interface to table 1, for packets with the mark 0x1/0x1",
+         "route 'elsewhere': it stays in table 9910, which packets with the mark 0x1/0x1 do not use",
+         "route 'here': it stays: the policy changes no route inside"),
+    ),
     "answers": Case(
         {"network": PLAIN, "firewall": ZONE + """
 config rule

@@ -12,6 +12,7 @@ from attrs import frozen
 
 from ...policy import scalars
 from ..policy_text import toml_comment, toml_list, toml_string
+from .configured_routing import describe_configured_routing
 from .firewall import AllowedInbound, allowed_inbound
 from .forwards import ForwardedTraffic, forwarded_traffic
 from .interfaces import MODEM_PROTOCOLS, NAMED_TABLES, NetworkConfig, add_assumed_leases, read_network
@@ -19,7 +20,7 @@ from .netifd_model import NetifdState, netifd_state
 from .rule_warnings import UciWarning
 from .services import ServiceCandidate, service_candidates, tunnels_without_service
 from .uci_parser import ParsedSection
-from .uplinks import NotImportable, Packages, UplinkCandidate, uplink_candidates
+from .uplinks import NotImportable, Packages, UplinkCandidate, uplink_candidates, wan_zones
 
 _NO_MARK = "its ip rules stay in force, but set no uplink's mark, so the guard drops what they lead to an uplink"
 _NOT_MAPPED = {
@@ -83,7 +84,8 @@ def draft_policy(
     inbound = tuple(allowed_inbound(firewall, forwarded))
     services = service_candidates(packages, network_config, uplinks, groups or {})
     state = netifd_state(sections, network_config, names)
-    inside, unnamed = _inside(network_config, uplinks)
+    inside, unnamed = _inside(network_config, uplinks, firewall)
+    routing = describe_configured_routing(sections, state, uplinks, names)
     exempt = {uplink.name: _exempt(uplink, network_config) for uplink in uplinks}
     traps = [UciWarning(section.location(option), f"{section.title}: {fault}") for section, option, fault in faults]
     traps += state.warnings
@@ -101,7 +103,11 @@ def draft_policy(
         tuple(traps),
         tuple(_changes(packages, network_config, uplinks, forwarded)),
         tuple(Note(location, step) for service in services for location, step in service.manual_steps),
-        (*unnamed, *_unmapped(packages, inbound, services)),
+        (
+            *unnamed,
+            *(Note(section.location(), f"{section.title}: {fate}") for section, fate in routing),
+            *_unmapped(packages, inbound, services),
+        ),
         tuple(dict.fromkeys(device for traffic in forwarded for device in traffic.devices)),
     )
 
@@ -113,16 +119,20 @@ def _require_valid_device(device: str, section: ParsedSection) -> None:
         raise NotImportable(f"{section.location()}: {section.title}: {error}") from None
 
 
-def _inside(network_config: NetworkConfig, uplinks: Iterable[UplinkCandidate]) -> tuple[dict[str, str], list[Note]]:
+def _inside(
+    network_config: NetworkConfig, uplinks: Iterable[UplinkCandidate], firewall: Iterable[ParsedSection]
+) -> tuple[dict[str, str], list[Note]]:
     """Return the devices of no uplink with their locations, and notes on devices without a name."""
     uplink_devices = {device for uplink in uplinks for device in uplink.devices} | {"lo"}
     uplink_devices |= {port for device in uplink_devices for port in network_config.ports.get(device, ())}
+    outside = {name for zone in wan_zones(firewall) for name in zone.words("network")}
     inside: dict[str, str] = {}
     notes = []
     for interface in network_config.interfaces:
         if not interface.device:
             if interface.name != "loopback" and interface.proto != "none":
-                fact = "its device is unknown; packets that leave by it are dropped until 'inside' names it"
+                key = "'devices' of an uplink" if interface.name in outside else "'inside'"
+                fact = f"its device is unknown; packets that leave by it are dropped until {key} names it"
                 notes.append(Note(interface.section.location(), f"{interface.section.title}: {fact}"))
             continue
         if interface.device in uplink_devices or interface.device in inside:
@@ -317,11 +327,20 @@ def _unmapped(
     for allowed in inbound:
         if allowed.reason:
             yield Note(allowed.section.location(), f"{allowed.section.title}: {allowed.reason}")
+    for package, reason in _NOT_MAPPED.items():
+        by_type: dict[str, list[ParsedSection]] = {}
+        for section in packages.get(package, ()):
+            by_type.setdefault(section.type, []).append(section)
+        for kind, members in by_type.items():
+            first = members[0]
+            title = first.title if len(members) == 1 else f"{len(members)} sections '{kind}'"
+            yield Note(first.location(), f"{title}: {reason}")
     mapped = {(section.file, section.line) for service in services for section in service.sections}
     for package, sections in packages.items():
         for section in sections:
             if (
                 package == "firewall"
+                or package in _NOT_MAPPED
                 or (section.file, section.line) in mapped
                 or section.type in _READ_TYPES.get(package, ())
             ):
@@ -329,7 +348,7 @@ def _unmapped(
             if package == "network" and section.type.startswith("wireguard_"):
                 reason = "no WireGuard interface that is up uses it"
             else:
-                reason = _NOT_MAPPED.get(package, "a policy has no counterpart for it")
+                reason = "a policy has no counterpart for it"
             yield Note(section.location(), f"{section.title}: {reason}")
 
 

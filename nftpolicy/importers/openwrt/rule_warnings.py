@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ...netstate.routing import IpRule
 from .uci_parser import ParsedSection
@@ -33,7 +33,18 @@ def rule_warnings(section: ParsedSection, rule: IpRule) -> Iterator[UciWarning]:
     value_text = text.partition("/")[0].strip()
     mark_place = section.location("mark")
     truncation = ", since netifd keeps only 32 bits of the value" if _bit_length(value_text) > _MARK_BITS else ""
-    if text and not rule.mask:
+    if text and rule.invert and _selects_by_mark_only(rule):
+        effect = f"all packets but those with {rule.mark:#x} in the bits {rule.mask:#x} of their mark"
+        if not rule.mask:
+            effect = "NO packet"
+        elif not rule.mark:
+            effect = f"all packets WITH a mark in the bits {rule.mask:#x}"
+        yield UciWarning(mark_place, f"{section.title}: mark {text} with option invert matches {effect}{truncation}")
+    elif text and rule.invert:
+        yield UciWarning(
+            mark_place, f"{section.title}: option invert inverts all its conditions together, not the mark"
+        )
+    elif text and not rule.mask:
         yield UciWarning(
             mark_place,
             f"{section.title}: mark {text} is not a condition: the rule matches ALL packets{truncation}",
@@ -68,6 +79,12 @@ def rule_warnings(section: ParsedSection, rule: IpRule) -> Iterator[UciWarning]:
     elif rule.priority > _MAIN_PRIORITY and rule.action == "lookup":
         fact = "is after table main (32766); a default route there matches first"
         yield UciWarning(section.location("priority"), f"{section.title}: priority {rule.priority} {fact}")
+
+
+def _selects_by_mark_only(rule: IpRule) -> bool:
+    """Return True for a rule without another selector. The kernel inverts all of them together (fib_rule_match)."""
+    bare = IpRule(rule.family, rule.priority, rule.action, rule.table, rule.mark, rule.mask, protocol=rule.protocol)
+    return evolve(bare, invert=True, suppress_prefix=rule.suppress_prefix) == rule
 
 
 def _bit_length(text: str) -> int:
