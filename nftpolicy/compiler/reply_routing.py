@@ -33,10 +33,8 @@ _MAX_PORT = 65534  # an ip rule cannot select port 65535 (fib_rule_port_range_va
 
 
 def ip_rules(policy: Policy) -> Iterator[IpRule]:
-    """Yield all rules of this module."""
-    yield from _device_rules(policy)
-    yield from _exclusive_rules(policy)
-    yield from _port_rules(policy)
+    """Yield all rules of this module, each once: answers of one port can have several sources, and ranges one end."""
+    yield from dict.fromkeys((*_device_rules(policy), *_exclusive_rules(policy), *_port_rules(policy)))
 
 
 def _port_rules(policy: Policy) -> Iterator[IpRule]:

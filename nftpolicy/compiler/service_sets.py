@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 from itertools import product
 
 from attrs import Factory, evolve, frozen
@@ -41,12 +41,14 @@ class SetSchema:
     """Columns of a set: the fields that are looked up together. Each schema in use is one set.
 
     `kind` of packets: "ports" (with columns of protocol and port), "ping" (echo requests) or "" (all).
+    `number`: of the set; services of one account can have intervals that overlap, which no set accepts.
     """
 
     key: str
     family: int | None  # of the address column, None without one
     kind: str
     intervals: bool  # prefixes or port ranges; exact elements stay in a hash, which is faster
+    number: int = 1
 
     def columns(self) -> tuple[tuple[Expression, str], ...]:
         """Return the expression and the data type of each column."""
@@ -73,6 +75,8 @@ class SetSchema:
         parts = parts or ["anywhere"]
         if self.intervals:
             parts.append("ranges")
+        if self.number > 1:
+            parts.append(str(self.number))
         return object_name(uplink, "-".join([self.key, *parts]))
 
 
@@ -100,6 +104,7 @@ def collect_service_sets(policy: Policy) -> dict[str, ServiceSets]:
         name: ServiceSets(has_root=any(service.of_root for service in uplink_services(name, policy).values()))
         for name in policy.uplink
     }
+    rows_by_account: dict[tuple[str, str, int], dict[SetSchema, set[Element]]] = {}
     for name, service in policy.service.items():
         contents = by_uplink[service.uplink]
         if service.kernel and not service.sport and not service.ports:
@@ -111,11 +116,45 @@ def collect_service_sets(policy: Policy) -> dict[str, ServiceSets]:
             key = _ROOT_KEY if service.of_root else selector
             if not service.of_root:
                 contents.clients.setdefault(key, set()).add(account.number)
+            earlier = rows_by_account.setdefault((service.uplink, key, account.number), {})
+            added = []
             for schema, destination in _destinations(key, service):
                 # A service that may send anywhere is an element with one column.
-                row = (account.number, *destination) if destination else account.number
+                row: Element = (account.number, *destination) if destination else account.number
+                added.append((_without_overlaps(schema, row, earlier), row))
+            for schema, row in added:
+                earlier.setdefault(schema, set()).add(row)
                 contents.rows.setdefault(schema, set()).add(row)
     return by_uplink
+
+
+def _without_overlaps(schema: SetSchema, row: Element, earlier: Mapping[SetSchema, Collection[Element]]) -> SetSchema:
+    """Return the first set of a schema in which no row of an earlier service of the account overlaps with the row."""
+    while (
+        schema.intervals
+        and row not in earlier.get(schema, ())
+        and any(all(map(_values_overlap, _columns_of(row), _columns_of(other))) for other in earlier.get(schema, ()))
+    ):
+        schema = _schema(schema.key, schema.family, schema.kind, schema.intervals, schema.number + 1)
+    return schema
+
+
+def _columns_of(row: Element) -> tuple[int | str, ...]:
+    return row if isinstance(row, tuple) else (row,)
+
+
+def _values_overlap(value: int | str, other: int | str) -> bool:
+    """Return True if two values of a column have one in common: numbers, ranges of ports, names, or addresses."""
+    if value == other:
+        return True
+    texts = str(value), str(other)
+    if any(each[:1].isalpha() and ":" not in each for each in texts):
+        return False  # names of protocols
+    if any(mark in each for each in texts for mark in ".:"):
+        first, second = map(ip_network, texts)
+        return first.overlaps(second)
+    (low, high), (other_low, other_high) = (map(int, (each.split("-") * 2)[:2]) for each in texts)
+    return low <= other_high and other_low <= high
 
 
 def nft_sets(name: str, contents: ServiceSets) -> tuple[Set, ...]:
@@ -226,9 +265,9 @@ def _port_columns(service: Service) -> list[tuple[str, bool, _Columns]]:
 
 
 @cache
-def _schema(key: str, family: int | None, kind: str, intervals: bool) -> SetSchema:
+def _schema(key: str, family: int | None, kind: str, intervals: bool, number: int = 1) -> SetSchema:
     """Return the only object of a schema: comparison by value would cost as much as the elements."""
-    return SetSchema(key, family, kind, intervals)
+    return SetSchema(key, family, kind, intervals, number)
 
 
 def network_text(network: Network) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
+from nftpolicy.kernel.netlink.rtnetlink import Rtnetlink
+from nftpolicy.netstate.routing import IpRule
 from tests.lab import addresses as at
 from tests.lab import packet_senders
 from tests.lab.packet_senders import Job
@@ -197,3 +199,21 @@ def test_K6_ipv4_reroute_uses_uid_0(two_links: TwoLinkNode, family: int) -> None
     question = ["ip", "-j", f"-{family}", "route", "get", at.SERVER[family], "mark", "2", "uid", str(NOBODY)]
     (answer,) = json.loads(two_links.node.run(question).stdout)
     assert answer["dev"] == WAN, "`ip route get` knows of the second look-up here: it could serve as an oracle"
+
+
+def test_rules_to_any_network_are_written_whole(two_links: TwoLinkNode) -> None:
+    """Write rules to networks that begin at 0: pyroute2 leaves out a destination of 0.0.0.0 or :: without a length."""
+    networks = {4: ("0.0.0.0/1", "10.0.0.0/8", "192.0.2.1/32"), 6: ("::/1", "2001:db8::/32")}
+    wanted = [
+        IpRule(family, 890, table=254, destination=network, iif="lo", l4proto=17, sports=(1, 65534))
+        for family in at.FAMILIES
+        for network in networks[family]
+    ]
+
+    def write() -> list[IpRule]:
+        kernel = Rtnetlink()
+        for rule in wanted:
+            kernel.change_rule("add", rule)
+        return [rule for family in at.FAMILIES for rule in kernel.rules(family) if rule.priority == 890]
+
+    assert two_links.node.call(write) == wanted

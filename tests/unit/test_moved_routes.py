@@ -107,6 +107,15 @@ def test_copy_of_route_that_stayed_is_deleted_silently(file) -> None:
     assert (memory.restored, memory.deleted, file.read()) == ([], [copy_of(CONNECTED)], ())
 
 
+def test_copied_route_that_was_withdrawn_is_not_put_back(file) -> None:
+    """Delete the copy that `apply` made: another program has deleted the route, which stayed in its own table."""
+    file.write(moved(CONNECTED, is_moved=False))
+    assert file.read() == moved(CONNECTED, is_moved=False)
+    memory = RouteMemory(copy_of(CONNECTED))
+    assert restore_routes(memory, file).lines == ()
+    assert (memory.restored, memory.deleted, file.read()) == ([], [copy_of(CONNECTED)], ())
+
+
 def test_route_behind_a_route_of_the_policy_is_put_back(file) -> None:
     file.write(moved(DEFAULT, is_copied=False))
     memory = RouteMemory()  # the route of the policy was removed with the policy

@@ -62,6 +62,14 @@ def test_exclusive_port_has_its_own_default_route(source, destinations):
         assert places == [(890, 254, 7, (53, 53)), (895, 7, None, (53, 53))][: len(places)]
 
 
+def test_each_rule_is_there_once():
+    """The kernel refuses the second of two equal rules."""
+    port = '{{ name = "udp/{0}", exclusive = true, source = ["10.0.0.0/8"] }}'.format
+    both = rules(f"{port('65000-65534')}, {port('65000-65535')}")
+    assert len(both) == len(dict.fromkeys(both))
+    assert both == rules(port("65000-65534"))
+
+
 def test_each_device_has_a_rule():
     bound = [(rule.family, rule.priority, rule.table, rule.oif) for rule in rules('"ssh"') if rule.oif]
     assert bound == [(family, 870, 7, name) for family in (4, 6) for name in ("eth0", "wlan0")]

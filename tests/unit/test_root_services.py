@@ -130,3 +130,26 @@ def test_socket_of_root_belongs_to_the_service_of_its_cgroup(name):
         {"snapd": {SNAPD}, "connectivity": {CONNECTIVITY}},
     )  # fmt: skip
     assert (found[0].verdict, found[0].owner) == expected if expected else found == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "sets"),
+    [
+        ('to = ["10.0.0.0/8"]', 'to = ["10.1.0.0/16"]', {"root-to4-ranges": 1, "root-to4-ranges-2": 1}),
+        ('to = ["10.0.0.0/8"]', 'to = ["10.0.0.0/8"]', {"root-to4-ranges": 1}),
+        ('to = ["10.0.0.0/8"]', 'to = ["11.0.0.0/8"]', {"root-to4-ranges": 2}),
+        ('ports = ["tcp/80-90"]', 'ports = ["tcp/85-95"]', {"root-ports-ranges": 1, "root-ports-ranges-2": 1}),
+        ('ports = ["tcp/80-90"]', 'ports = ["udp/85-95"]', {"root-ports-ranges": 2}),
+        ('to = ["fe80::/57"]', 'to = ["fe80::/64", "fe81::/64"]', {"root-to6-ranges": 2, "root-to6-ranges-2": 1}),
+    ],
+)
+def test_services_of_one_user_have_no_overlap_in_a_set(first, second, sets):
+    """nft accepts no set with intervals that overlap; the rows of root's services are in one set otherwise."""
+    service = '[service.{}]\nuplink = "wan"\nuser = 0\nmarks = "cgroup"\n{}\n'.format
+    text = 'name = "p"\ninside = ["lan"]\n[uplink.wan]\ndevices = ["wan"]\nmark = "1/1"\ntable = 7\n'
+    policy, _ = load((text + service("a", first) + service("b", second)).encode())
+    state = compile_policy(policy)
+    found = {each.name.removeprefix("wan."): len(each.elements) for table in state.tables for each in table.sets
+             if "root-" in each.name and table.family == "inet"}  # fmt: skip
+    assert found == sets
+    assert prove(state, build_spec(policy)).verdict == "proved"

@@ -80,8 +80,7 @@ def _rule_keys(rule: IpRule) -> dict[str, Any]:
     if rule.mask:
         keys |= {"fwmark": rule.mark, "fwmask": rule.mask}
     if rule.destination:
-        address, length = rule.destination.split("/")
-        keys |= {"dst": address, "dst_len": int(length)}
+        keys["dst"] = rule.destination  # with its length: pyroute2 leaves out an address of 0.0.0.0 or :: alone
     if rule.suppress_prefix is not None:
         keys["suppress_prefixlen"] = rule.suppress_prefix
     if rule.uids:

@@ -43,4 +43,4 @@ def copy_connected_routes(access: RouteMover, targets: Mapping[str, UplinkTable]
 
 
 def _moved(misplaced: MisplacedRoute, by_route: Mapping[Route, KernelRoute]) -> MovedRoute:
-    return MovedRoute(by_route[misplaced.route], misplaced.target.table)
+    return MovedRoute(by_route[misplaced.route], misplaced.target.table, is_moved=False)

@@ -31,12 +31,14 @@ if TYPE_CHECKING:
 class MovedRoute:
     """A route as it was, and the uplink's table that has it now.
 
-    `is_copied` is False if a route of the policy takes its place in that table.
+    `is_copied` is False if a route of the policy takes its place in that table, `is_moved` if the route
+    stayed in its own table, too, where another program may delete it.
     """
 
     original: KernelRoute
     table: int
     is_copied: bool = True
+    is_moved: bool = True
 
     @property
     def devices(self) -> frozenset[str]:
@@ -93,12 +95,13 @@ class MovedRouteFile:
 
 def _encode(moved: MovedRoute) -> dict[str, Any]:
     text = display_text(moved.original.route)  # for the reader
-    return {"route": text, "message": moved.original.message.hex(), "table": moved.table, "copied": moved.is_copied}
+    return {"route": text, "message": moved.original.message.hex(), "table": moved.table, "copied": moved.is_copied,
+            "moved": moved.is_moved}  # fmt: skip
 
 
 def _decode(stored: dict[str, Any]) -> MovedRoute:
     original = decode_kernel_route(bytes.fromhex(stored["message"]))
-    return MovedRoute(original, int(stored["table"]), bool(stored["copied"]))
+    return MovedRoute(original, int(stored["table"]), bool(stored["copied"]), bool(stored.get("moved", True)))
 
 
 def updated_record(
@@ -148,7 +151,7 @@ def restore_routes(access: RouteMover, file: MovedRouteFile, uplink_devices: Col
         if moved.is_copied and not copies:
             continue
         lifetimes = [copy.route.expires for copy in copies if copy.route.expires is not None]
-        if any(each.route == moved.original.route for each in listing.routes):  # `apply` only copied it
+        if not moved.is_moved or any(each.route == moved.original.route for each in listing.routes):
             for copy in copies:
                 access.delete(copy)
             continue
