@@ -56,7 +56,7 @@ class PolicyInForce:
                 raise ValueError(f"the snapshot has no number of {kind} {item!r}")
             return Account(str(item), numbers[kind, str(item)])
 
-        return load(self.text.encode(), self.name, account)
+        return load(self.text.encode(errors="surrogatepass"), self.name, account)  # refused as not UTF-8
 
 
 @frozen
