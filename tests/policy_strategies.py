@@ -291,7 +291,7 @@ def policies(draw, device=None, most_uplinks=3, most_services=4):
     device = devices() if device is None else device
     wanted = draw(st.lists(names(), min_size=1, max_size=most_uplinks, unique=True))
     worn = draw(apart(len(wanted)))
-    numbers = st.integers(1, 252) | st.integers(256, 2**32 - 1)
+    numbers = (st.integers(1, 252) | st.integers(256, 2**32 - 1)).filter(lambda number: number != validate.QUERY_TABLE)
     tables = draw(st.lists(numbers, min_size=len(wanted), max_size=len(wanted), unique=True))
     owned = draw(st.lists(device, min_size=len(wanted), max_size=len(wanted) + 2, unique=True))
     uplinks = {}

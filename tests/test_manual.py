@@ -594,7 +594,7 @@ def test_page_has_the_limits_of_values() -> None:
     page = plain(section(file_page(), "KEYS", "Sh"))
     assert f"1 to {validate.MAX_UPLINKS} uplinks" in page
     assert f"from 1 to {2**32 - 1}" in page
-    assert {253, 254, 255} == validate.RESERVED_TABLES - {0}
+    assert {253, 254, 255} == validate.KERNEL_TABLES - {0}
     assert "253, 254 and 255" in page
 
 

@@ -46,7 +46,6 @@ EXCLUSIVE_NETWORK_PRIORITY = 890
 EXCLUSIVE_RULE_PRIORITY = 895
 # Behind main (32766), default (32767) and the rules of other software, which decide for unmarked packets.
 QUERY_RULE_PRIORITY = 33000
-QUERY_TABLE = 7853  # of the routes of DNS queries by lo; 853 is the port of DNS over TLS
 NETWORK_RULE_PRIORITY = 33090
 REPLY_RULE_PRIORITY = 33100
 FINAL_UNREACHABLE_PRIORITY = 40000

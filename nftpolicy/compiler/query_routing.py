@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from ..netstate.nft import Chain, CounterRef, Fib, Hook, Match, OriginPath, Payload, Reject, Rule
 from ..netstate.routing import LOOPBACK_ADDRESSES, IpRule, Route
 from ..policy.objects import Policy
+from ..policy.validate import QUERY_TABLE
 from . import matches, object_names
 
 FAMILIES = (4, 6)
@@ -28,7 +29,7 @@ def ip_rules(policy: Policy) -> Iterator[IpRule]:
             yield IpRule(
                 family,
                 object_names.QUERY_RULE_PRIORITY,
-                table=object_names.QUERY_TABLE,
+                table=QUERY_TABLE,
                 iif="lo",  # packets of this machine; so the kernel dissects no packet that it forwards
                 l4proto=protocol,
                 dports=(_DNS_PORT, _DNS_PORT),
@@ -41,7 +42,7 @@ def routes(policy: Policy, families: Collection[int] = FAMILIES) -> Iterator[Rou
     for family, origin in _redirected_families(policy, families).items():
         yield Route(
             family,
-            object_names.QUERY_TABLE,
+            QUERY_TABLE,
             device="lo",
             metric=object_names.FIRST_GATEWAY_METRIC,
             # Every machine has this address; one of another device would be the source of the query otherwise.

@@ -31,7 +31,9 @@ from .validate_tunnels import find_shared_tunnels, find_tunnel_faults
 MAX_UPLINKS = 32  # there are priorities for 39 ip rules of marks (compiler/object_names.py)
 MAX_TABLE = 2**32 - 1
 # Tables with a fixed meaning, include/uapi/linux/rtnetlink.h.
-RESERVED_TABLES = frozenset({0, 253, 254, 255})
+KERNEL_TABLES = frozenset({0, 253, 254, 255})
+QUERY_TABLE = 7853  # nftpolicy's own, for the routes of DNS queries by lo; 853 is the port of DNS over TLS
+RESERVED_TABLES = KERNEL_TABLES | {QUERY_TABLE}
 
 
 def find_faults(policy: Policy) -> Iterator[PolicyFault]:
@@ -55,7 +57,9 @@ def _uplink_count(policy: Policy) -> Iterator[PolicyFault]:
 
 def _tables(policy: Policy) -> Iterator[PolicyFault]:
     for name, uplink in policy.uplink.items():
-        if uplink.table in RESERVED_TABLES:
+        if uplink.table == QUERY_TABLE:
+            yield ("uplink", name, "table"), f"table {QUERY_TABLE} is nftpolicy's own, for DNS queries; choose another"
+        elif uplink.table in KERNEL_TABLES:
             yield (
                 ("uplink", name, "table"),
                 f"table {uplink.table} is reserved by the kernel (0, 253 default, 254 main, 255 local); choose another",

@@ -175,6 +175,7 @@ BAD = [
     ('mark = "0x2/0xff"', 'mark = "0x1/0x3"', "uplink.lte.mark", "overlaps with the mark of uplink 'wan': fwmark 0x1 matches both 0x1/0xff and 0x1/0x3"),
     # validation across fields
     *(("table = 7", f"table = {n}", "uplink.wan.table", "is reserved by the kernel") for n in (0, 253, 254, 255)),
+    ("table = 7", "table = 7853", "uplink.wan.table", "is nftpolicy's own, for DNS queries"),
     ("table = 7", "table = 4294967296", "uplink.wan.table", "from 1 to 4294967295"),
     ("table = 7", "table = -1", "uplink.wan.table", "from 1 to 4294967295"),
     ("table = 8", "table = 7", "uplink.lte.table", "uplink 'wan' already uses table 7"),

@@ -4,9 +4,10 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import HostFacts, compile_policy
-from nftpolicy.compiler.object_names import QUERY_RULE_PRIORITY, QUERY_TABLE
+from nftpolicy.compiler.object_names import QUERY_RULE_PRIORITY
 from nftpolicy.netstate.routing import IpRule, Route
 from nftpolicy.netstate.state import Device
+from nftpolicy.policy.validate import QUERY_TABLE
 from nftpolicy.proof.prover import assumptions, prove
 from nftpolicy.proof.query_routes import query_routing
 from tests.unit.proved_policy import POLICY, SPEC, STATE
