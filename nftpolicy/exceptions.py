@@ -15,6 +15,7 @@ NftpolicyError
   NotReproducible       proof.reproduce.topology               no script can send the packet of a counterexample
   Unwritable            generated_text                         text that another program would read as more
   UciLintError          integration.openwrt.tree               netifd or fw4 would not apply a generated section
+  SharedNetworkFile     integration.netconfig.networkd_parser  a .network file may configure other devices, too
   UciError              importers.openwrt.uci_parser           a UCI file has a syntax error
   NotImportable         importers.openwrt.uplinks              a router configuration cannot become a policy
   NoUplink              importers.machine.devices              this machine has no device that a policy could guard
