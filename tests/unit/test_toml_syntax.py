@@ -70,7 +70,7 @@ def test_all_errors_of_a_file_are_in_its_order():
         ("6:9", "^^^^^^"), ("7:11", "^^^^^^"), ("9:1", "^^^^^"), ("10:1", "^^^^^^"),
     ]  # fmt: skip
     assert [word for _, message, _ in errors for word in re.findall(r"did you mean (.*?)\?", message)] == [
-        "'name'", "'devices'", "'dhcpv4' or 'dhcpv4-unicast' or 'dhcpv6'", "'uplink'", "'group'",
+        "'name'", "'devices'", "'dhcpv4' or 'dhcpv4-unicast' or 'dhcpv4-server' or 'dhcpv6' or 'dhcpv6-server'", "'uplink'", "'group'",
     ]  # fmt: skip
     assert not any("missing" in message for _, message, _ in errors), "keys that are only misspelt"
 
