@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from nftpolicy.compiler import exemptions
 from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.compiler.describe import describe_policy
-from nftpolicy.compiler.object_names import QUERY_TABLE
 from nftpolicy.compiler.reply_routing import uplinks_with_unmarked_udp
 from nftpolicy.netstate.formats import ip_text, nft_json_encode, nft_text
 from nftpolicy.netstate.nft import Chain, CounterRef, Match, NamedCounter, Set, SetRef, SetUpdate, Verdict, VerdictMap
@@ -128,7 +127,7 @@ def test_both_families_have_the_same_ip_rules(policy):
             for one in compile_policy(policy).rules
             if one.family == family
             and one.destination is None
-            and one.table != QUERY_TABLE  # in the families in which a resolver listens
+            and one.table != validate.QUERY_TABLE  # in the families in which a resolver listens
         ]
         for family in (4, 6)
     )

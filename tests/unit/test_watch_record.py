@@ -1,5 +1,7 @@
 """Record of a running `watch`: what `status` reads of it, and the blocks in the history."""
 
+import json
+
 import pytest
 
 from nftpolicy.compiler.object_names import is_drop_counter
@@ -79,9 +81,18 @@ def test_record_that_cannot_be_written_stops_no_event(tmp_path, logged):
 def test_damaged_record_is_none(recorder, tmp_path):
     state_dir = StateDir(tmp_path / "state")
     with recorder.running():
+        path = state_dir.directory / "watch" / "record"
         for content in ("", "[]", "{}", '{"failures": 1}'):
-            (state_dir.directory / "watch" / "record").write_text(content)
+            path.write_text(content)
             assert read_watch_record(state_dir) is None
+        good = {"pid": 1, "started": "t", "failures": [], "last_repair": {"time": "t", "what": [], "by": ""},
+                "last_socket": {"time": "t", "program": "p", "pid": "", "verdict": "forged"}}  # fmt: skip
+        wrong = ({"pid": "1"}, {"repairs": 1.5}, {"verdict": 7}, {"failures": [1]}, {"last_repair": 1},
+                 {"last_repair": {}}, {"last_repair": {"time": "t", "what": "w", "by": None}}, {"last_socket": []},
+                 {"last_socket": {"time": 1, "program": "p", "pid": 1, "verdict": "v"}})  # fmt: skip
+        for change in ({}, *wrong):
+            path.write_text(json.dumps({**good, **change}))
+            assert (read_watch_record(state_dir) is None) == bool(change), change
 
 
 @pytest.mark.parametrize("name", ["wan.dropped", "answer.stray", "unnamed-device", "dns-unrouted", "wan.not-local"])

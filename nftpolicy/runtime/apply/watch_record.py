@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,8 @@ _HISTORY_WAIT = 1.0  # seconds for the lock of the history; `watch` must not wai
 _HISTORY_EVENTS = {"blocked": BLOCKED, "unblocked": UNBLOCKED}
 _CLOSED = "gone"  # verdict of a socket that was wrong
 _SOCKET_KEYS = ("program", "pid", "user", "verdict", "counter")
+_REPAIR_TYPES: dict[str, Any] = {"time": str, "what": list, "by": str}
+_SOCKET_TYPES: dict[str, Any] = {"time": str, "program": str, "pid": int | str, "verdict": str}
 
 
 @frozen
@@ -75,9 +77,24 @@ def read_watch_record(state_dir: StateDir) -> WatchRecord | None:
         if not is_locked(directory / "lock"):
             return None
         stored = json.loads(read_private(directory / "record"))
-        return WatchRecord(**{**stored, "failures": tuple(stored["failures"])})
-    except (OSError, ValueError, TypeError, KeyError):
+        record = WatchRecord(**{**stored, "failures": tuple(stored["failures"])})
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
+    return record if _is_valid(record) else None
+
+
+def _is_valid(record: WatchRecord) -> bool:
+    """Return True if all values have their types: a disk, or another program, may have damaged the file."""
+    entries = ((record.last_repair, _REPAIR_TYPES), (record.last_socket, _SOCKET_TYPES))
+    return (
+        all(isinstance(text, str) for text in (record.started, record.verdict, record.proved, *record.failures))
+        and all(type(number) is int for number in (record.pid, record.repairs))
+        and all(entry is None or _has_types(entry, types) for entry, types in entries)
+    )
+
+
+def _has_types(entry: object, types: Mapping[str, Any]) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), kind) for key, kind in types.items())
 
 
 class WatchRecorder:
