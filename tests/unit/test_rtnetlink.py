@@ -200,7 +200,7 @@ LOOKUP = {"family": socket.AF_INET, "priority": 5, "action": 1, "protocol": 78, 
         (IpRule(4, 5, table=100), LOOKUP),
         (IpRule(6, 5, table=100), {**LOOKUP, "family": socket.AF_INET6}),
         (IpRule(4, 5, table=100, mark=1, mask=0xFF), {**LOOKUP, "fwmark": 1, "fwmask": 0xFF}),
-        (IpRule(4, 5, table=100, destination="10.1.0.0/16"), {**LOOKUP, "dst": "10.1.0.0", "dst_len": 16}),
+        (IpRule(4, 5, table=100, destination="10.1.0.0/16"), {**LOOKUP, "dst": "10.1.0.0/16"}),
         (IpRule(4, 5, table=100, uids=(7, 9)), {**LOOKUP, "uid_range": "7:9"}),
         (IpRule(4, 5, table=100, protocol=3), {**LOOKUP, "protocol": 3}),
         (
