@@ -16,17 +16,8 @@ from nftpolicy.runtime.status import read_status
 from nftpolicy.runtime.watch.device_presence import DevicePresence
 from nftpolicy.runtime.watch.full_check import run_full_check
 from tests.unit.test_watch import STATE, WatchRun
+from tests.unit.uplink_policy import TWO_DEVICES as TEXT
 
-TEXT = b"""name = "p"
-inside = ["lan"]
-[uplink.wan]
-devices = ["eth0", "wlan0"]
-mark = "0x1/0xff"
-table = 7
-[service.vpn]
-uplink = "wan"
-group = 800
-"""
 POLICY = load(TEXT)[0]
 NOTE = "device wlan0 is absent; its link guard is added when it appears (by watch, or by the next apply)"
 

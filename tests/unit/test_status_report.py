@@ -20,17 +20,8 @@ from nftpolicy.runtime.boot_state import BootState
 from nftpolicy.runtime.foreign_rules import foreign_rules
 from nftpolicy.runtime.status import Status
 from nftpolicy.runtime.status_report import StatusReport, UplinkState, needs_default_route
+from tests.unit.uplink_policy import TWO_DEVICES as TEXT
 
-TEXT = b"""name = "p"
-inside = ["lan"]
-[uplink.wan]
-devices = ["eth0", "wlan0"]
-mark = "0x1/0xff"
-table = 7
-[service.vpn]
-uplink = "wan"
-group = 800
-"""
 POLICY = load(TEXT)[0]
 PARTS = dict.fromkeys(("guard", "link guard", "ip rules", "routes", "sysctls"), True)
 COUNTERS = {

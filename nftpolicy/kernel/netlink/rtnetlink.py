@@ -91,8 +91,6 @@ def _rule_keys(rule: IpRule) -> dict[str, Any]:
         keys["oifname"] = rule.oif
     if rule.l4proto is not None:
         keys["ip_proto"] = rule.l4proto
-    if rule.suppress_prefix is not None:
-        keys["suppress_prefixlen"] = rule.suppress_prefix
     for key, ports in (("sport_range", rule.sports), ("dport_range", rule.dports)):
         if ports:
             keys[key] = f"{ports[0]}:{ports[1]}"
