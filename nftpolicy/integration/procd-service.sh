@@ -36,6 +36,7 @@ reload_service() {
 
 instances() {
 	instance watch watch "$POLICY"
+	procd_set_param nice -10
 	procd_close_instance
 	for uplink in $("$PROG" resolver --list "$POLICY"); do
 		instance "resolver-$uplink" resolver --uplink "$uplink" "$POLICY"

@@ -98,10 +98,11 @@ StartLimitIntervalSec=0
 Type=notify
 ExecStart={program} watch {policy}
 WatchdogSec=30
+# Repairs come before other work of the machine; proofs run with a low priority.
+Nice=-10
 Restart=always
 RestartSec=1
-{hardening}# It proves with a low priority.
-SystemCallFilter=nice setpriority
+{hardening}SystemCallFilter=nice setpriority
 ProtectControlGroups=yes
 # It sends no packet: netlink and the sockets of systemd are not IP.
 IPAddressDeny=any

@@ -14,6 +14,7 @@ start_service() {
 	$PROG apply
 	procd_open_instance watch
 	procd_set_param command "$PROG" watch
+	procd_set_param nice -10
 	procd_set_param respawn 60 5 0
 	procd_set_param stderr 1
 	procd_close_instance

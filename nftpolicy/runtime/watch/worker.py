@@ -13,7 +13,7 @@ from typing import Any
 from ...kernel.child_process import ChildProcess
 from ...kernel.errors import ChildFailed
 
-_NICENESS = 5  # repairs in the parent have priority
+_NICENESS = 15  # added to that of the parent, which repairs
 
 
 class WorkerProcess:
