@@ -33,8 +33,9 @@ _ACCEPT_SYSCTL = "net/ipv4/tcp_fwmark_accept"  # of both families
 
 
 def accepted_socket_violations(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> list[Violation]:
-    """Return the rules by which any listening socket may get sockets with the uplink's mark.
+    """Return the ways by which any listening socket may get sockets with the uplink's mark.
 
+    A rule marks the SYN that arrives by the uplink, or a marked socket of this machine connects to it by lo.
     Empty if the specification has a policy: its guard tests the owner of each packet with the mark.
     Users and groups that rules name by number are the owners that the ruleset means to have the mark.
     """
@@ -48,7 +49,8 @@ def accepted_socket_violations(context: ProofContext, spec: Spec, uplink: Uplink
         chains = context.filter_chains(family, "postrouting")
         if guard_violation(context, family, chains, marked, owners) is None:
             continue
-        for violation in marks_arriving_tcp(context, family, uplink):
+        by_loopback = Violation(family, {}, "a marked socket of this machine connects to it", ())
+        for violation in (*marks_arriving_tcp(context, family, uplink), by_loopback):
             location = (
                 f"an accepted socket keeps the mark (tcp_fwmark_accept) and may connect anywhere: {violation.location}"
             )
@@ -129,10 +131,8 @@ def inherited_mark_assumptions(context: ProofContext, spec: Spec) -> Iterator[st
             yield from _assumptions_about_flows(context, uplink)
         if uplink.marked_sockets:
             yield f"{count_marked(uplink.marked_sockets, 'socket', uplink)}, and their programs may use it"
-        if spec.has_policy or _accepts_marks(context.state) is not None:
-            continue
-        if any(marks_arriving_tcp(context, family, uplink) for family in IP_FAMILIES):
-            yield "sysctl net.ipv4.tcp_fwmark_accept is 0"
+    if not spec.has_policy and _accepts_marks(context.state) is None:
+        yield "sysctl net.ipv4.tcp_fwmark_accept is 0"
 
 
 def _assumptions_about_flows(context: ProofContext, uplink: UplinkSpec) -> Iterator[str]:

@@ -179,6 +179,8 @@ MARKS_ARRIVING_TCP = {
     "all packets": Rule((FROM_UPLINK, MARK_PACKET)),
     "TCP": Rule((FROM_UPLINK, TCP_ONLY, MARK_PACKET)),
     "a flow": Rule((FROM_UPLINK, FLOW_MARKED, Mangle(MARK, FLOW))),
+    "UDP, and a marked socket of this machine connects by lo": Rule((FROM_UPLINK, UDP_ONLY, MARK_PACKET)),
+    "none, and a marked socket of this machine connects by lo": Rule(()),
 }
 
 
@@ -210,7 +212,6 @@ HARMLESS = {
         *GUARD,
         chains=(arrival(Rule((FROM_UPLINK, MARK_PACKET))),),
     ),
-    "marks of UDP": state(*GUARD, chains=(arrival(Rule((FROM_UPLINK, UDP_ONLY, MARK_PACKET))),)),
     "a guard that passes replies only": state(
         Rule((OUT, REPLY, MARKED, ACCEPT)),
         Rule((OUT, Match(Meta("skuid"), "0-4294967294"), DROP)),
