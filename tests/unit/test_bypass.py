@@ -424,7 +424,7 @@ ACTIONS = [
     (action("connmark"), [(MarkWrite(),)]),
     (action("ctinfo"), [(MarkWrite(),)]),
     *((action(kind), [(HeaderWrite(device="lan"),)]) for kind in ("pedit", "nat", "vlan", "skbmod", "mpls")),
-    *((action(kind), [ANY_EFFECT]) for kind in ("bpf", "ct", "tunnel_key", "unheard")),
+    *((action(kind), [ANY_EFFECT]) for kind in ("bpf", "ct", "ife", "tunnel_key", "unheard")),
 ]
 
 
@@ -438,6 +438,7 @@ def test_tc_filter_effects_depend_on_kind() -> None:
     assert effects_of("u32", b"") == []
     assert effects_of("unheard", b"") == [ANY_EFFECT]
     assert effects_of("u32", attribute(7, action("pedit")), "ingress") == []
+    assert effects_of("u32", attribute(7, action("ife")), "ingress") == [ANY_EFFECT]  # metadata of the frame: its mark
     assert effects_of("u32", attribute(7, gact(2)), "ingress") == [(Stop(device="lan", at_ingress=True),)]
     direct = attribute(7, b"prog\0") + word(8, 1) + word(11, 5)
     assert effects_of("bpf", direct) == [ANY_EFFECT]

@@ -57,7 +57,7 @@ _SKBEDIT_PTYPE = 8
 _HARMLESS_ACTIONS = frozenset(("csum", "sample", "simple"))
 _STOPPING_ACTIONS = frozenset(("gact", "police", "gate"))
 _GACT_PARMS, _PASSING_VERDICTS = 2, (-1, 0, 3)  # TCA_GACT_PARMS; TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_PIPE
-_HEADER_ACTIONS = frozenset(("nat", "pedit", "skbmod", "vlan", "mpls", "ife"))
+_HEADER_ACTIONS = frozenset(("nat", "pedit", "skbmod", "vlan", "mpls"))
 
 
 @frozen
@@ -219,4 +219,5 @@ _ACTIONS: Mapping[str, Callable[[Mapping[int, bytes], str, Mapping[int, str]], t
     "skbedit": _skbedit,
     "connmark": _any_mark,
     "ctinfo": _any_mark,
+    "ife": lambda *_: ANY_EFFECT,  # a frame that it decodes brings its mark, and a new type
 }
