@@ -36,7 +36,7 @@ def command(
     first, _ = read_policy(file)
     before, after = (applied[0] if applied else None, first) if other is None else (first, read_policy(other)[0])
     difference = diff_policies(before, after)
-    lines = _statements(before, after) if statements else []
+    lines = changed_statements(before, after) if statements else []
     if as_json:
         print_json({**difference.as_json(), "statements": lines})
         return
@@ -47,7 +47,7 @@ def command(
         print("\n".join(("statements:", *(f"  {line}" for line in lines))))
 
 
-def _statements(before: Policy | None, after: Policy) -> list[str]:
+def changed_statements(before: Policy | None, after: Policy) -> list[str]:
     """Return the steps between the compiled policies, as they would be on a machine without bridges."""
     from ..compiler.compile import compile_policy
     from ..netstate.state import NetState

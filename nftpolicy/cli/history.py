@@ -12,7 +12,7 @@ import typer
 
 from .common import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, Failure, parse_policy, warn
 from .options import PrintJson
-from .parameters import GroupedCommand, OrderedGroup, argument, readable_command
+from .parameters import GroupedCommand, OrderedGroup, argument, option, readable_command
 from .plain_output import print_json
 from .render.terminal import make_console, make_table
 
@@ -65,6 +65,9 @@ def diff(
     other: Annotated[
         int | None, argument(metavar="[OTHER]", help="Number of the later policy; default: the policy in force.")
     ] = None,
+    statements: Annotated[
+        bool, option("--statements", help="Print the statements of nft and ip that differ, too.")
+    ] = False,
 ) -> None:
     """Compare two policies of the history.
 
@@ -79,7 +82,13 @@ def diff(
         after = (f"in force ({last[0]})", last[1].decode())
     else:
         raise Failure(f"no policy is in force; name two: nftpolicy history diff {number} OTHER")
-    print("\n".join(policy_difference((f"number {number} ({old.file})", old.text), after)))
+    before = (f"number {number} ({old.file})", old.text)
+    print("\n".join(policy_difference(before, after)))
+    if statements:
+        from .diff import changed_statements
+
+        policies = (parse_policy(text.encode(), title)[0] for title, text in (before, after))
+        print("\n".join(("", "statements:", *(f"  {line}" for line in changed_statements(*policies)))))
 
 
 def policy_difference(before: tuple[str, str], after: tuple[str, str]) -> list[str]:

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import pty
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -148,3 +150,23 @@ def test_change_that_locks_out_needs_confirmation(server: Server) -> None:
         by_script = server.apply(unanswered)
         assert (by_script.returncode, "stops under this policy" in by_script.stderr) == (0, True)
         assert server.answers(0.3) == NEITHER  # as it was said
+
+
+def test_wrong_device_name_is_refused_on_terminal(server: Server) -> None:
+    server.node.outside(POLICY).write_text(TEXT.replace("eth1", "eth7"))
+    ours, theirs = pty.openpty()
+    before = server.node.run(["nft", "list", "ruleset"]).stdout + server.node.run(["ip", "rule"]).stdout
+    process = server.node.popen([PROGRAM, "apply", POLICY], env=ENVIRONMENT, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # EIO: the program has closed it
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    text = " ".join(shown.decode().split())
+    assert process.wait(limit(20)) == 2, text
+    assert "no device 'eth7' now (did you mean 'eth1'?)" in text
+    assert "nothing was changed" in text and "--confirm 60" in text and "--yes" in text
+    assert server.node.run(["nft", "list", "ruleset"]).stdout + server.node.run(["ip", "rule"]).stdout == before
+    assert server.nftpolicy("apply", POLICY).returncode == 0, "the control: without a terminal it is only a warning"
+    assert "nftpolicy" in server.node.run(["nft", "list", "tables"]).stdout

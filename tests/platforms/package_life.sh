@@ -63,15 +63,20 @@ rest >/tmp/rest-after
 fact "release leaves nothing" 0 "" diff /tmp/rest-before /tmp/rest-after
 fact "apply again" 0 "applied in" nftpolicy apply "$policy"
 fact "install" 0 "wrote /etc/systemd/system/nftpolicy-guard.service" nftpolicy install "$policy"
+routing >/tmp/routing-applied
+rest >/tmp/rest-applied
 fact "removal says that the guard stays" 0 "the policy stays in force" apt-get -q -y remove nftpolicy
 fact "the guard stays" 0 "table inet nftpolicy" nft list tables
 fact "no unit stays" 1 "" grep -rl nftpolicy /etc/systemd/system
 fact "purge opens the uplinks" 0 "no longer guards" dpkg --purge nftpolicy
 nft list tables >/tmp/tables
 fact "purge leaves no table" 1 "" grep . /tmp/tables
-# A copy of a connected route has its protocol, and stays in the uplink's table, to which no rule leads any more.
-routing | grep -v 'dev eth0 table 51 ' >/tmp/routing-after
+routing >/tmp/routing-after
 fact "purge leaves no ip rule and no route" 0 "" diff /tmp/routing-before /tmp/routing-after
+fact "a copied route was there before" 0 "dev eth0 table 51" cat /tmp/routing-applied
+rest >/tmp/rest-purged
+fact "purge leaves no sysctl" 0 "" diff /tmp/rest-before /tmp/rest-purged
+fact "a sysctl was set before" 1 "fwmark_reflect = 1" diff /tmp/rest-before /tmp/rest-applied
 LIFE
 {
     sed -n '/^fact()/,/^}/p; /^routing()/,/^}/p; /^rest()/,/^}/p' "$0"

@@ -148,6 +148,8 @@ def test_diff_compares_two_policies_or_with_the_one_in_force(kept):
     output = run_here("history", "diff", 3)[1]
     assert "+++ in force (/etc/p.toml)" in output.splitlines()
     assert "mean the same" not in output
+    assert "statements:" not in output
+    assert "\nstatements:\n  ip -4 " in run_here("history", "diff", 3, "--statements")[1]
     assert run_here("history", "diff", 4)[1].startswith("both policies mean the same\n")
 
 
