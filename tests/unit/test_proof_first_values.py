@@ -156,3 +156,14 @@ def test_mark_for_a_claimed_ethertype_lets_ip_frames_out():
 
     assert verdict(marking("arp"), "AF_PACKET") == "refuted"
     assert verdict(state(*GUARD), "AF_PACKET") == "proved"
+
+
+@pytest.mark.parametrize(("second", "expected"), [((), "proved"), (("local",), "unknown")])
+def test_fib_at_a_device_matches_no_other_ethertype(second, expected):
+    """nft_fib_netdev_eval ends the rule for a frame whose socket says another protocol."""
+    egress = LINK.chains[0]
+    halves = [(Match(Fib("type", ("saddr",)), value, op), DROP) for value in second for op in ("==", "!=")] or [(DROP,)]
+    rules = tuple(Rule((UNMARKED, *half)) for half in halves)
+    link = evolve(LINK, chains=(evolve(egress, rules=rules, hook=evolve(egress.hook, policy="accept")),))
+    assert verdict(state(*GUARD, link=link), "AF_PACKET") == expected
+    assert verdict(state(*GUARD, link=link), "frames of other ethertypes") == expected

@@ -146,6 +146,8 @@ def readability(name: str, needs: Box, family: int, is_link: bool) -> Box:
         return {readable: WHOLE}
     if name == "protocol" and "nfproto" in needs and needs["nfproto"] == _IP["nfproto"]:
         return {readable: _PROTOCOL} if is_link or family == 6 else {}
+    if is_link and name.startswith("fib "):  # nft_fib_netdev_eval: skb->protocol is what an AF_PACKET socket says
+        return {readable: _NETWORK, "ethertype": points(ETHERTYPE_NUMBERS["ip"], ETHERTYPE_NUMBERS["ip6"])}
     if is_link and name in ("saddr", "daddr", "ttl", "protocol"):
         return {readable: _NETWORK}
     return {}
