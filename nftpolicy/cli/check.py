@@ -41,6 +41,7 @@ def command(file: PolicyFile = None) -> None:
         resolver_leaks,
         find_sysctl_conflicts,
         _foreign_rules,
+        _vrf_warnings,
         find_name_daemons,
         unpublished_notes,
         _unconnected_lans,
@@ -66,6 +67,16 @@ def _foreign_rules(policy: Policy) -> Iterator[str]:
         with suppress(OSError):  # a kernel without this family
             rules += Rtnetlink().rules(family)
     yield from map(str, foreign_rules(rules, policy))
+
+
+def _vrf_warnings(policy: Policy) -> list[str]:
+    from ..kernel.netlink.rtnetlink import Rtnetlink
+    from ..runtime.device_warnings import find_vrf_warnings
+
+    try:
+        return find_vrf_warnings(policy, list(Rtnetlink().devices()))
+    except OSError:
+        return []  # there is no netlink here
 
 
 def _stopped_traffic(policy: Policy) -> Iterator[str]:

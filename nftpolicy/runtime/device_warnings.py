@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
 from ipaddress import ip_interface
 
@@ -54,7 +55,29 @@ def find_device_warnings(
         "leave by it: add it to 'inside', or to 'devices' of an uplink"
         for name, device in unnamed.items()
     ]
-    return DeviceWarnings((*lines, *unnamed_lines), bool(absent and unnamed), tuple(unnamed_lines))
+    return DeviceWarnings(
+        (*lines, *find_vrf_warnings(policy, devices), *unnamed_lines), bool(absent and unnamed), tuple(unnamed_lines)
+    )
+
+
+def find_vrf_warnings(policy: Policy, devices: Sequence[Device]) -> list[str]:
+    """Return the warnings about uplinks in a VRF whose `addresses` lack some of theirs, with the line to write.
+
+    Packets leave a VRF by the VRF's device, which has none of these addresses, so that the guard drops them.
+    """
+    vrfs = {device.name for device in devices if device.kind == "vrf"}
+    warnings = []
+    for name, uplink in policy.uplink.items():
+        ports = [device for device in devices if device.name in uplink.devices and device.master in vrfs]
+        own = [ip_interface(text).ip for device in ports for text in device.addresses if _is_global(text)]
+        absent = [str(address) for address in own if not any(address in each for each in uplink.addresses)]
+        if absent:
+            line = json.dumps([*map(str, uplink.addresses), *absent])
+            warnings.append(
+                f"uplink.{name}.addresses: {ports[0].name!r} is in the VRF {ports[0].master!r}, so packets from "
+                f"{', '.join(absent)} do not leave: write 'addresses = {line}'"
+            )
+    return warnings
 
 
 def _is_global(address: str) -> bool:

@@ -1,6 +1,7 @@
 """Warnings before a change: devices, this session's connections, routes of replies, parts that do not run."""
 
 import os
+from ipaddress import ip_network
 
 import pytest
 from attrs import evolve
@@ -19,7 +20,7 @@ from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.policy.load import load
 from nftpolicy.runtime.apply.reply_routes import has_route, routed_networks
 from nftpolicy.runtime.boot_state import BootState
-from nftpolicy.runtime.device_warnings import find_device_warnings
+from nftpolicy.runtime.device_warnings import find_device_warnings, find_vrf_warnings
 from nftpolicy.runtime.own_session import session_test
 from nftpolicy.runtime.services import resolver_sockets
 from tests.unit.test_present_traffic import inet_socket
@@ -73,6 +74,19 @@ def test_absent_device_alone_is_no_wrong_name():
 def test_alternative_name_of_device_is_explained():
     found = find_device_warnings(POLICY, (LO, evolve(WLP, other_names=("eth0",))))
     assert found.lines[0].endswith("no device 'eth0' now: it is an alternative name of 'wlp2s0'; write that")
+
+
+def test_uplink_in_vrf_without_addresses_is_warned_of():
+    port = Device("eth0", ("192.0.2.2/24", "fe80::1/64", "2001:db8::2/64"), master="vrf0")
+    devices = (LO, LAN, port, Device("vrf0", kind="vrf"))
+    assert find_device_warnings(POLICY, devices).lines == (
+        "uplink.wan.addresses: 'eth0' is in the VRF 'vrf0', so packets from 192.0.2.2, 2001:db8::2 do not leave: "
+        """write 'addresses = ["192.0.2.2", "2001:db8::2"]'""",
+    )
+    named = evolve(POLICY.uplink["wan"], addresses=(ip_network("192.0.2.0/24"),))
+    (line,) = find_vrf_warnings(evolve(POLICY, uplink={"wan": named}), devices)
+    assert line.endswith("""write 'addresses = ["192.0.2.0/24", "2001:db8::2"]'""")
+    assert find_vrf_warnings(POLICY, (LO, LAN, evolve(port, master="br0"), Device("br0", kind="bridge"))) == []
 
 
 def test_session_is_that_of_an_ancestor_or_of_ssh(monkeypatch):

@@ -112,9 +112,9 @@ def _send(payload: bytes, mark: int, gid: int) -> int:
     if process == 0:
         taken = 0
         os.setgroups([])
+        os.setresgid(gid, gid, gid)  # a socket keeps the group that opened it; capabilities stay
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as made:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-            os.setresgid(gid, gid, gid)
             for _ in range(10):
                 try:
                     taken += made.sendto(payload, (GATEWAY, 9)) > 0

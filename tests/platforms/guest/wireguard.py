@@ -92,7 +92,7 @@ def _without_mark(made: Guarded) -> int:
     lab, before = made.lab, sum(made.counters().values())
     peer = lab.node.run(["wg", "show", "wg0", "peers"]).stdout.strip()
     set_wg(lab.node, "wg0", "fwmark", "0")
-    rule = ["rule", "add", "ipproto", "udp", "sport", str(WIREGUARD), "lookup", str(TABLE), "pref", "9"]
+    rule = ["rule", "add", "ipproto", "17", "sport", str(WIREGUARD), "lookup", str(TABLE), "pref", "9"]
     lab.node.run(["ip", *rule])
     lab.wan.drain()
     set_wg(lab.node, "wg0", "peer", peer, "endpoint", f"{at.SERVER[4]}:{WIREGUARD}")
