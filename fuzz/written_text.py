@@ -288,14 +288,14 @@ KEYS = {"exempt", "uplink", "marks"}  # names of other objects
 # Checksums, UUIDs, link-layer addresses, keywords before another value, and addresses that a script chooses itself.
 DERIVED = re.compile(
     r"[0-9a-f]{64}|(uuid=)?[0-9a-f-]{36}|(in document: )?(inet6?|meta|pref|[0-9]+)"
-    r"|in document: (whole\(')?(02:[0-9a-f:]{14}|(fe80:|::1|127\.|2001:db8:|192\.0\.2\.|203\.)[0-9a-f:./]+)(',)?"
+    r"|in document: (whole\(')?(02:[0-9a-f:]{14}|(fe80:|::1|127\.|2001:db8:|192\.0\.2\.|203\.)[0-9a-f:./]*)(',)?"
     r"|in document: .*b'[^']*'"
 )
 
 
 def _is_part(word, text, path):
-    """Return True for a part of a value that is a list by itself: flags "a,b" of a match, a range "a-b" of NAT."""
-    separators = {"right": ",", "address": "-"}
+    """Return True for a part of a value that is a list by itself: flags "a,b" of a mask, or a NAT range "a-b"."""
+    separators = {"right": ",", "and_mask": ",", "or_bits": ",", "address": "-"}
     return any(word in text.split(separators[name]) for name in path if name in separators)
 
 
