@@ -72,6 +72,8 @@ def _status_of(operation: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", _SIGINT_EXIT)
     except (SystemExit, Exception) as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # typer 0.7 makes an Abort of it
+            return _SIGINT_EXIT
         return _status_of_error(error)
 
 

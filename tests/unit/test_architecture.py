@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.core
 
 from tests.lab.limits import limit
 from tests.unit.test_policy_errors import GOOD_ELSEWHERE
@@ -73,7 +74,10 @@ def test_apply_without_bindings_names_the_missing_modules(policy):
 def test_quick_commands_import_no_slow_module(policy, arguments):
     result = run(TRACED.format(arguments=[*arguments, policy]))
     imported = set(json.loads(result.stderr))
-    assert imported & {"pyroute2", "nftables", "rich", "pydantic", "hypothesis"} == set()
+    slow = {"pyroute2", "nftables", "rich", "pydantic", "hypothesis"}
+    if not hasattr(typer.core, "HAS_RICH"):
+        slow -= {"rich"}  # typer 0.7 imports it itself
+    assert imported & slow == set()
     assert "nftpolicy" in imported
 
 

@@ -219,7 +219,7 @@ def test_interrupt_from_a_terminal_is_status_130(tmp_path):
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=limit(60))
         os.close(writer)
-    assert (process.returncode, said) == (128 + signal.SIGINT, (b"", b""))
+    assert (process.returncode, b"".join(said).strip()) == (128 + signal.SIGINT, b"")  # typer 0.7: a blank line
 
 
 def test_refuted_policy_is_status_1(tmp_path):

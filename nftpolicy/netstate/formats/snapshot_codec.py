@@ -91,7 +91,8 @@ def _encode_pairs(value: Mapping[Any, Any], converter: Converter) -> list[Any]:
 
 
 def _class_decoder(kind: Any, converter: Converter) -> Any:
-    decode = make_dict_structure_fn(attrs.resolve_types(kind), converter)
+    # cattrs 22.2 does not take this setting from the converter.
+    decode = make_dict_structure_fn(attrs.resolve_types(kind), converter, _cattrs_detailed_validation=False)
     names = {field.name for field in attrs.fields(kind)}
 
     def structure(item: object, _: Any) -> Any:
