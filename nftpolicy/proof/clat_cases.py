@@ -56,7 +56,7 @@ def by_clat(context: ProofContext, uplink: UplinkSpec, case: UsabilityCase) -> U
         return case
     has_address = any(device_address(context.state, 4, device) is not None for device in clat.network)
     if has_address:
-        return evolve(case, inside=(*case.inside, clat.device))
+        return evolve(case, alternatives=(*case.alternatives, clat.device))
     return evolve(case, device=clat.device)
 
 

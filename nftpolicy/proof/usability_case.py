@@ -43,8 +43,8 @@ class UsabilityCase:
     endpoint: tuple[int, int] | None = None
     flow_mark: tuple[int, int] | None = None
     may_equal_unmarked: bool = False  # the outcome of the same packet without its mark suffices, too
-    must_not_leave_by: str | None = None  # any outcome but "leaves" by this device or one of `inside` suffices
-    inside: tuple[str, ...] = ()  # devices and patterns that count as `device`: routes choose among them
+    must_not_leave_by: str | None = None  # any outcome but "leaves" by this device or an alternative suffices
+    alternatives: tuple[str, ...] = ()  # devices and patterns that count as `device`: routes choose among them
     may_be_firewalled: bool = False  # dropped by a foreign rule, after it has the mark, suffices
     may_be_undecided: bool = False  # one branch that meets the case suffices
 
@@ -58,7 +58,7 @@ class UsabilityCase:
         return self.has_marks(trace) and (self.endpoint is None or (trace.destination, trace.dport) == self.endpoint)
 
     def _is_by(self, device: str, output: str | None) -> bool:
-        return output is not None and any(device_matches(pattern, output) for pattern in (device, *self.inside))
+        return output is not None and any(device_matches(pattern, output) for pattern in (device, *self.alternatives))
 
     def is_violated(self, trace: Trace) -> bool:
         """Return True if the trace ends in what the property forbids; a packet that is dropped violates only P3."""

@@ -67,7 +67,7 @@ def usability_cases(context: ProofContext, spec: Spec, inside: tuple[str, ...] =
     """
     for uplink in spec.uplinks:
         for case in _services(context, uplink, spec):
-            yield by_clat(context, uplink, case)
+            yield by_clat(context, uplink, _by_any_device(uplink, case))
             yield from into_clat(context, uplink, case)
         yield from clat_cases(context, uplink)
         yield from exemption_cases(context, uplink, spec)
@@ -77,9 +77,16 @@ def usability_cases(context: ProofContext, spec: Spec, inside: tuple[str, ...] =
         yield from _arrivals(context, uplink, spec, inside)
         yield from _frames(uplink)
         if uplink.resolver is not None:
-            yield from (by_clat(context, uplink, case) for case in _dns(uplink, spec))
+            yield from (by_clat(context, uplink, _by_any_device(uplink, case)) for case in _dns(uplink, spec))
         yield from forward_cases(context, uplink, spec)
     yield from _inside(spec, inside)
+
+
+def _by_any_device(uplink: UplinkSpec, case: UsabilityCase) -> UsabilityCase:
+    """Return a case whose packet may leave by each device of the uplink, if its routes choose among them."""
+    if case.outcome != "leaves" or case.device not in uplink.devices or case.packet.bound is not None:
+        return case
+    return evolve(case, alternatives=(*case.alternatives, *uplink.devices))
 
 
 def _services(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
@@ -200,7 +207,7 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec, names: tupl
             )
             yield UsabilityCase(
                 "P2", uplink.name, "replies to the uplink do not leave inside", origin, reply, "dropped",
-                must_not_leave_by=sample_device(pattern), inside=names,
+                must_not_leave_by=sample_device(pattern), alternatives=names,
             )  # fmt: skip
             inside = map(sample_device, spec.inside or ())
             for iif in [name for name in inside if not any(device_matches(each, name) for each in forward_devices)][:1]:
@@ -210,7 +217,7 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec, names: tupl
                 )  # fmt: skip
                 yield UsabilityCase(
                     "P1", uplink.name, "hosts inside cannot use the mark", origin, marked, "leaves",
-                    sample_device(pattern), (0, uplink.mask), may_equal_unmarked=True, inside=names,
+                    sample_device(pattern), (0, uplink.mask), may_equal_unmarked=True, alternatives=names,
                 )  # fmt: skip
 
 
@@ -321,11 +328,11 @@ def _inside(spec: Spec, patterns: tuple[str, ...]) -> Iterator[UsabilityCase]:
                 if any(owner.marked for uplink in spec.uplinks for each in uplink.services for owner in each.owners):
                     plain.append((f"DNS of root without a mark inside {pattern}", evolve_packet(query, uid=0, gid=0)))
                 for title, each in plain:
-                    yield UsabilityCase("P3", "", title, ("inside",), each, "leaves", device, inside=chosen)
+                    yield UsabilityCase("P3", "", title, ("inside",), each, "leaves", device, alternatives=chosen)
                 for uplink, service, by_service in _sent_by_services(spec, packet):
                     case = UsabilityCase(
                         "P3", uplink.name, f"service {service.name} inside", service.origin, by_service, "leaves",
-                        device, endpoint=(remote, by_service.dport), inside=chosen,
+                        device, endpoint=(remote, by_service.dport), alternatives=chosen,
                     )  # fmt: skip
                     if service.unmarked:
                         case = evolve(case, property="P2", outcome="dropped", device=None, must_not_leave_by=device)

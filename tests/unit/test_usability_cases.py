@@ -79,6 +79,20 @@ def test_any_device_inside_may_have_the_default_route(device: str, verdict: str)
     assert refuted == ({"inside lan", "DNS inside lan", "service s0 inside"} if verdict == REFUTED else set())
 
 
+@pytest.mark.parametrize(("device", "verdict"), [("under0", PROVED), ("other", REFUTED)])
+def test_any_device_of_the_uplink_may_have_the_route(device: str, verdict: str):
+    """A tunnel and its lower device are one uplink: the lower device has a connected route of its own."""
+    policy = load((UPLINK.replace('["wan"]', '["wan", "under0"]') + service(0)).encode())[0]
+    state, spec = compile_policy(policy), build_spec(policy)
+    connected = (Route(4, 7, "198.51.100.0/24", device=device), Route(6, 7, "2001:db8:9::/64", device=device))
+    finding = next(
+        each
+        for each in prove(evolve(state, routes=(*state.routes, *connected)), spec).findings
+        if (each.property, each.subject) == ("P3", "service s0")
+    )
+    assert finding.verdict == verdict
+
+
 # --- parts of regions -----------------------------------------------------------------------
 
 
