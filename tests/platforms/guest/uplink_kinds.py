@@ -46,6 +46,7 @@ class Kind:
     tunnel: bool = False
     inside: str = "tun*"
     keys: str = ""  # more keys of the uplink
+    before_apply: tuple[str, ...] = ()  # commands of `ip`, after the control
     start: Callable[[Namespace, Namespace], None] | None = None
 
 
@@ -101,7 +102,14 @@ KINDS: Mapping[str, Kind] = {
     ),
     "gre": Kind(_gre(_WAN, *_ENDS), _gre("in0", *reversed(_ENDS)), "in0", (_WAN, "under0"), tunnel=True),
     # Its packets have the mark of the tunnel's socket, which is none.
-    "l2tp": Kind(_l2tp(_WAN, *_ENDS), _l2tp("in0", *reversed(_ENDS)), "in0", tunnel=True, inside="under0"),
+    "l2tp": Kind(
+        _l2tp(_WAN, *_ENDS),
+        _l2tp("in0", *reversed(_ENDS)),
+        "in0",
+        tunnel=True,
+        inside="under0",
+        before_apply=("-6 route add default dev under0 metric 1",),  # as a route inside has, or `watch` leaves
+    ),
     "pppoe": Kind((), (), "in0", start=_pppoe),
 }
 
@@ -205,6 +213,7 @@ def uplink(name: str) -> str:
         lab: Any = link
         before = _counts(*_arrived(link, sniffer), marked=False)
         assert before[0] * 2 > before[1], f"inconclusive: without a policy {before[0]} of {before[1]} arrived"
+        link.node.ip(*KINDS[name].before_apply)
         made = Guarded(lab, policy(KINDS[name]))
         made.apply()
         arrived, sents = _arrived(link, sniffer, rounds=2)
