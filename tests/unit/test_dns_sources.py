@@ -347,7 +347,10 @@ def test_source_in_closed_directory_has_an_error(tmp_path: Path, monkeypatch: py
     def refused(path: Path, *_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(type(closed), "stat", lambda path: refused(path) if path.parent == closed else os.stat(path))  # noqa: PTH116
+    def stat(path: Path, **options: bool) -> os.stat_result | None:  # Python 3.13 gives options
+        return refused(path) if path.parent == closed else os.stat(path, **options)  # noqa: PTH116
+
+    monkeypatch.setattr(type(closed), "stat", stat)
     monkeypatch.setattr(registry, "_load", refused)
     reading = registry.read_source_files(registry.SOURCES["resolved"], [(DEVICE, 7)], NOW, tmp_path)
     assert reading == registry.SourceReading((), f"{closed}/7: Permission denied")
