@@ -97,7 +97,15 @@ def test_nft_text_of_rule_round_trips(place):
     chain = Chain("forms", rules(place), hook if place != "filter" else None)
     table = evolve(around, chains=(*around.chains, chain))
     assert chain.rules
-    assert listed_again(table) == table
+    back = listed_again(table)
+    for listed, written in zip(back.chains[-1].rules, chain.rules, strict=True):
+        assert listed == written or with_code_numbers(listed) == with_code_numbers(written)
+    assert evolve(back, chains=back.chains[:-1]) == evolve(table, chains=table.chains[:-1])
+
+
+def with_code_numbers(rule):
+    """Return the text of a rule with ICMP codes as numbers, as nft 1.1 lists them."""
+    return repr(rule).replace("'port-unreachable'", "3").replace("'net-unreachable'", "0")
 
 
 def test_nft_text_of_table_objects_round_trips():
