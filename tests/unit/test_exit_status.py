@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer.core
 
 from nftpolicy.cli import common
 from nftpolicy.cli.main import COMMANDS
@@ -219,7 +220,8 @@ def test_interrupt_from_a_terminal_is_status_130(tmp_path):
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=limit(60))
         os.close(writer)
-    assert (process.returncode, b"".join(said).strip()) == (128 + signal.SIGINT, b"")  # typer 0.7: a blank line
+    blank = b"\n" if not hasattr(typer.core, "HAS_RICH") else b""  # typer 0.7 ends the line of ^C
+    assert (process.returncode, said) == (128 + signal.SIGINT, (b"", blank))
 
 
 def test_refuted_policy_is_status_1(tmp_path):
