@@ -160,6 +160,7 @@ def test_reply_from_another_port_never_goes_inside(made: Guarded) -> None:
             assert not other_port_goes_inside(made, family, made.lab.neighbour, at.NEIGHBOUR[family])
             assert not other_port_goes_inside(made, family, made.lab.server, at.SERVER[family])
         assert (watch.unmarked, watch.stray) == (0, 0)
+    assert made.nftpolicy("verify", "--live").stdout.startswith("proved")
 
 
 @families
