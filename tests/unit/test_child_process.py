@@ -69,10 +69,10 @@ def test_child_process_descriptor_can_be_polled() -> None:
         return os.read(reader, 1)
 
     with ChildProcess(work, nice=1) as child:
-        assert not child.read_available()
+        assert not child.has_ended()
         os.write(writer, b"!")
-        while not child.read_available():
-            assert select.select([child.descriptor], [], [], 10)[0]
+        assert select.select([child.descriptor], [], [], 10)[0]
+        assert child.has_ended()
         assert child.result() == b"!"
     os.close(reader)
     os.close(writer)

@@ -171,14 +171,14 @@ DEVICES = tuple(
 @pytest.mark.parametrize(
     ("devices", "routes", "end"),
     [
-        ((), IPV4, "where a route leads it inside"),
+        ((), IPV4, "where a route leads them inside"),
         (DEVICES, IPV4[:-1], "true now of one that is bound to no address and selects none: "
          "to 198.51.100.9 by wan from 192.0.2.2"),
         (DEVICES, IPV4, "false now of one that is bound to no address and selects none: "
          "to 198.51.100.9 by lan from 192.0.2.34"),
         (DEVICES, (*IPV4[:-1], Route(4, 254, "default", "unreachable")), "false now of one that is bound to no "
          "address and selects none: to 198.51.100.9 no route"),
-        (DEVICES, (*IPV4[:1], *IPV4[2:]), "where a route leads it inside"),  # no address on wan
+        (DEVICES, (*IPV4[:1], *IPV4[2:]), "where a route leads them inside"),  # no address on wan
     ],
 )  # fmt: skip
 def test_assumption_about_udp_servers_has_the_way_now(devices, routes, end) -> None:
