@@ -228,6 +228,21 @@ def test_runner_second_apply_changes_nothing(applied: Router) -> None:
     assert "nftpolicy" not in log.read_text()
 
 
+def test_runner_ignores_elements_that_packets_add(router: Router) -> None:
+    """The next reconcile would load the guard again, and its counters would begin at 0."""
+    text = GLUON.read_text().replace('["ssh", "ping"]', '["ssh", "ping", "udp/69"]')
+    policy = load(text.encode())[0]
+    router.write(policy)
+    router.nftpolicy("apply")
+    values = {"ipv4_addr": "192.0.2.9", "ipv6_addr": "2001:db8::9", "inet_service": "69"}
+    sets = [each for table in compile_policy(policy).tables for each in table.sets if "dynamic" in each.flags]
+    for each in sets:
+        element = " . ".join(values[part] for part in each.type)
+        router.ash("-c", f"nft add element inet nftpolicy {each.name} '{{ {element} }}'")
+    assert len(sets) == 8
+    assert right(router)
+
+
 def test_runner_ip_rule_repair_keeps_counters(applied: Router) -> None:
     """A repair of ip rules does not load the guard again; a new guard counts from 0."""
 

@@ -210,7 +210,7 @@ accepted_link_text() {
 # Packets add the elements of the sets *.peers4 and the like, so these are left out.
 list_table() {
 	nft -s list table "$1" "$2" 2>/dev/null | sed -e 1d -e '/^$/d' -e '/^	flags dormant$/d' \
-		-e '/^	set [^ ]*\.\(peers\|asked\)[46] {$/,/^	}$/{/elements = {.*}$/d;/elements = {/,/}$/d;}'
+		-e '/^	set [^ ]*\.\(peers\|asked\|askers\|not-local\)[46] {$/,/^	}$/{/elements = {.*}$/d;/elements = {/,/}$/d;}'
 }
 
 # Print the expected listing of a table: load it as a dormant table with another name, and list that.
