@@ -423,3 +423,15 @@ def test_runner_lock_of_ended_process_is_ignored(router: Router) -> None:
     router.nftpolicy("apply")
     assert right(router)
     router.nftpolicy("release")
+
+
+def test_runner_lock_of_another_user_is_ignored(router: Router) -> None:
+    """After a kill, another user can have a process with the number in the lock, and with any words."""
+    words = [str(tool("sleep")), "60"]
+    stranger = router.space.popen(["nftpolicy", words[1]], uid=65534, executable=words[0])
+    number = Path(f"/proc/{stranger.pid}/status").read_text().partition("NSpid:")[2].split("\n")[0].split()[-1]
+    assert b"nftpolicy" in Path(f"/proc/{stranger.pid}/cmdline").read_bytes()
+    router.ash("-c", f"mkdir -p {STATE}; ln -s {number} {STATE}/lock")
+    router.nftpolicy("apply")
+    assert right(router)
+    router.nftpolicy("release")

@@ -165,6 +165,20 @@ def test_snapshot_to_missing_directory_fails(router: Router) -> None:
     assert (done.returncode, done.stderr) == (1, "snapshot: /run/nowhere/file cannot be written\n")
 
 
+def test_snapshot_replaces_regular_file_alone(router: Router) -> None:
+    file, victim = router.space.outside(FILE), router.space.outside("/run/victim")
+    victim.write_text("victim")
+    file.symlink_to("victim")
+    done = snapshot(router, FILE, check=False)
+    assert (done.returncode, done.stderr) == (1, f"snapshot: {FILE} is not a regular file\n")
+    assert (file.is_symlink(), victim.read_text()) == (True, "victim")
+    file.unlink()
+    file.write_text("older")
+    file.chmod(0o666)
+    snapshot(router, FILE)
+    assert (file.read_text()[-6:], file.stat().st_mode & 0o777) == ("@ end\n", 0o600)
+
+
 def test_snapshot_usage_error_is_2(router: Router) -> None:
     for words in (("a", "b"), ("-x",)):
         done = snapshot(router, *words, check=False)

@@ -86,7 +86,8 @@ class VirtualMachine:
             *("-drive", f"file={data},if=virtio,format=raw,readonly=on"),
             *("-kernel", str(self._image.kernel), "-initrd", str(self._image.initramfs)),
             "-append",
-            "console=ttyS0 loglevel=4 panic=-1 mitigations=off random.trust_cpu=on net.ifnames=0 root=/dev/vda rw",
+            "console=ttyS0 loglevel=4 panic=-1 mitigations=off random.trust_cpu=on net.ifnames=0 root=/dev/vda rw "
+            "systemd.default_timeout_start_sec=900",  # systemd's 90 s are too few where others use the processors
         ]
 
 

@@ -4,7 +4,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.netstate.routing import IpRule, Route
+from nftpolicy.netstate.routing import IpRule, Nexthop, Route
 from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.policy.scalars import parse_answer
 from nftpolicy.proof.answer_cases import answer_assumptions
@@ -135,6 +135,15 @@ def present(spec: Spec, *devices: Device) -> tuple[Spec, list[str]]:
 
 def test_state_without_devices_restricts_nothing() -> None:
     assert present(Spec((UPLINK,), ("lan",))) == (Spec((UPLINK,), ("lan",)), [])
+
+
+def test_device_inside_that_no_route_names_is_left_out() -> None:
+    spec = Spec((UPLINK,), ("lan*", "tun*", "wg0"))
+    hops = (Nexthop("tun3"), Nexthop("wan0"))
+    routes = (Route(4, 255, "192.0.2.1/32", "local", device="lan7"), Route(6, 254, "default", nexthops=hops))
+    found, notes = restrict_to_present(NetState(routes=routes), spec)
+    assert found == evolve(spec, inside=("lan*", "tun*"))
+    assert list(notes) == ["no packet was tried by wg0: no route names such a device"]
 
 
 def test_absent_and_stopped_devices_are_left_out_and_named() -> None:

@@ -4,7 +4,7 @@
 # iproute2 (ip-tiny or ip-full). The compiled policy is in /usr/share/nftpolicy. Errors go to standard error.
 # Exit status: 0 the policy is in force, 1 it is not, 2 usage error, 4 a program or file is missing.
 set -uf
-umask 022
+umask 077 # a reader of the pipe of "watch" would take its events
 
 ROOT=${NFTPOLICY_ROOT:-}
 STATE=${NFTPOLICY_STATE:-/var/run/nftpolicy}
@@ -409,7 +409,9 @@ update_servers() {
 		new=$(echo "$found" | sed -n '/^[0-9A-Fa-f:.]*[.:][0-9A-Fa-f:.]*\(%[A-Za-z0-9_.@-]*\)\{0,1\}$/s/^/nameserver /p' |
 			grep -v -e ' 127\.' -e ' ::1$' -e ' 0\.0\.0\.0$' -e ' ::$' | awk '!seen[$0]++')
 		[ -e "$STATE/$name.servers" ] && [ "$new" = "$(cat "$STATE/$name.servers")" ] && continue
-		echo "$new" | sed '/^$/d' >"$STATE/$name.servers.new" && mv "$STATE/$name.servers.new" "$STATE/$name.servers"
+		# The user of dnsmasq reads them.
+		echo "$new" | sed '/^$/d' >"$STATE/$name.servers.new" && chmod 644 "$STATE/$name.servers.new" &&
+			mv "$STATE/$name.servers.new" "$STATE/$name.servers"
 	done <"$PLAN"
 }
 
@@ -429,6 +431,12 @@ prepare() {
 	if ! mkdir -p "$STATE" || ! chmod 755 "$STATE" || ! : >"$STATE/alive"; then fail 1 "cannot write to $STATE"; fi
 }
 
+# Succeed if a process is this program, started by root: another user can give a process these words.
+is_runner() {
+	tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline" | grep -q nftpolicy &&
+		grep -q '^Uid:[[:space:]]*0[[:space:]]' "/proc/$1/status" 2>/dev/null
+}
+
 # Allow one process at a time. The lock is a symlink, created atomically; its target is the process ID.
 lock() {
 	tries=0
@@ -439,7 +447,7 @@ lock() {
 			[ "$tries" -lt 50 ] || fail 1 "$STATE/lock cannot be created"
 			continue
 		}
-		if ! tr '\0' ' ' 2>/dev/null <"/proc/$holder/cmdline" | grep -q nftpolicy; then
+		if ! is_runner "$holder"; then
 			# Stale lock of a killed process. Move it first, so that a newer lock is not deleted.
 			mv "$STATE/lock" "$STATE/lock.$$" 2>/dev/null && rm -f "$STATE/lock.$$"
 			continue

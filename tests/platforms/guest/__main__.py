@@ -24,8 +24,14 @@ def main() -> None:
         except BaseException as error:
             first = str(error).strip().splitlines()[:1] or [type(error).__name__]
             answer["result"] = f"failed: {first[0][:200]}"
-            answer["details"] = f"{traceback.format_exc()}\n{getattr(error, 'stderr', None) or ''}"[-4000:]
+            answer["details"] = f"{traceback.format_exc()}\n{getattr(error, 'stderr', None) or ''}"[-4000:] + _log()
         print(json.dumps({**answer, "seconds": round(time.monotonic() - began)}), flush=True)
+
+
+def _log() -> str:
+    """Return the end of what the units of nftpolicy wrote since the start of the machine."""
+    words = ["journalctl", "--boot", "--no-pager", "--output=short-monotonic", "--lines=40", "--unit=nftpolicy*"]
+    return subprocess.run(words, capture_output=True, text=True, check=False).stdout
 
 
 def _versions() -> dict[str, str]:
