@@ -51,7 +51,7 @@ _SCRIPTS = {  # path -> template in this directory
 
 _ENABLE_LINKS = ("etc/rc.d/S18nftpolicy",)  # by "enable" of the init script
 _OMITTED = re.compile(r"\s*(#(?! shellcheck )|$)")  # comments and empty lines
-_HEAD = "# nftpolicy: {title}\n# Generated; change the policy, not this file.\n\n"
+_HEAD = "# nftpolicy: {title}\n# Generated from the policy.\n\n"
 
 
 class UciLintError(NftpolicyError, ValueError):
