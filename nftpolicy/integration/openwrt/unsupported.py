@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from ...policy.objects import Policy, Resolver, Service, Uplink
 from ...policy.toml_positions import KeyPath
 
+_NO_FILTER = "and the uplink has no flush filter, which cannot test them"
+
 
 def unsupported_features(policy: Policy) -> Iterator[tuple[KeyPath, str]]:
     """Yield (path of the key, consequence and replacement) for each unsupported feature."""
@@ -21,7 +23,7 @@ def unsupported_features(policy: Policy) -> Iterator[tuple[KeyPath, str]]:
         yield (
             ("lan", name),
             "the routes of the uplink's own network are in its table on the router, so packets without the mark do not "
-            "get there; give the program a service",
+            f"get there, {_NO_FILTER}; give the program a service",
         )
     for name, uplink in policy.uplink.items():
         yield from ((("uplink", name, *key), text) for key, text in _uplink_features(uplink))
@@ -56,7 +58,7 @@ def _uplink_features(uplink: Uplink) -> Iterator[tuple[KeyPath, str]]:
         yield (
             ("clat",),
             "netifd puts the IPv4 route of its translator into table main on the router, so packets with the mark do "
-            "not get there; give the service the IPv6 addresses of its servers",
+            f"not get there, {_NO_FILTER}; give the service the IPv6 addresses of its servers",
         )
     if uplink.resolver is not None:
         yield from ((("resolver", key), text) for key, text in _resolver_features(uplink.resolver))
