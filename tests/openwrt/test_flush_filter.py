@@ -18,7 +18,7 @@ from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 from tests.leaks.test_race_windows import FLOOD, flooding
 
-from .router import Router, wait_for_monitors
+from .router import CONFIG, Router, wait_for_monitors
 from .test_fw4 import needs_lab, settled
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("able")]
@@ -162,8 +162,12 @@ def test_flush_filter_passes_packets_of_link_guard(field: tuple[Lab, Router]) ->
     lab, router = field
     router.nftpolicy("apply")
     assert "flush filter" not in router.nftpolicy("status").stdout
+    shaped = lab.node.outside(f"{CONFIG}/sqm.uci")
+    shaped.write_text(f"config queue 'wan'\n\toption interface '{at.WAN}'\n")
+    router.nftpolicy("reconcile")
+    shaped.unlink()
     for device in (at.WAN, at.WAN_PORT):
-        lab.node.run(["tc", "qdisc", "del", "dev", device, "clsact"])
+        assert "clsact" not in lab.node.run(["tc", "qdisc", "show", "dev", device]).stdout, "SQM has its place"
         assert f"lets packets pass on {device}" in router.nftpolicy("status").stdout
     # The link guard reads the ports of a later fragment in its data, as nft's short way of loading does.
     assert arrived(lab) - {"fragment"} == set(PASSED), "the link guard"

@@ -85,7 +85,14 @@ def test_package_build_with_missing_policy_fails(build):
 def test_package_declares_dependencies(build):
     done, _ = build("info")
     assert done.returncode == 0, done.stderr
-    for word in ("+nftables", "+ip-tiny", "+kmod-nft-netdev", "+jsonfilter", "NFTPOLICY_RESOLVER:libpacketmark"):
+    for word in (
+        "+nftables",
+        "+ip-tiny",
+        "+kmod-nft-netdev",
+        "+jsonfilter",
+        "NFTPOLICY_RESOLVER:libpacketmark",
+        "FILTER:kmod-sched-bpf",
+    ):
         assert word in done.stdout
     for name in re.findall(r"CONFIG_(\w+)", done.stdout):
         assert f"config {name}" in done.stdout

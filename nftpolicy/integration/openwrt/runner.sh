@@ -304,12 +304,14 @@ load_filters() {
 	cache flush "$(echo "$filters" | sed 's/ .*//' | sort -u)"
 }
 
-# Delete the filters of devices that are not in the given lines.
+# Delete the filters of devices that are not in the given lines, and a clsact without other filters.
 delete_filters() {
 	[ ! -e "$STATE/flush" ] || while read -r device; do
 		case "$NL$1" in *"$NL$device "*) continue ;; esac
-		for pref in 73 72 71; do tc filter del dev "$device" egress pref "$pref" 2>/dev/null; done
-	done <"$STATE/flush"
+		for pref in 73 72 71; do tc filter del dev "$device" egress pref "$pref"; done
+		[ -n "$(tc filter show dev "$device" egress && tc filter show dev "$device" ingress)" ] ||
+			tc qdisc del dev "$device" clsact
+	done <"$STATE/flush" 2>/dev/null
 }
 
 # Print the devices that a flush of nft leaves open until the guard is back.
