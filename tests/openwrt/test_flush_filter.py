@@ -23,7 +23,7 @@ from .test_fw4 import needs_lab, settled
 
 pytestmark = [pytest.mark.kernel, pytest.mark.usefixtures("able")]
 
-FLUSHES = int(os.environ.get("NFTPOLICY_TEST_FLUSHES", "5"))
+FLUSHES = int(os.environ.get("NFTPOLICY_FLUSHES", "5"))
 MARK = 1
 USER = 901
 SENDERS = f"""
