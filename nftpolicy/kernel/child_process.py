@@ -7,6 +7,7 @@ with the parent. What it allocates, and each change of its user, goes with it.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import select
 import signal
@@ -102,6 +103,7 @@ def _run_child(work: Callable[[], bytes], memory: int, seconds: int, nice: int) 
     status = _RAISED
     try:
         signal.set_wakeup_fd(-1)
+        faulthandler.disable()  # the parent reports a signal, such as that of a failed assertion in a library
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         signal.alarm(seconds)

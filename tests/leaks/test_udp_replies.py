@@ -267,6 +267,9 @@ def test_wildcard_server_replies_from_exclusive_port(made: Guarded) -> None:
                     assert inside.recv(100) == b"to a network inside"
                 assert watch.unmarked == 0
         assert made.nftpolicy("verify", "--live").stdout.startswith("proved")
+        made.lab.node.ip("rule del priority 895")
+        report = made.nftpolicy("verify", "--live", check=False).stdout
+        assert report.startswith("REFUTED") and f"udp/{SERVICE} of a server that is bound to no address" in report
     finally:
         made.file.write_text(text)
         made.apply()

@@ -402,13 +402,17 @@ def effects_of(kind: str, options: bytes, direction: str = "egress") -> list[tup
     return [actor.effects for actor in filter_actors(values, "lan", direction, NAMES)]
 
 
-def gact(verdict: int) -> bytes:
-    return action("gact", attribute(2, struct.pack("=IIiii", 1, 0, verdict, 1, 1)))
+def gact(verdict: int, some: int | None = None) -> bytes:
+    """`some`: verdict for some packets (tc-actions(8), random)."""
+    random = b"" if some is None else attribute(3, struct.pack("=HHi", 1, 2, some))
+    return action("gact", attribute(2, struct.pack("=IIiii", 1, 0, verdict, 1, 1)) + random)
 
 
 ACTIONS = [
     *((gact(verdict), []) for verdict in (-1, 0, 3)),  # go on
     *((gact(verdict), [(Stop(device="lan"),)]) for verdict in (2, 4, 7)),  # drop, steal, redirect
+    (gact(0, some=3), []),
+    (gact(0, some=2), [(Stop(device="lan"),)]),
     *((action(kind), [(Stop(device="lan"),)]) for kind in ("gact", "police", "gate")),
     (action("csum"), []),
     (mirred(1, 3), [(Move("lan", "wan"),)]),

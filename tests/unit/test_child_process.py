@@ -3,6 +3,8 @@
 import os
 import select
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -41,6 +43,13 @@ def test_child_killed_by_signal_raises_child_failed() -> None:
     with pytest.raises(ChildFailed, match=r"^ended by signal 9$") as raised:
         run_in_child(work)
     assert raised.value.signal == signal.SIGKILL
+
+
+def test_child_killed_by_signal_prints_nothing() -> None:
+    text = "import os; from nftpolicy.kernel.child_process import run_in_child; run_in_child(os.abort)"
+    done = subprocess.run([sys.executable, "-X", "faulthandler", "-c", text], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].endswith("ChildFailed: ended by signal 6")
+    assert "Fatal Python error" not in done.stderr
 
 
 def test_child_that_exits_early_raises_child_failed() -> None:

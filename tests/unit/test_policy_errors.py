@@ -95,6 +95,7 @@ BAD = [
     ('answer = ["ssh"]', 'answer = ["tcp/22", {name = "ssh", source = ["::1"]}]', "uplink.wan.answer[1]", "is listed twice"),
     ('answer = ["ssh"]', 'answer = ["tftp"]', "uplink.wan.answer[0]", "the conntrack helper 'tftp', which the guard does not rely on"),
     ('answer = ["ssh"]', 'answer = [{name = "ssh", exclusive = true}]', "uplink.wan.answer[0].exclusive", "is only for UDP ports"),
+    ('answer = ["ssh"]', 'answer = [{name = "udp/65535", exclusive = true}]', "uplink.wan.answer[0].exclusive", "port 65535"),
     ('answer = ["ssh"]', 'answer = [{name = "ping", exclusive = true}]', "uplink.wan.answer[0].exclusive", "is only for UDP ports"),
     ('answer = ["ssh"]', "answer = [22]", "uplink.wan.answer[0]", "expected a string"),
     ('["192.0.2.1"]', "[5]", "uplink.wan.gateways[0]", "expected a string"),

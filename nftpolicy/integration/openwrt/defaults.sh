@@ -62,7 +62,8 @@ device_of() {
 	device=${device%% *}
 	case $device in
 	@*) [ "$2" = 0 ] || device_of "${device#@}" $(($2 - 1)) ;;
-	/*) echo wwan0 ;; # the control device of a modem
+	# The control device of a modem.
+	/*) echo wwan0 ;;
 	*) echo "$device" ;;
 	esac
 }

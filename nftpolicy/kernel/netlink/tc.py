@@ -56,7 +56,7 @@ _SKBEDIT_MARK, _SKBEDIT_MASK = 5, 10
 _SKBEDIT_PTYPE = 8
 _HARMLESS_ACTIONS = frozenset(("csum", "sample", "simple"))
 _STOPPING_ACTIONS = frozenset(("gact", "police", "gate"))
-_GACT_PARMS, _PASSING_VERDICTS = 2, (-1, 0, 3)  # TCA_GACT_PARMS; TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_PIPE
+_GACT_PARMS, _GACT_PROB, _PASSING_VERDICTS = 2, 3, (-1, 0, 3)  # TCA_GACT_*; TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_PIPE
 _HEADER_ACTIONS = frozenset(("nat", "pedit", "skbmod", "vlan", "mpls"))
 
 
@@ -187,9 +187,12 @@ def action_effects(
 
 
 def _passes(options: Mapping[int, bytes]) -> bool:
-    """Decode struct tc_gact: index, capab, action, ..."""
-    parameters = options.get(_GACT_PARMS, b"")
-    return len(parameters) >= 12 and struct.unpack_from("=IIi", parameters)[2] in _PASSING_VERDICTS
+    """Decode struct tc_gact: index, capab, action, ...; and struct tc_gact_p: what happens to some packets."""
+    parameters, some = options.get(_GACT_PARMS, b""), options.get(_GACT_PROB, b"")
+    verdicts = [struct.unpack_from("=IIi", parameters)[2]] if len(parameters) >= 12 else [None]
+    if some:
+        verdicts.append(struct.unpack_from("=HHi", some)[2] if len(some) >= 8 else None)
+    return all(verdict in _PASSING_VERDICTS for verdict in verdicts)
 
 
 def _mirred(options: Mapping[int, bytes], device: str, names: Mapping[int, str]) -> tuple[Effect, ...]:
