@@ -103,6 +103,7 @@ def _unconnected_lans(policy: Policy) -> Iterator[str]:
     from ipaddress import ip_interface
 
     from ..kernel.netlink.route_mover import RouteMover
+    from ..policy.scalars import has_hosts
 
     routes = RouteMover()
     try:
@@ -111,7 +112,12 @@ def _unconnected_lans(policy: Policy) -> Iterator[str]:
             by_device = routes.addresses(devices)
             connected = {ip_interface(text).network for texts in by_device.values() for text in texts}
             own = sorted(str(network) for network in connected if not network.is_link_local or network.version == 4)
-            if own and not any(to.version == net.version and to.overlaps(net) for to in lan.to for net in connected):
+            to = list(filter(has_hosts, lan.to))  # groups are reached by a device
+            if (
+                own
+                and to
+                and not any(one.version == net.version and one.overlaps(net) for one in to for net in connected)
+            ):
                 networks = f"{', '.join(by_device)} has {', '.join(own)}"
                 yield f"lan.{name}.to: none of its networks is connected now; {networks}"
     except OSError:
