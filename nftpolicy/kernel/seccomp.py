@@ -39,7 +39,7 @@ from .seccomp_filter import (
 # their ioctls
 _NOTIFICATION, _RESPONSE, _ADD_FD = struct.Struct("=QIIiIQ6Q"), struct.Struct("=QqiI"), struct.Struct("=QIIII")
 _IOCTL_RECV, _IOCTL_SEND, _IOCTL_ADDFD = 0xC0502100, 0xC0182101, 0x40182103
-# Of others, the kernel would ask the rights of this process, not those of the caller (CAP_NET_RAW).
+# For other types the kernel would check the capabilities of this process, not those of the caller (CAP_NET_RAW).
 _KINDS, _KIND_MASK = (socket.SOCK_STREAM, socket.SOCK_DGRAM), 0xF  # include/linux/net.h: SOCK_TYPE_MASK
 _USER_NOTIF_FLAG_CONTINUE, _ADDFD_FLAG_SEND = 1, 2
 _POLL_TIMEOUT = 200  # milliseconds between two looks at the stop flag

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 
 UNMARKED, MARKED, REMOVED = b"unmarked since the start", b"marked by the service", b"unmarked after the removal"
+GUARDED = b"unmarked under the link guard"
+FRAME_SOURCE = b"\x02\x00\x5e\x00\x53\x99"  # of the frames of packet sockets
 ATTEMPTS = "/run/early-sender"  # the number of packets that it tried to send
 DEVICE = "eth0"
 _GATEWAY = "192.0.2.2"
@@ -20,7 +22,7 @@ def send_frame(payload: bytes) -> None:
     header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, socket.IPPROTO_UDP, 0) + addresses
     with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as made:
         made.bind((DEVICE, 0))
-        made.send(b"\xff" * 6 + b"\x02\x00\x5e\x00\x53\x99" + struct.pack("!H", 0x0800) + header + udp)
+        made.send(b"\xff" * 6 + FRAME_SOURCE + struct.pack("!H", 0x0800) + header + udp)
 
 
 def _send_datagram(payload: bytes, bound: bool) -> None:

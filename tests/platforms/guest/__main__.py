@@ -7,7 +7,7 @@ import time
 import traceback
 from pathlib import Path
 
-os.environ.setdefault("NFTPOLICY_TEST_PATIENCE", "8")  # before the lab is imported; the processor is emulated
+os.environ.setdefault("NFTPOLICY_TEST_PATIENCE", "4")  # before the lab is imported; the processor is emulated
 
 
 def main() -> None:
