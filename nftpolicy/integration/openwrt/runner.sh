@@ -1,10 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-2-Clause
-# nftpolicy on a router: applies a compiled policy and keeps the kernel in that state. Needs nft, and the ip of
-# iproute2 (ip-tiny or ip-full). The compiled policy is in /usr/share/nftpolicy. Errors go to standard error.
+# nftpolicy on a router: applies the policy in /usr/share/nftpolicy and keeps the kernel in that state.
 # Exit status: 0 the policy is in force, 1 it is not, 2 usage error, 4 a program or file is missing.
 set -uf
-umask 077 # a reader of the pipe of "watch" would take its events
+# A reader of the pipe of "watch" would take its events.
+umask 077
 
 ROOT=${NFTPOLICY_ROOT:-}
 STATE=${NFTPOLICY_STATE:-/var/run/nftpolicy}
