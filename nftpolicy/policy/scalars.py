@@ -248,19 +248,33 @@ def parse_destination_port(item: object) -> Port:
     """Return ports as `parse_port`, "ping", or all packets of a protocol of tunnels."""
     if parse_text(item) in ("ping", *vocabulary.TUNNEL_PROTOCOLS):
         return Port(parse_text(item), 0, 0)
+    _refuse_group_protocol(item)
     if parse_text(item) in vocabulary.UNSUPPORTED_TUNNELS:
         raise ValueError(vocabulary.UNSUPPORTED_TUNNELS[parse_text(item)])
     try:
         return parse_port(item)
     except ValueError as error:
         words = ("ping", *vocabulary.TUNNEL_PROTOCOLS)
-        raise ValueError(f"{error}; or {', '.join(words)}{did_you_mean(parse_text(item), words)}") from None
+        choices = f"{', '.join(words)}{did_you_mean(parse_text(item), words)}"
+        raise ValueError(f"{error}; or {choices}; for other protocols leave the key out, and narrow 'to'") from None
+
+
+def _refuse_group_protocol(item: object) -> None:
+    """Raise ValueError for a protocol that has no ports, and say what lets it pass."""
+    groups = vocabulary.GROUP_PROTOCOLS.get(parse_text(item))
+    if groups is not None:
+        listed = ", ".join(f'"{group}"' for group in groups)
+        raise ValueError(
+            f"{quote_excerpt(item)} has no ports; write a [lan.NAME] without 'ports', with to = [{listed}] and the "
+            "network of the other routers if it is private, and the program's user or group; its packets need no mark"
+        )
 
 
 def parse_answer(item: object) -> Answer:
     """Return an inbound service by name or port."""
     if parse_text(item) == "ping":
         return Answer("ping", None)
+    _refuse_group_protocol(item)
     if parse_text(item) in vocabulary.UNSUPPORTED_ANSWERS:
         raise ValueError(vocabulary.UNSUPPORTED_ANSWERS[parse_text(item)])
     try:
@@ -290,6 +304,7 @@ def parse_cgroup(item: object) -> str:
 def parse_keyword(item: object, table: dict[str, str], label: str) -> str:
     """Return a key of one of the tables of `vocabulary`; `label` names the table in the error."""
     if parse_text(item) not in table:
+        _refuse_group_protocol(item)
         raise ValueError(
             f"{quote_excerpt(item)} is not a valid {label}{did_you_mean(parse_text(item), table)}; "
             f"use {', '.join(table)}"

@@ -28,6 +28,7 @@ DESTINATIONS = (
     *GROUPS,
 )
 OF_LAN = (PRIVATE[4], *PUBLIC.values(), BROADCAST, "239.255.255.250", "ff02::c", "ff02::1:2")
+VRRP, VRRP_GROUPS = 112, ("224.0.0.18", "ff02::12")
 DHCP, DHCP6, DISCOVERY, EXCLUSIVE, DNS = 67, 547, 3702, 5000, 53
 SOURCE_PORTS = (DHCP, DHCP6, 137, DISCOVERY, EXCLUSIVE, 40000)
 PORTS = (9, DNS, 67, 68, 69, 137, 546, 547, 3702, 40001)
@@ -37,6 +38,11 @@ uplink = "wan"
 to = ["192.168.77.0/24", "1.2.3.0/24", "2a00:1:2::/64", "{BROADCAST}", "239.255.0.0/16", "ff02::/16"]
 sport = ["udp/{DISCOVERY}"]
 user = {USER}
+
+[lan.vrrp]
+uplink = "wan"
+to = ["224.0.0.18", "ff02::12"]
+user = "root"
 """
 
 
@@ -56,12 +62,23 @@ def flood(sports: tuple[int, ...]) -> None:
                     sender.sendto(token, (destination, dport))
 
 
+def announce() -> None:
+    """Send a packet of VRRP to each destination."""
+    for destination in (*VRRP_GROUPS, *DESTINATIONS):
+        domain = socket.AF_INET6 if ":" in destination else socket.AF_INET
+        with socket.socket(domain, socket.SOCK_RAW, VRRP) as sender, contextlib.suppress(OSError):
+            sender.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, at.WAN.encode())
+            sender.sendto(b"flood" + struct.pack("!HH", VRRP, 0), (destination, 0))
+
+
 def is_named(uid: int, destination: str, sport: int, dport: int) -> str | None:
     """Return the word that names a packet, written a second time and by hand."""
     if (sport, dport) == (DHCP, 68) and ":" not in destination and destination not in GROUPS:
         return "dhcpv4-server"
     if (sport, dport) == (DHCP6, 546) and destination == LINK_LOCAL:
         return "dhcpv6-server"
+    if (sport, dport) == (VRRP, 0):
+        return "vrrp" if destination in VRRP_GROUPS else None
     return "lan" if uid == USER and sport == DISCOVERY and dport != DNS and destination in OF_LAN else None
 
 
@@ -88,6 +105,8 @@ def floods(made: Guarded) -> Counter[tuple[int, str, int, int]]:
     for uid in (0, USER):
         made.lab.wan.drain()
         made.lab.node.call(flood, SOURCE_PORTS, uid=uid, gid=OTHER_GID)
+        if not uid:
+            made.lab.node.call(announce, gid=OTHER_GID)
         made.lab.wan.wait_for(lambda _: False, 0.3)
         for frame in made.lab.wan.frames():
             if frame.payload.startswith(b"flood"):
@@ -99,8 +118,9 @@ def test_words_of_servers_let_only_their_packets_leave(made: Guarded) -> None:
     made.apply()
     left = floods(made)
     assert [packet for packet in left if is_named(*packet) is None] == []
-    assert {is_named(*packet) for packet in left} == {"dhcpv4-server", "dhcpv6-server", "lan"}
+    assert {is_named(*packet) for packet in left} == {"dhcpv4-server", "dhcpv6-server", "lan", "vrrp"}
     assert {destination for uid, destination, sport, _ in left if sport == DISCOVERY} == set(OF_LAN)
     made.release()
     others = [packet for packet in floods(made) if is_named(*packet) is None]
+    assert (0, PRIVATE[4], VRRP, 0) in others
     assert len({destination for _, destination, _, _ in others}) > 10, "inconclusive: not sent without the policy"

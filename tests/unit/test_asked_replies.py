@@ -5,10 +5,12 @@ from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate.nft import DROP, Chain, Hook, Match, Payload, Rule, SetRef, SetUpdate, Table, UnknownStatement
+from nftpolicy.netstate.routing import Route
 from nftpolicy.policy.load import load
+from nftpolicy.proof.assumptions import add_assumed_environment
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
-from nftpolicy.proof.verdict import Proved, Refuted, Unknown
+from nftpolicy.proof.verdict import PROVED, Proved, Refuted, Unknown
 
 POLICY = load(b"""
 name = "p"
@@ -85,3 +87,15 @@ def test_unsupported_statement_is_not_taken_for_a_drop():
     assert isinstance(result(state), Proved), "the guard drops first"
     unguarded = without(lambda each: isinstance(each, Match) and each.right == SetRef("wan.askers4"))
     assert isinstance(result(evolve(unguarded, tables=(*unguarded.tables, table))), Unknown)
+
+
+def test_device_inside_without_address_is_usable():
+    """Its packets have the address of another device, from which answers do not go inside: over TCP they do."""
+    policy = evolve(POLICY, inside=("tun0", "lan9"))
+    compiled, spec = compile_policy(policy), build_spec(policy)
+    assumed = add_assumed_environment(compiled, spec)[0]
+    routes = tuple(
+        route for route in assumed.routes if not (route.device == "lan9" and route.family == 4 and route.table == 255)
+    )
+    proof = prove(evolve(assumed, routes=(*routes, Route(4, 254, "default", device="lan9", metric=9))), spec)
+    assert proof.property_verdict("P3") == PROVED

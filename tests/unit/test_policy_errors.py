@@ -94,6 +94,8 @@ BAD = [
     ('answer = ["ssh"]', 'answer = [{name = "ssh", source = ["192.0.2.1", "192.0.2.1"]}]', "uplink.wan.answer[0].source[1]", "is listed twice"),
     ('answer = ["ssh"]', 'answer = ["tcp/22", {name = "ssh", source = ["::1"]}]', "uplink.wan.answer[1]", "is listed twice"),
     ('answer = ["ssh"]', 'answer = ["tftp"]', "uplink.wan.answer[0]", "the conntrack helper 'tftp', which the guard does not rely on"),
+    ('answer = ["ssh"]', 'answer = ["vrrp"]', "uplink.wan.answer[0]", 'to = ["224.0.0.18", "ff02::12"]'),
+    ('exempt = ["arp"]', 'exempt = ["ospf"]', "uplink.wan.exempt[0]", "'ospf' has no ports; write a [lan.NAME]"),
     ('answer = ["ssh"]', 'answer = [{name = "ssh", exclusive = true}]', "uplink.wan.answer[0].exclusive", "is only for UDP ports"),
     ('answer = ["ssh"]', 'answer = [{name = "udp/65535", exclusive = true}]', "uplink.wan.answer[0].exclusive", "port 65535"),
     ('answer = ["ssh"]', 'answer = [{name = "ping", exclusive = true}]', "uplink.wan.answer[0].exclusive", "is only for UDP ports"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nftpolicy.integration import systemd_units
+from nftpolicy.kernel import cgroup
 
 ROOT = Path(__file__).parents[2]
 UNITS = systemd_units.render_units("/usr/bin/nftpolicy", "/usr/sbin/nft")
@@ -47,6 +48,11 @@ def test_unit_has_no_capability_beyond_its_work(name: str) -> None:
     capabilities = {word for line in lists for word in line.split()}
     assert "CAP_NET_ADMIN" in capabilities
     assert capabilities.isdisjoint({"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_MODULE", "CAP_DAC_OVERRIDE"})
+
+
+def test_resolver_unit_makes_cgroup_below_root_outside_sandbox() -> None:
+    text = UNITS["nftpolicy-resolver@.service"]
+    assert f"\nExecStartPre=-+mkdir -p /sys/fs/cgroup/{cgroup._PARENT}\nExecStart=" in text
 
 
 def test_module_in_working_directory_is_not_imported(tmp_path: Path) -> None:
