@@ -237,7 +237,8 @@ def _selector(path: KeyPath, service: Service) -> Iterator[PolicyFault]:
         if port.protocol != "udp":
             yield (
                 (*path, "sport", index),
-                f"the kernel's own sockets use UDP; write 'udp/{port.low}'",
+                f"a tunnel of the kernel has a port of UDP, such as 'udp/{port.low}'; for the kernel's TCP (NFS, SMB, "
+                f"iSCSI) write ports = [\"{port}\"], and its servers in 'to'",
             )
 
 
