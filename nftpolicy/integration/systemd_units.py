@@ -131,6 +131,9 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=notify
+# The resolver makes the cgroup of dnsmasq below this one. The root of cgroup v2 has the mode 0555, so that root needs
+# CAP_DAC_OVERRIDE to make one there. "+": outside of the sandbox.
+ExecStartPre=-+mkdir -p /sys/fs/cgroup/nftpolicy
 ExecStart={program} resolver --uplink %i {policy}
 Restart=always
 RestartSec=2

@@ -2,7 +2,9 @@
 
 import os
 import socket
+import stat
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +128,22 @@ def test_cgroup_match_is_refused_in_postrouting(node: Namespace, cgroup: Path, h
     assert (loaded.returncode == 0) is accepted, loaded.stderr
     if not accepted:
         assert "Operation not supported" in loaded.stderr
+
+
+def test_cgroup_below_root_needs_dac_override(cgroup: Path) -> None:
+    """The root has the mode 0555; the resolver's unit has a helper make the cgroup below it."""
+    root = cgroup.parent
+    if stat.S_IMODE(root.stat().st_mode) != 0o555:
+        pytest.skip("a cgroup namespace, whose root is another's child")
+
+    def makes(path: Path, capabilities: str) -> bool:
+        words = ["setpriv", f"--bounding-set={capabilities}", "mkdir", str(path)]
+        made = subprocess.run(words, stderr=subprocess.DEVNULL, check=False).returncode == 0
+        if made:
+            path.rmdir()
+        return made
+
+    beside = root / f"{cgroup.name}-beside"
+    assert not makes(beside, "-dac_override")
+    assert makes(beside, "+all"), "the control"
+    assert makes(cgroup / "below", "-dac_override")

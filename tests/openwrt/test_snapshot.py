@@ -14,7 +14,7 @@ from nftpolicy.kernel.linux import Linux
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
 from nftpolicy.policy.mark import Mark
-from nftpolicy.proof.verdict import PROVED, REFUTED, UNKNOWN
+from nftpolicy.proof.verdict import PROVED, REFUTED, UNKNOWN, Unknown
 from nftpolicy.runtime.snapshot import Snapshot, decode_snapshot, take_snapshot
 from nftpolicy.runtime.verify import GivenUplink, Verification, verify_snapshot
 from tests.debug_output import more_known
@@ -88,6 +88,20 @@ def test_snapshot_of_guarded_router_is_proved(router: Router) -> None:
     assumptions = "\n".join(verification.proof.assumptions)
     for name in ("cgroup BPF programs", "nft's debug output", "ip (ip utility"):
         assert name in assumptions
+
+
+def test_snapshot_with_flush_filter_has_no_refuted_leak(router: Router) -> None:
+    """Without the guard, the filter may stop the packets of a counterexample, as it does here."""
+    router.real("tc")
+    router.nftpolicy("apply")
+    by_shell, by_python = read(router), router.space.call(lambda: take_snapshot(Linux()))
+    assert "bpf" in router.space.run(["tc", "filter", "show", "dev", "eth0", "egress"]).stdout, "inconclusive"
+    assert [judge(taken).proof.verdict for taken in (by_shell, by_python)] == [PROVED, PROVED]
+    router.space.ip("route add default via 192.0.2.1")
+    router.space.nft("flush ruleset\n")
+    for taken in (read(router), router.space.call(lambda: take_snapshot(Linux()))):
+        leaks = [finding for finding in judge(taken).proof.findings if finding.property == "P1"]
+        assert {type(finding.result) for finding in leaks} == {Unknown}
 
 
 def test_snapshot_of_leaking_router_is_refuted(router: Router) -> None:

@@ -451,6 +451,15 @@ def test_tc_filter_effects_depend_on_kind() -> None:
     assert effects_of("bpf", attribute(5, bytes(8)) + attribute(1, action("connmark"))) == [(MarkWrite(),)]
 
 
+@pytest.mark.parametrize(("operation", "verdict", "stops"), [(6, 0, True), (6, 2, True), (6, 0xFFFFFFFF, True),
+                                                            (6, 7, False), (6, 4, False), (0x16, 0, False)])  # fmt: skip
+def test_tc_classic_bpf_that_only_drops_is_a_stop(operation: int, verdict: int, stops: bool) -> None:
+    """It may redirect, too (TC_ACT_REDIRECT), or return a value of the packet."""
+    program = struct.pack("=HBBIHBBI", 0x20, 0, 0, 7, operation, 0, 0, verdict)
+    expected = (Stop(device="lan"),) if stops else ANY_EFFECT
+    assert effects_of("bpf", attribute(5, program) + word(8, 1)) == [expected]
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "number"), [("red", {5: 7}, 1), ("red", {6: 7}, 1), ("red", {5: 0}, 0), ("fq_codel", {5: 7}, 0)]
 )

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from nftpolicy.integration import systemd_units
+from nftpolicy.kernel import cgroup
 
 ROOT = Path(__file__).parents[2]
 UNITS = systemd_units.render_units("/usr/bin/nftpolicy", "/usr/sbin/nft")
@@ -49,6 +50,11 @@ def test_unit_has_no_capability_beyond_its_work(name: str) -> None:
     assert capabilities.isdisjoint({"CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_SYS_MODULE", "CAP_DAC_OVERRIDE"})
 
 
+def test_resolver_unit_makes_cgroup_below_root_outside_sandbox() -> None:
+    text = UNITS["nftpolicy-resolver@.service"]
+    assert f"\nExecStartPre=-+mkdir -p /sys/fs/cgroup/{cgroup._PARENT}\nExecStart=" in text
+
+
 def test_module_in_working_directory_is_not_imported(tmp_path: Path) -> None:
     """`python -m` looks for modules in the working directory first."""
     for name in ("json", "typer", "nftables", "attrs"):
@@ -63,6 +69,24 @@ def test_module_in_working_directory_is_not_imported(tmp_path: Path) -> None:
     ruleset = str(ROOT / "rulesets/gluon-fastd.toml")
     assert "HIJACKED" not in said("-m", "nftpolicy", "compile", ruleset, "--to", "json")
     assert "table" in said("-m", "nftpolicy", "compile", ruleset, "--to", "json")
+
+
+def test_package_imports_no_module_of_a_user(tmp_path: Path) -> None:
+    """Root may have the HOME of a user, as after `sudo -E`."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    site = tmp_path / ".local/lib" / version / "site-packages"
+    site.mkdir(parents=True)
+    (site / "usercustomize.py").write_text("print('HIJACKED')\n")
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+
+    def said(*options: str) -> str:
+        command = [getattr(sys, "_base_executable", sys.executable), *options, "-c", "print(1)"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert said() == "HIJACKED\n1\n", "the control"
+    assert said("-sP") == "1\n"
+    for recipe in ("debian/rules", "rpm/nftpolicy.spec", "arch/PKGBUILD"):
+        assert " -sP" in (ROOT / "packaging" / recipe).read_text(), recipe
 
 
 def test_checkout_as_working_directory_is_kept() -> None:

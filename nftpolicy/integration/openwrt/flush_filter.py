@@ -273,20 +273,28 @@ def _compare(program: _Program, loads: list[_Load], low: int, high: int, hit: st
     """
     bits = 8 * sum(size for _, _, size in loads)
     for operation, offset, size in loads:
+        while len(loads) > 1 and size > 1 and _is_prefix(low, high, bits - 4 * size):
+            size //= 2  # shorter constants
+            operation = _LOAD[size]
         bits -= 8 * size
         first, last = (limit >> bits & (1 << 8 * size) - 1 for limit in (low, high))
         if operation is not None:
             program.add(operation, offset)
-        is_last = first != last or not bits
+        is_last = _is_prefix(low, high, bits)
         if first == last:
             program.add(_EQUAL, first, hit if is_last else _NEXT, miss)
-        elif low & (1 << bits) - 1 or ~high & (1 << bits) - 1:
+        elif not is_last:
             raise ValueError("a flush filter cannot test this range")
         else:
             program.add(_AT_LEAST, first, _NEXT, miss)
             program.add(_GREATER, last, miss, hit)
         if is_last:
             return
+
+
+def _is_prefix(low: int, high: int, bits: int) -> bool:
+    """Return True if the lower bits of a range are all of their values."""
+    return not (low | ~high) & (1 << bits) - 1
 
 
 def _ranges(match: Match) -> Iterator[tuple[int, int]]:

@@ -15,7 +15,18 @@ from ...compiler.block import minimal_block_table
 from ...compiler.compile import compile_policy
 from ...compiler.sysctls import required_sysctls
 from ...exceptions import NftpolicyError
-from ...generated_text import CheckedText, CheckedValue, comment, device_name, fill, fill_marks, join, sysctl_path, word
+from ...generated_text import (
+    CheckedText,
+    CheckedValue,
+    comment,
+    device_name,
+    fill,
+    fill_marks,
+    join,
+    own_text,
+    sysctl_path,
+    word,
+)
 from ...netstate.formats import nft_text
 from ...netstate.nft import Table
 from ...netstate.routing import RTPROT_NFTPOLICY, SYSCTL_SEPARATORS
@@ -115,7 +126,8 @@ def checksum_list(files_by_path: dict[str, TreeFile]) -> CheckedText:
 
 
 def _nft(title: str, table: Table) -> TreeFile:
-    return TreeFile(_with_head(title, nft_text.replaceable_table_text(table)))
+    # Without indentation: flash is scarce on a router.
+    return TreeFile(_with_head(title, own_text(nft_text.replaceable_table_text(table).replace("\t", ""))))
 
 
 def _with_head(title: str, text: CheckedText) -> CheckedText:

@@ -19,7 +19,7 @@ from ..early_sender import ATTEMPTS, GUARDED, MARKED, REMOVED, send_frame
 POLICY = "/etc/nftpolicy/policy.toml"
 MARK, GID = 0x1110, 851  # of rulesets/vpn-killswitch.toml
 GATEWAY = "192.0.2.2"
-UNITS = ("nftpolicy-guard", "nftpolicy", "nftpolicy-watch")
+UNITS = ("nftpolicy-guard", "nftpolicy", "nftpolicy-watch", "nftpolicy-resolver@hotspot")
 # Their controls are in the same lab. The demo asks for names, and a closed port is a matter of waiting.
 LEAK_TESTS = ("tests/leaks/test_main_job.py", "tests/leaks/test_local_bypass.py", "tests/kernel/test_hook_facts.py")
 LEFT_OUT = (
