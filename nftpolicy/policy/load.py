@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from typing import Any, get_args, get_origin
 
@@ -233,6 +233,7 @@ _FIELD_DECODERS: dict[tuple[type, str], Callable[[object], Any]] = {
     (objects.Resolver, "domains"): lambda item: _decode_entries(
         item, scalars.parse_domain, _list_of(scalars.parse_server)
     ),
+    (objects.Service, "uplink"): scalars.parse_service_uplink,
     (objects.Service, "marks"): _keyword_of(vocabulary.MARKS_VALUES, "marking method"),
     (objects.Service, "cgroup"): scalars.parse_cgroup,
     (objects.Service, "ports"): _list_of(scalars.parse_destination_port),
@@ -245,6 +246,13 @@ def _decode_each(item: object, decode: Callable[[object], Any]) -> tuple[Any, ..
     if not isinstance(item, list):
         raise ValueError(f"expected a list in [ ], got {scalars.describe_value(item)}")
     return _decode_pairs(enumerate(item), lambda _, value: decode(value))
+
+
+def _meant_key(name: str, fields: Collection[str]) -> str:
+    """Return the suffix that suggests a key."""
+    if name in ("proto", "protocol", "protocols") and "ports" in fields:
+        return ' (protocols are named in \'ports\', such as "tcp/443", "6in4")'
+    return did_you_mean(name, fields)
 
 
 def _class_hook(
@@ -260,9 +268,7 @@ def _class_hook(
             raise ValueError(f"expected a table, got {scalars.describe_value(item)}")
         unknown = [name for name in item if name not in fields][:MAX_ERRORS]
         known = ", ".join(fields)
-        faults = [
-            Fault((name,), f"unknown key{did_you_mean(name, fields)}; known are {known}", True) for name in unknown
-        ]
+        faults = [Fault((name,), f"unknown key{_meant_key(name, fields)}; known are {known}", True) for name in unknown]
         near = {word for name in unknown for word in near_words(name, fields)}
         if missing := [name for name in required if name not in item and name not in near]:
             faults.append(Fault((), _describe_missing(missing, kind)))

@@ -48,6 +48,16 @@ def parse_text(item: object) -> str:
     return item
 
 
+def parse_service_uplink(item: object) -> str:
+    """Return the name of an uplink."""
+    if isinstance(item, list):
+        raise ValueError(
+            "a service has one uplink, as text; for the first network that works, name the devices of all in one "
+            "uplink, where the metrics of the routes choose"
+        )
+    return parse_text(item)
+
+
 def parse_integer(item: object) -> int:
     """Return a whole number."""
     if isinstance(item, bool) or not isinstance(item, int):

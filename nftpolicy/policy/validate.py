@@ -174,7 +174,7 @@ def _exclusive_port(policy: Policy, name: str, index: int, port: Port | None) ->
         yield path, "is only for UDP ports: other replies leave by the uplink of their request in any case"
         return
     if port.high == MAX_PORT:
-        yield path, f"no ip rule can select port {MAX_PORT}; let the server use another one, or bind it"
+        yield path, f"no ip rule can select port {MAX_PORT}; end at {MAX_PORT - 1}, or bind the server"
     for other, uplink in policy.uplink.items():
         if other != name and any(answer.port and answer.port.overlaps(port) for answer in uplink.answer):
             yield path, f"uplink {other!r} answers {port} too; give each uplink a port of its own, or bind the server"
@@ -237,7 +237,8 @@ def _selector(path: KeyPath, service: Service) -> Iterator[PolicyFault]:
         if port.protocol != "udp":
             yield (
                 (*path, "sport", index),
-                f"the kernel's own sockets use UDP; write 'udp/{port.low}'",
+                f"a tunnel of the kernel has a port of UDP, such as 'udp/{port.low}'; for the kernel's TCP (NFS, SMB, "
+                f"iSCSI) write ports = [\"{port}\"], and its servers in 'to'",
             )
 
 

@@ -85,10 +85,11 @@ TUNNEL_PROTOCOLS = {
     "gre": "IP protocol 47 (RFC 2784)",
 }
 
-# Protocols that look like one of those, and why they are not.
+# Other protocols, and what to write in their place or why there is nothing.
 UNSUPPORTED_TUNNELS = {
     "esp": "the guard sees the packets of IPsec before they are encrypted too, with their own destination and without "
     "a mark; run IPsec in user space, or carry it in another tunnel",
+    "icmp": "write 'ping' for echo requests; a service without 'ports' may send other types, too",
     "l2tp": "any process may send L2TP packets (IP protocol 115) by a socket of its own, so the kernel's cannot be "
     "known; let L2TP use UDP, and name its port in 'sport'",
 }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..model.packet import FORWARD, SOCKET, TCP, UDP, CtInfo, evolve_packet
+from ..model.packet import FORWARD, SOCKET, TCP, UDP, CtInfo, Packet, address_range, evolve_packet
 from ..model.symbolic.box import points, subtract_ranges
 from ..model.trace import Trace
 from ..netstate.nft import Fib, Match, Rule
@@ -42,9 +42,12 @@ def service_replies(
             is_group = needs_device(request.destination) or (family == 4 and request.destination >> 28 == _MULTICAST4)
             if is_group or not own_ports or request.protocol not in (TCP, UDP):
                 continue
+            server = _server(context, uplink, request)
+            if server is None:
+                continue
             reply = evolve_packet(
                 request,
-                source=request.destination,
+                source=server,
                 destination=own_address,
                 sport=choose(ports, request.dport),
                 dport=choose(own_ports, request.sport),
@@ -55,6 +58,24 @@ def service_replies(
             )
             title = f"service {service.name}: replies arrive"
             yield UsabilityCase("P3", uplink.name, title, service.origin, reply, "delivered", may_be_undecided=True)
+
+
+def _server(context: ProofContext, uplink: UplinkSpec, request: Packet) -> int | None:
+    """Return the host that replies; in a kernel without a route to that, one of the uplink's own networks.
+
+    None without either: nothing can be asked now, so a rule that looks up the way back drops no reply.
+    """
+    family, lookup = request.family, context.model.router.lookup
+    if not context.state.devices or lookup(family, request.destination, mark=uplink.value).error is None:
+        return request.destination
+    for route in context.state.routes:
+        is_connected = (route.kind, route.gateway, route.nexthops) == ("unicast", None, ())
+        if is_connected and (route.family, route.table) == (family, uplink.table):
+            low, high = address_range(route.destination, family)
+            hosts = subtract_ranges(((min(low + 1, high), max(low, high - 1)),), context.own_addresses(family))
+            if hosts:
+                return hosts[0][0]
+    return None
 
 
 def reverse_path_filter(trace: Trace) -> str | None:

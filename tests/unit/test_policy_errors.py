@@ -256,7 +256,11 @@ BAD = [
         "[service.b]\nuplink = 'lte'\nkernel = true\nports = ['ipip', 'gre']\nto = ['192.0.3.1', '192.0.2.7']",
         "service.b.to[1]", "service 'a' sends gre to 192.0.2.7/32 by uplink 'wan'; name a destination once",
     ),
-    ('["udp/51820"]', "['udp/1', 'tcp/9-10']", "service.wg.sport[1]", "use UDP; write 'udp/9'"),
+    ('["udp/51820"]', "['udp/1', 'tcp/9-10']", "service.wg.sport[1]", 'write ports = ["tcp/9-10"], and its servers'),
+    ('uplink = "wan"', 'uplink = ["wan", "lte"]', "service.vpn.uplink", "a service has one uplink"),
+    ("kernel = true", "kernel = true\nproto = ['41']", "service.wg.proto", "protocols are named in 'ports'"),
+    ("kernel = true", "kernel = true\nports = ['icmp']", "service.wg.ports[0]", "write 'ping' for echo requests"),
+    ("kernel = true", "kernel = true\nports = ['vrrp']", "service.wg.ports[0]", "'vrrp' has no ports; write a [lan.NAME]"),
     ('["udp/51820"]', "51820", "service.wg.sport", "expected a list in [ ], got a number"),
     ("group = 800", "group = 800\nsport = ['udp/1']", "service.vpn.sport", "with a group or user, 'ports' restricts"),
     *(

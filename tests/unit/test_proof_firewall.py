@@ -6,8 +6,10 @@ from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate.nft import ACCEPT, DROP, AnonymousSet, Chain, Ct, Fib, Hook, Match, Meta, Rule, Table
-from nftpolicy.netstate.state import NetState
+from nftpolicy.netstate.routing import Route
+from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.policy.load import load
+from nftpolicy.proof.assumptions import add_assumed_environment
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
 from nftpolicy.proof.verdict import PROVED
@@ -50,6 +52,21 @@ def test_reverse_path_filter_is_found_and_named() -> None:
         assert unproved(state) == ({("P3", "service fastd: replies arrive")} if is_found else set())
         named = [text for text in prove(state, build_spec(POLICY)).assumptions if "have another way back" in text]
         assert [text.endswith("oif missing drop (table inet foreign, chain rp)") for text in named] == [True] * is_found
+
+
+def test_reverse_path_filter_needs_a_request_to_drop_replies() -> None:
+    """Without a route to the server, in a kernel, no request leaves; neighbours are asked and reply."""
+    drop = Rule((Match(Fib("oif", ("saddr", "mark", "iif")), "missing"), DROP))
+    foreign = Table("inet", "foreign", (Chain("rp", (drop,), Hook("filter", "prerouting", -140)),))
+    spec = build_spec(POLICY)
+    full = add_assumed_environment(compile_policy(POLICY), spec)[0]
+    connected = Route(6, 1, "2001:db8:77::/64", device="br-wan", protocol=2)
+    for of_wan in ((), (connected,)):
+        kept = [route for route in full.routes if (route.table, route.device) != (1, "br-wan") or route.family == 4]
+        devices = tuple(Device(name, up=True) for name in ("br-wan", "bat0"))
+        state = evolve(full, tables=(*full.tables, foreign), routes=(*kept, *of_wan), devices=devices)
+        found = {(each.property, each.subject) for each in prove(state, spec).findings if each.verdict != PROVED}
+        assert ("P3", "service fastd: replies arrive") not in found
 
 
 def test_sysctl_that_drops_replies_is_found() -> None:
