@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     )
     from .runtime.apply.step_text import plan_lines
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "PROVED",

@@ -175,7 +175,7 @@ def answers():
     plain = (named | ports().map(str)).map(scalars.parse_answer)
 
     def narrowed(answer, source, exclusive):
-        is_udp = answer.port is not None and answer.port.protocol == "udp"
+        is_udp = answer.port is not None and answer.port.protocol == "udp" and answer.port.high < scalars.MAX_PORT
         return evolve(answer, source=source, exclusive=exclusive and is_udp)
 
     return st.builds(narrowed, plain, sources, st.booleans())

@@ -735,8 +735,9 @@ def test_named_files_exist(file: Path) -> None:
     assert missing == []
 
 
-def test_changelog_has_this_version() -> None:
-    assert f"\n## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+def test_newest_release_of_the_changelog_is_this_version() -> None:
+    headings = re.findall(r"^## \[(.+?)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[:2] == ["Unreleased", __version__]
 
 
 # --- the pages as mdoc --------------------------------------------------------------------

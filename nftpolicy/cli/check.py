@@ -103,6 +103,7 @@ def _unconnected_lans(policy: Policy) -> Iterator[str]:
     from ipaddress import ip_interface
 
     from ..kernel.netlink.route_mover import RouteMover
+    from ..policy.scalars import has_hosts
 
     routes = RouteMover()
     try:
@@ -111,7 +112,9 @@ def _unconnected_lans(policy: Policy) -> Iterator[str]:
             by_device = routes.addresses(devices)
             connected = {ip_interface(text).network for texts in by_device.values() for text in texts}
             own = sorted(str(network) for network in connected if not network.is_link_local or network.version == 4)
-            if own and not any(to.version == net.version and to.overlaps(net) for to in lan.to for net in connected):
+            to = [network for network in lan.to if has_hosts(network)]  # a group is reached by any device
+            is_connected = any(each.version == net.version and each.overlaps(net) for each in to for net in connected)
+            if own and to and not is_connected:
                 networks = f"{', '.join(by_device)} has {', '.join(own)}"
                 yield f"lan.{name}.to: none of its networks is connected now; {networks}"
     except OSError:

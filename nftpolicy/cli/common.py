@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,7 @@ POLICY_DIRECTORY, INSTALLED_NAME = (
     "/etc/nftpolicy",
     "policy.toml",
 )  # `install` writes the policy by that name
+_POLICY_MODE = 0o644  # of a draft, whatever the umask
 _LARGEST_INPUT = 256 << 20  # bytes of a file; one may be a device without an end
 _MOST_DIFFERENCES = 20  # lines of a message
 _MOST_ERRORS = 20  # of a policy
@@ -107,6 +108,27 @@ def read_input(file: Path) -> tuple[bytes, str]:
     if len(content) > _LARGEST_INPUT:
         raise Failure(f"{name}: cannot be read: larger than {_LARGEST_INPUT >> 20} MiB", EXIT_BAD_INPUT)
     return content, name
+
+
+def write_policy(file: Path, text: bytes, force: bool) -> None:
+    """Write a draft of a policy; a file that differs is replaced with `force` alone.
+
+    Raises:
+        Failure: the file differs, or cannot be written.
+    """
+    from ..runtime.atomic_file import write_named_file
+    from ..runtime.regular_file import read_regular
+
+    name = plain_line(str(file))
+    try:
+        if not force:
+            with suppress(FileNotFoundError):
+                if read_regular(file, len(text) + 1) == text:
+                    return
+                raise Failure(f"{name}: the file exists and differs; --force replaces it")
+        write_named_file(file, text, _POLICY_MODE)
+    except OSError as error:
+        raise Failure(f"{name}: cannot be written: {error.strerror}") from None
 
 
 def parse_policy(data: bytes, name: str) -> tuple[Policy, PolicyText]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from .common import EXIT_BAD_INPUT, Failure
+from .common import EXIT_BAD_INPUT, Failure, write_policy
 from .options import RouteFiles, RuleFiles, RulesetFile
 from .parameters import argument, option
 from .plain_output import print_json
@@ -48,7 +48,7 @@ def command(
     except NotImportable as error:
         raise Failure(f"{configuration.directory}: {error}", EXIT_BAD_INPUT) from None
     if out is not None:
-        _write_policy(result, out, force)
+        write_policy(out, result.proposal.text.encode(), force)
     if as_json:
         _print_json(result, bool(ruleset))
         return
@@ -58,16 +58,6 @@ def command(
         print(report, file=sys.stderr)
     else:
         print(report)
-
-
-def _write_policy(result: ImportResult, out: Path, force: bool) -> None:
-    text = result.proposal.text
-    try:
-        if out.exists() and not force and out.read_text(errors="replace") != text:
-            raise Failure(f"{out}: the file exists and differs; --force replaces it")
-        out.write_text(text)
-    except OSError as error:
-        raise Failure(f"{out}: cannot be written: {error.strerror}") from None
 
 
 def _report_lines(result: ImportResult, has_ruleset: bool) -> Iterator[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from ..importers.machine.draft import PROGRAMS
-from .common import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, Failure, parse_policy
+from .common import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, Failure, parse_policy, write_policy
 from .parameters import argument, option
 from .plain_output import plain_line
 from .proving import require_proof
@@ -57,7 +57,7 @@ def command(
     if is_stdout:
         print(draft.text, end="")
     else:
-        _write(target, draft.text.encode(), force)
+        write_policy(target, draft.text.encode(), force)
     name = "nftpolicy.toml" if is_stdout else str(target)
     for line in _report(facts, draft, policy, name):
         print(plain_line(line), file=sys.stderr if is_stdout else sys.stdout)
@@ -70,22 +70,6 @@ def _facts() -> MachineFacts:
         return read_machine_facts()
     except (OSError, ImportError) as error:
         raise Failure(f"the network of this machine cannot be read: {error}", EXIT_UNAVAILABLE) from None
-
-
-def _write(target: Path, text: bytes, force: bool) -> None:
-    """Write the policy; a file that differs is replaced with `force` alone."""
-    try:
-        if force:
-            target.write_bytes(text)
-            return
-        try:
-            with target.open("xb") as new:
-                new.write(text)
-        except FileExistsError:
-            if target.read_bytes() != text:
-                raise Failure(f"{plain_line(str(target))}: the file exists and differs; --force replaces it") from None
-    except OSError as error:
-        raise Failure(f"{plain_line(str(target))}: cannot be written: {error.strerror}") from None
 
 
 def _report(facts: MachineFacts, draft: PolicyDraft, policy: Policy, file: str) -> Iterator[str]:

@@ -60,6 +60,12 @@ class OrderedGroup(_UncutHelp, typer.core.TyperGroup):
         """Return the names of the commands."""
         return [name for name in dict.fromkeys((*self.names, *self.commands)) if name in self.commands]
 
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """Return the command and its arguments; click 8.1 has help for an unknown name without a letter first."""
+        if not ctx.resilient_parsing and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"No such command {args[0]!r}.")
+        return super().resolve_command(ctx, args)
+
 
 class GroupedCommand(_UncutHelp, typer.core.TyperCommand):
     """Command whose help has the options in groups: their `rich_help_panel`, which plain help leaves out."""

@@ -55,10 +55,10 @@ def _write(file: Path | None, text: str, mode: int) -> None:
     if file is None or str(file) == "-":
         print(text, end="")
         return
-    from ..runtime.atomic_file import write_file
+    from ..runtime.atomic_file import write_named_file
 
     try:
-        write_file(file, text.encode(), mode)
+        write_named_file(file, text.encode(), mode)
     except OSError as error:
         raise Failure(f"{file}: cannot be written: {error.strerror}", EXIT_BAD_INPUT) from None
 

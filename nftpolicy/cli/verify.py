@@ -248,9 +248,10 @@ def _write_script(judged_state: Verification, file: Path) -> None:
         if str(file) == "-":
             print(text, end="")
             return
+        from ..runtime.atomic_file import write_named_file
+
         try:
-            file.write_text(text)
-            file.chmod(0o755)
+            write_named_file(file, text.encode(), 0o755)
         except OSError as error:
             raise Failure(f"{file}: cannot be written: {error.strerror}", EXIT_BAD_INPUT) from None
         warn(f"{file} reproduces it: run it as root, it makes network namespaces of its own")

@@ -50,6 +50,7 @@ def command(
     from ..kernel.netlink.port_block import PortBlock
     from ..kernel.netlink.route_mover import RouteMover
     from ..kernel.sd_notify import ServiceManager
+    from ..kernel.session_priority import apply_nice_to_session
     from ..netstate.routing import RTPROT_NFTPOLICY
     from ..runtime.apply.history import current_history
     from ..runtime.apply.state_dir import Locked
@@ -74,6 +75,7 @@ def command(
             None if leave_routes else RouteMover(), resolver_leaks=LeakWatcher().changes,
             port_block=PortBlock(object_names.PORT_BLOCK_TABLE, object_names.BLOCK_PRIORITY),
         )  # fmt: skip
+        apply_nice_to_session()
         watch = Watch(environment)
         if named is not None:
             policy, source = named

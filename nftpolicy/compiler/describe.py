@@ -64,7 +64,8 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, state: NetState) -> list[
     for answer in uplink.answer:
         port = f" ({answer.port})" if answer.port else ""
         source = f" from {_shorten(answer.source)}" if answer.source else ""
-        lines.append(f"  answers {answer.name}{port}{source}")
+        alone = ", by the uplink's routes" if answer.exclusive else ""
+        lines.append(f"  answers {answer.name}{port}{source}{alone}")
     if replies.refuses_closed_ports(uplink):
         lines.append("  refuses closed TCP ports with a RST")
     if uplink.resolver:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cache
-from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from itertools import product
 
 from attrs import Factory, evolve, frozen
@@ -104,7 +104,7 @@ def collect_service_sets(policy: Policy) -> dict[str, ServiceSets]:
         name: ServiceSets(has_root=any(service.of_root for service in uplink_services(name, policy).values()))
         for name in policy.uplink
     }
-    rows_by_account: dict[tuple[str, str, int], dict[SetSchema, set[Element]]] = {}
+    by_account: dict[tuple[str, str, int], dict[SetSchema, set[_Destination]]] = {}
     for name, service in policy.service.items():
         contents = by_uplink[service.uplink]
         if service.kernel and not service.sport and not service.ports:
@@ -116,45 +116,52 @@ def collect_service_sets(policy: Policy) -> dict[str, ServiceSets]:
             key = _ROOT_KEY if service.of_root else selector
             if not service.of_root:
                 contents.clients.setdefault(key, set()).add(account.number)
-            earlier = rows_by_account.setdefault((service.uplink, key, account.number), {})
-            added = []
-            for schema, destination in _destinations(key, service):
+            earlier = by_account.setdefault((service.uplink, key, account.number), {})
+            added = [(_without_overlaps(schema, to, earlier), to) for schema, to in _destinations(key, service)]
+            for schema, to in added:
+                earlier.setdefault(schema, set()).add(to)
                 # A service that may send anywhere is an element with one column.
-                row: Element = (account.number, *destination) if destination else account.number
-                added.append((_without_overlaps(schema, row, earlier), row))
-            for schema, row in added:
-                earlier.setdefault(schema, set()).add(row)
+                row: Element = (account.number, *to.columns) if to.columns else account.number
                 contents.rows.setdefault(schema, set()).add(row)
     return by_uplink
 
 
-def _without_overlaps(schema: SetSchema, row: Element, earlier: Mapping[SetSchema, Collection[Element]]) -> SetSchema:
-    """Return the first set of a schema in which no row of an earlier service of the account overlaps with the row."""
+@frozen
+class _Destination:
+    """Destination of a service: a network and ports, None for any."""
+
+    network: Network | None
+    port: Port | None
+
+    @property
+    def columns(self) -> tuple[int | str, ...]:
+        """Return the columns of an element behind that of the account."""
+        address = () if self.network is None else (network_text(self.network),)
+        if self.port is None or self.port.protocol == "ping":
+            return address
+        return (*address, self.port.protocol, matches.port_value(self.port))
+
+    def overlaps(self, other: _Destination) -> bool:
+        """Return True if some packet is to both; they are of one schema."""
+        if self.network and other.network and not self.network.overlaps(other.network):
+            return False
+        return not (self.port and other.port) or self.port.overlaps(other.port)
+
+
+def _without_overlaps(
+    schema: SetSchema, destination: _Destination, earlier: Mapping[SetSchema, Collection[_Destination]]
+) -> SetSchema:
+    """Return the first set of a schema in which no destination of an earlier service of the account overlaps with it.
+
+    One that is equal is the same element.
+    """
     while (
         schema.intervals
-        and row not in earlier.get(schema, ())
-        and any(all(map(_values_overlap, _columns_of(row), _columns_of(other))) for other in earlier.get(schema, ()))
+        and destination not in earlier.get(schema, ())
+        and any(destination.overlaps(other) for other in earlier.get(schema, ()))
     ):
         schema = _schema(schema.key, schema.family, schema.kind, schema.intervals, schema.number + 1)
     return schema
-
-
-def _columns_of(row: Element) -> tuple[int | str, ...]:
-    return row if isinstance(row, tuple) else (row,)
-
-
-def _values_overlap(value: int | str, other: int | str) -> bool:
-    """Return True if two values of a column have one in common: numbers, ranges of ports, names, or addresses."""
-    if value == other:
-        return True
-    texts = str(value), str(other)
-    if any(each[:1].isalpha() and ":" not in each for each in texts):
-        return False  # names of protocols
-    if any(mark in each for each in texts for mark in ".:"):
-        first, second = map(ip_network, texts)
-        return first.overlaps(second)
-    (low, high), (other_low, other_high) = (map(int, (each.split("-") * 2)[:2]) for each in texts)
-    return low <= other_high and other_low <= high
 
 
 def nft_sets(name: str, contents: ServiceSets) -> tuple[Set, ...]:
@@ -236,32 +243,16 @@ def uplink_services(uplink: str, policy: Policy) -> dict[str, Service]:
     return {name: service for name, service in policy.service.items() if service.uplink == uplink}
 
 
-_Columns = tuple[int | str, ...]
-
-
-def _destinations(key: str, service: Service) -> Iterator[tuple[SetSchema, _Columns]]:
-    """Yield schema and destination columns of each element of a service."""
-    for (family, wide, address), (kind, ranged, port) in product(_address_columns(service), _port_columns(service)):
-        yield _schema(key, family, kind, wide or ranged), (*address, *port)
-
-
-def _address_columns(service: Service) -> list[tuple[int | None, bool, _Columns]]:
-    """Return (family, True for a prefix of several addresses, column); one without column for any."""
-    columns: list[tuple[int | None, bool, _Columns]] = []
-    for network in merge_networks(service.to):
-        columns.append((network.version, network.prefixlen != network.max_prefixlen, (network_text(network),)))
-    return columns or [(None, False, ())]
-
-
-def _port_columns(service: Service) -> list[tuple[str, bool, _Columns]]:
-    """Return (kind of packets, True for a range, columns) per port; one ("", False, ()) for any port."""
-    columns: list[tuple[str, bool, _Columns]] = []
-    for port in merge_ports(service.ports):
-        if port.protocol == "ping":
-            columns.append(("ping", False, ()))
-        else:
-            columns.append(("ports", is_port_range(port), (port.protocol, matches.port_value(port))))
-    return columns or [("", False, ())]
+def _destinations(key: str, service: Service) -> Iterator[tuple[SetSchema, _Destination]]:
+    """Yield schema and destination of each element of a service."""
+    networks: Sequence[Network | None] = merge_networks(service.to) or [None]
+    ports: Sequence[Port | None] = merge_ports(service.ports) or [None]
+    for network, port in product(networks, ports):
+        family = None if network is None else network.version
+        is_wide = network is not None and network.prefixlen != network.max_prefixlen
+        kind = "" if port is None else "ping" if port.protocol == "ping" else "ports"
+        is_range = port is not None and is_port_range(port)
+        yield _schema(key, family, kind, is_wide or is_range), _Destination(network, port)
 
 
 @cache

@@ -4,8 +4,10 @@
 A socket that is bound to no address gets its source address from the route of the reply. With a
 default route inside, that is an address of the tunnel: the reply is a new flow, and would go into
 the tunnel. So the set "wan.peers4" has the peers that asked an answered port lately, also by
-broadcast or multicast, whose answers are no replies to conntrack; and "wan.asked4" has the addresses
-that they asked, which a reply keeps after its conntrack entry has ended.
+broadcast or multicast, whose answers are no replies to conntrack; "wan.asked4" has the addresses
+that they asked, which a reply keeps after its conntrack entry has ended; and "wan.askers4" has each
+peer with the address that it asked, since a server may answer from another port than the one that was
+asked (TFTP, RFC 1350 section 4), which begins a flow.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from .reply_routing import answered_udp_ports
 
 _PEER_TIMEOUT = 180  # seconds; that of a UDP flow in conntrack (nf_conntrack_udp_timeout_stream) is 120
 _ADDRESS_TIMEOUT = 86_400  # seconds
+_IS_UDP = Match(matches.L4PROTO, "udp")
+_IS_FOREIGN = Match(Fib("type", ("saddr", "oif")), "local", "!=")  # the device has another source address
 
 
 def sets(name: str, uplink: Uplink) -> tuple[Set, ...]:
@@ -35,6 +39,7 @@ def sets(name: str, uplink: Uplink) -> tuple[Set, ...]:
         for nft_set in (
             Set(_peer_set(name, family), (address, service, service), frozenset(), flags, origin, _PEER_TIMEOUT),
             Set(_asked_set(name, family), (address,), frozenset(), flags, origin, _ADDRESS_TIMEOUT),
+            Set(_asker_set(name, family), (address, address), frozenset(), flags, origin, _PEER_TIMEOUT),
         )
     )
 
@@ -46,10 +51,12 @@ def arrival_rules(name: str, uplink: Uplink) -> Iterator[Rule]:
     is_address = Match(Fib("type", ("daddr",)), "local")
     for family, (header, _) in IP_HEADERS.items():
         peer = Concat((Payload(header, "saddr"), Payload("udp", "sport"), Payload("udp", "dport")))
+        pair = Concat((Payload(header, "saddr"), Payload(header, "daddr")))
         asks = Match(Payload("udp", "dport"), service_sets.any_port(answered_udp_ports(uplink)))
         for tests, update in (
             ((asks, matches.IS_LOCAL), SetUpdate("update", _peer_set(name, family), peer)),
             ((asks, is_address), SetUpdate("update", _asked_set(name, family), Payload(header, "daddr"))),
+            ((asks, is_address), SetUpdate("update", _asker_set(name, family), pair)),
         ):
             yield Rule((*tests, update), origin=("uplink", name, "answer"))
 
@@ -62,16 +69,15 @@ def inside_drops(policy: Policy) -> Iterator[Rule]:
         from_port = Match(Payload("udp", "sport"), service_sets.any_port(answered_udp_ports(uplink)))
         for family, (header, _) in IP_HEADERS.items():
             peer = Concat((Payload(header, "daddr"), Payload("udp", "dport"), Payload("udp", "sport")))
-            for test in (
-                Match(peer, SetRef(_peer_set(name, family))),
-                Match(Payload(header, "saddr"), SetRef(_asked_set(name, family))),
+            pair = Concat((Payload(header, "daddr"), Payload(header, "saddr")))
+            for tests in (
+                (matches.IS_ORIGINAL, from_port, Match(peer, SetRef(_peer_set(name, family)))),
+                (matches.IS_ORIGINAL, from_port, Match(Payload(header, "saddr"), SetRef(_asked_set(name, family)))),
+                # Not flows that are there already: a request with a forged source must not end them.
+                (matches.BEGINS_FLOW, _IS_UDP, _IS_FOREIGN, Match(pair, SetRef(_asker_set(name, family)))),
             ):
                 yield matches.count_and_drop(
-                    object_name(name, object_names.MISROUTED_REPLIES),
-                    matches.IS_ORIGINAL,
-                    from_port,
-                    test,
-                    origin=("uplink", name, "answer"),
+                    object_name(name, object_names.MISROUTED_REPLIES), *tests, origin=("uplink", name, "answer")
                 )
 
 
@@ -81,3 +87,7 @@ def _peer_set(name: str, family: int) -> str:
 
 def _asked_set(name: str, family: int) -> str:
     return object_name(name, f"asked{family}")
+
+
+def _asker_set(name: str, family: int) -> str:
+    return object_name(name, f"askers{family}")

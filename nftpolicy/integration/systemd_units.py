@@ -98,8 +98,10 @@ StartLimitIntervalSec=0
 Type=notify
 ExecStart={program} watch {policy}
 WatchdogSec=30
-# Repairs come before other work of the machine; proofs run with a low priority.
+# Repairs come before other work of the machine; proofs run with a low priority. The limit permits the
+# same for the service as a whole: the kernel compares the nice value only within a session (sched(7)).
 Nice=-10
+LimitNICE=-10
 Restart=always
 RestartSec=1
 {hardening}SystemCallFilter=nice setpriority

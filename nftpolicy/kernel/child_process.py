@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Run a function in a forked process and read its result through a pipe.
+"""Run a function in a forked process and read its result from memory that both share (memfd_create(2)).
 
 The child keeps the parent's memory, not its threads. It must not use libraries that share a socket
 with the parent. What it allocates, and each change of its user, goes with it.
@@ -7,7 +7,9 @@ with the parent. What it allocates, and each change of its user, goes with it.
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import select
 import signal
 import time
 from collections.abc import Callable
@@ -15,34 +17,30 @@ from contextlib import suppress
 
 from .errors import ChildFailed
 from .parent_death import end_with_parent
+from .session_priority import change_session_nice
 
-_RETURNED, _RAISED = 0, 1  # exit status: the pipe holds the result, or the text of an exception
-_READ_SIZE = 1 << 16  # bytes
+_RETURNED, _RAISED = 0, 1  # exit status: the memory holds the result, or the text of an exception
 
 
 class ChildProcess:
     """A forked process that runs `work`. A context manager; leaving it kills the process.
 
-    `descriptor` becomes readable when a part of the result arrives, and at the end of the process:
-    wait for it together with other descriptors, then call `read_available`. `seconds` limits the
-    life of the process (0: no limit); the kernel then ends it by SIGALRM (alarm(2)). `nice` lowers
-    its priority.
+    `descriptor` becomes readable at the end of the process: `result` then returns without a wait.
+    `seconds` limits the life of the process (0: no limit); the kernel then ends it by SIGALRM
+    (alarm(2)). `nice` lowers its priority, in a session of its own.
     """
 
     def __init__(self, work: Callable[[], bytes], seconds: int = 0, nice: int = 0) -> None:
         self.started = time.monotonic()
-        self.descriptor, writer = os.pipe()
-        os.set_blocking(self.descriptor, False)
+        self._output = os.memfd_create("nftpolicy-result")
         self._seconds = seconds
-        self._parts: list[bytes] = []
         self._reaped = False
         parent = os.getpid()
         self._pid = os.fork()
         if self._pid == 0:
             end_with_parent(parent)
-            os.close(self.descriptor)  # or a write would wait for this process itself once the parent is gone
-            _run_child(work, writer, seconds, nice)
-        os.close(writer)
+            _run_child(work, self._output, seconds, nice)
+        self.descriptor = os.pidfd_open(self._pid)
 
     def __enter__(self) -> ChildProcess:
         return self
@@ -50,13 +48,11 @@ class ChildProcess:
     def __exit__(self, *_: object) -> None:
         self.cancel()
 
-    def read_available(self) -> bool:
-        """Read the parts that have arrived; return True if the result is complete. Never blocks."""
-        with suppress(BlockingIOError):
-            while part := os.read(self.descriptor, _READ_SIZE):
-                self._parts.append(part)
-            return True
-        return False
+    def has_ended(self) -> bool:
+        """Return True if the process has ended."""
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLIN)
+        return bool(poll.poll(0))
 
     def result(self) -> bytes:
         """Wait for the end of the process and return what `work` returned. Call it once.
@@ -64,11 +60,7 @@ class ChildProcess:
         Raises:
             ChildFailed: `work` raised an exception, or the process ended early.
         """
-        os.set_blocking(self.descriptor, True)
-        while part := os.read(self.descriptor, _READ_SIZE):
-            self._parts.append(part)
-        output = b"".join(self._parts)
-        status = self._reap()
+        status, output = self._reap()
         if status == _RETURNED:
             return output
         if status == _RAISED and output:
@@ -86,11 +78,14 @@ class ChildProcess:
                 os.kill(self._pid, signal.SIGKILL)  # not reaped yet: the number is still its own
             self._reap()
 
-    def _reap(self) -> int:
-        """Return the exit status, or the negative number of the signal."""
+    def _reap(self) -> tuple[int, bytes]:
+        """Return the exit status, or the negative number of the signal, and the contents of the memory."""
         self._reaped = True
+        status = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
         os.close(self.descriptor)
-        return os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        with os.fdopen(self._output, "rb") as memory:
+            memory.seek(0)
+            return status, memory.read()
 
 
 def run_in_child(work: Callable[[], bytes], seconds: int = 0) -> bytes:
@@ -103,22 +98,23 @@ def run_in_child(work: Callable[[], bytes], seconds: int = 0) -> bytes:
         return child.result()
 
 
-def _run_child(work: Callable[[], bytes], writer: int, seconds: int, nice: int) -> None:
+def _run_child(work: Callable[[], bytes], memory: int, seconds: int, nice: int) -> None:
     """Run `work` and end the process. Never return: the stack is the parent's."""
     status = _RAISED
     try:
         signal.set_wakeup_fd(-1)
+        faulthandler.disable()  # the parent reports a signal, such as that of a failed assertion in a library
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
         signal.alarm(seconds)
         if nice:
-            os.nice(nice)
+            change_session_nice(nice)
         try:
             output, has_returned = work(), True
         except Exception as error:
             output, has_returned = f"{type(error).__name__}: {error}".encode(errors="replace"), False
-        with os.fdopen(writer, "wb") as pipe:
-            pipe.write(output)
+        with os.fdopen(memory, "wb") as file:
+            file.write(output)
         status = _RETURNED if has_returned else _RAISED
     finally:
         os._exit(status)

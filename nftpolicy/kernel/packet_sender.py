@@ -114,10 +114,8 @@ def _send_in_child(probe_packets: list[ProbePacket], meanwhile: Callable[[int], 
         return json.dumps([(outcome.stage, outcome.error) for outcome in _send_all(probe_packets, opened)]).encode()
 
     with ChildProcess(work, seconds=_TIME_LIMIT) as child:
-        complete = False
-        while not complete:
+        while not child.has_ended():
             meanwhile(child.descriptor)
-            complete = child.read_available()
         try:
             return [SendOutcome(*outcome) for outcome in json.loads(child.result())]
         except (ChildFailed, ValueError):

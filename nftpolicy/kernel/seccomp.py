@@ -39,6 +39,8 @@ from .seccomp_filter import (
 # their ioctls
 _NOTIFICATION, _RESPONSE, _ADD_FD = struct.Struct("=QIIiIQ6Q"), struct.Struct("=QqiI"), struct.Struct("=QIIII")
 _IOCTL_RECV, _IOCTL_SEND, _IOCTL_ADDFD = 0xC0502100, 0xC0182101, 0x40182103
+# For other types the kernel would check the capabilities of this process, not those of the caller (CAP_NET_RAW).
+_KINDS, _KIND_MASK = (socket.SOCK_STREAM, socket.SOCK_DGRAM), 0xF  # include/linux/net.h: SOCK_TYPE_MASK
 _USER_NOTIF_FLAG_CONTINUE, _ADDFD_FLAG_SEND = 1, 2
 _POLL_TIMEOUT = 200  # milliseconds between two looks at the stop flag
 
@@ -133,7 +135,12 @@ class SocketCallMarker:
             fcntl.ioctl(listener, _IOCTL_ADDFD, request)
 
     def _open_marked(self, pid: int, family: int, kind: int, protocol: int) -> socket.socket:
-        """Return the requested socket with the mark, owned by user and group of the calling process."""
+        """Return the requested socket with the mark, owned by user and group of the calling process.
+
+        Raises OSError; EPERM for another type than stream and datagram.
+        """
+        if kind & _KIND_MASK not in _KINDS:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         user, group = _filesystem_ids(pid)
         # These ids belong to this thread alone; the kernel takes the owner of a socket from them.
         libc.set_thread_group(group)

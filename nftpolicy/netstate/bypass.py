@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from attrs import frozen
 
 from .nft.expressions import FULL_MASK
@@ -110,3 +112,20 @@ class Look:
 
 # Any effect: a program whose code is not known, a packet that a process gets and gives back.
 ANY_EFFECT: tuple[Effect, ...] = (MarkWrite(), MarkWrite(field="ctmark"), Move())
+
+
+# Operations of classic BPF (include/uapi/linux/bpf_common.h), and the verdicts TC_ACT_OK, SHOT and UNSPEC.
+_CLASS, _RETURN, _RETURN_CONSTANT = 0x07, 0x06, 0x06
+_PASS_OR_DROP = (0, 2, FULL_MASK)
+
+
+def only_drops(program: Iterable[tuple[int, int]]) -> bool:
+    """Return True if a classic BPF program of tc passes or drops packets, and returns no other verdict.
+
+    `program`: operation and constant of each instruction. None of them writes a packet or its mark.
+    """
+    return all(
+        operation == _RETURN_CONSTANT and value in _PASS_OR_DROP
+        for operation, value in program
+        if operation & _CLASS == _RETURN
+    )

@@ -31,7 +31,7 @@ _WITH_PORT = re.compile(r"(?:\[([^\]]*)\]|([^:\[\]]*)):([0-9]{1,5})\Z")
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _DOMAIN = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*\Z")
 _TLS = "tls://"
-_MAX_PORT = 65535
+MAX_PORT = 65535
 # This network, loopback, link-local addresses, groups and reserved ones (RFC 6890, RFC 4291).
 _NOT_ROUTED = tuple(
     map(
@@ -197,7 +197,7 @@ def _parse_server(item: str, default_port: int) -> Server:
             f'{quote_excerpt(item)}: write a port as "192.0.2.1:5353" or "[2001:db8::1]:5353", and a server over TLS '
             'as "tls://192.0.2.53#dns.example"'
         )
-    if not 1 <= port <= _MAX_PORT:
+    if not 1 <= port <= MAX_PORT:
         raise ValueError(f"{item}: a port is 1 to 65535")
     plain, _, zone = host.partition("%")
     parsed = parse_address(plain)
@@ -224,7 +224,7 @@ def parse_listen(item: object) -> Listen:
     if not parts:
         raise ValueError(f'expected "127.0.0.1:54" or "[::1]:54", got {quote_excerpt(item)}')
     parsed, port = parse_address(parts[1] or parts[2]), int(parts[3])
-    if not 1 <= port <= _MAX_PORT:
+    if not 1 <= port <= MAX_PORT:
         raise ValueError(f"{item}: a port is 1 to 65535")
     if parsed.is_unspecified or parsed.is_multicast:
         raise ValueError(
@@ -239,7 +239,7 @@ def parse_port(item: object) -> Port:
     if not parts:
         raise ValueError(f'expected a port such as "udp/10000" or "tcp/7000-7010", got {quote_excerpt(item)}')
     low, high = int(parts[2]), int(parts[3] or parts[2])
-    if not 1 <= low <= high <= _MAX_PORT:
+    if not 1 <= low <= high <= MAX_PORT:
         raise ValueError(f"{item}: ports are 1 to 65535, the lower one first")
     return Port(parts[1], low, high)
 
@@ -248,19 +248,33 @@ def parse_destination_port(item: object) -> Port:
     """Return ports as `parse_port`, "ping", or all packets of a protocol of tunnels."""
     if parse_text(item) in ("ping", *vocabulary.TUNNEL_PROTOCOLS):
         return Port(parse_text(item), 0, 0)
+    _refuse_group_protocol(item)
     if parse_text(item) in vocabulary.UNSUPPORTED_TUNNELS:
         raise ValueError(vocabulary.UNSUPPORTED_TUNNELS[parse_text(item)])
     try:
         return parse_port(item)
     except ValueError as error:
         words = ("ping", *vocabulary.TUNNEL_PROTOCOLS)
-        raise ValueError(f"{error}; or {', '.join(words)}{did_you_mean(parse_text(item), words)}") from None
+        choices = f"{', '.join(words)}{did_you_mean(parse_text(item), words)}"
+        raise ValueError(f"{error}; or {choices}; for other protocols leave the key out, and narrow 'to'") from None
+
+
+def _refuse_group_protocol(item: object) -> None:
+    """Raise ValueError for a protocol that has no ports, and say what lets it pass."""
+    groups = vocabulary.GROUP_PROTOCOLS.get(parse_text(item))
+    if groups is not None:
+        listed = ", ".join(f'"{group}"' for group in groups)
+        raise ValueError(
+            f"{quote_excerpt(item)} has no ports; write a [lan.NAME] without 'ports', with to = [{listed}] and the "
+            "network of the other routers if it is private, and the program's user or group; its packets need no mark"
+        )
 
 
 def parse_answer(item: object) -> Answer:
     """Return an inbound service by name or port."""
     if parse_text(item) == "ping":
         return Answer("ping", None)
+    _refuse_group_protocol(item)
     if parse_text(item) in vocabulary.UNSUPPORTED_ANSWERS:
         raise ValueError(vocabulary.UNSUPPORTED_ANSWERS[parse_text(item)])
     try:
@@ -290,6 +304,7 @@ def parse_cgroup(item: object) -> str:
 def parse_keyword(item: object, table: dict[str, str], label: str) -> str:
     """Return a key of one of the tables of `vocabulary`; `label` names the table in the error."""
     if parse_text(item) not in table:
+        _refuse_group_protocol(item)
         raise ValueError(
             f"{quote_excerpt(item)} is not a valid {label}{did_you_mean(parse_text(item), table)}; "
             f"use {', '.join(table)}"

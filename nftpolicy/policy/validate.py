@@ -21,7 +21,7 @@ from .objects import (
     Service,
     service_cgroup,
 )
-from .scalars import has_hosts, is_routed, matching_pattern
+from .scalars import MAX_PORT, has_hosts, is_routed, matching_pattern
 from .toml_positions import KeyPath
 from .validate_clat import find_clat_faults
 from .validate_forwards import PolicyFault, find_forward_faults
@@ -173,6 +173,8 @@ def _exclusive_port(policy: Policy, name: str, index: int, port: Port | None) ->
     if port is None or port.protocol != "udp":
         yield path, "is only for UDP ports: other replies leave by the uplink of their request in any case"
         return
+    if port.high == MAX_PORT:
+        yield path, f"no ip rule can select port {MAX_PORT}; let the server use another one, or bind it"
     for other, uplink in policy.uplink.items():
         if other != name and any(answer.port and answer.port.overlaps(port) for answer in uplink.answer):
             yield path, f"uplink {other!r} answers {port} too; give each uplink a port of its own, or bind the server"

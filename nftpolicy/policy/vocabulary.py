@@ -93,6 +93,15 @@ UNSUPPORTED_TUNNELS = {
     "known; let L2TP use UDP, and name its port in 'sport'",
 }
 
+# Protocols of routers without ports -> their groups (RFC 9568, RFC 5340, RFC 7761, RFC 7868; CARP has those of VRRP).
+GROUP_PROTOCOLS = {
+    "vrrp": ("224.0.0.18", "ff02::12"),
+    "carp": ("224.0.0.18", "ff02::12"),
+    "ospf": ("224.0.0.5", "224.0.0.6", "ff02::5", "ff02::6"),
+    "pim": ("224.0.0.13", "ff02::d"),
+    "eigrp": ("224.0.0.10", "ff02::a"),
+}
+
 # Sources of the uplink's DNS servers. How each one is read: runtime/resolver/sources/.
 DNS_SOURCES = {
     "auto": "all sources below that exist on this machine",

@@ -61,7 +61,7 @@ def answer_assumptions(context: ProofContext, spec: Spec) -> Iterator[str]:
                 continue
             assumption = (
                 f"the server of answer {reply.name} of uplink {uplink.name} sends its UDP replies from the address "
-                "that was asked; one from another address is dropped where a route leads it inside"
+                "and port that were asked; others are dropped where a route leads them inside"
             )
             parts = regions.items() if context.state.devices else ()
             ways = [way for family, region in parts if (way := _unbound_reply(context, uplink, family, region))]

@@ -66,10 +66,11 @@ def without_absent_devices(state: NetState, spec: Spec) -> Spec:
 def restrict_to_present(state: NetState, spec: Spec) -> tuple[Spec, dict[str, None]]:
     """Return the specification restricted to devices that are up, and notes of the parts left out.
 
-    A state without devices, such as a compiled one, restricts nothing.
+    A state without devices is a compiled one, whose assumed routes name all, or printed by nft and ip: no packet leaves
+    by a device that no route names.
     """
     if not state.devices:
-        return spec, {}
+        return _restrict_to_routed(state, spec)
     up = [device.name for device in state.devices if device.up and device.name != "lo"]  # nothing leaves by lo
     notes: dict[str, None] = {}
     uplinks = []
@@ -88,6 +89,18 @@ def restrict_to_present(state: NetState, spec: Spec) -> tuple[Spec, dict[str, No
         if not matching:
             notes[f"no packet was tried by {pattern}: no such device is up"] = None
     return evolve(spec, uplinks=tuple(uplinks), inside=tuple(inside)), notes
+
+
+def _restrict_to_routed(state: NetState, spec: Spec) -> tuple[Spec, dict[str, None]]:
+    """Return the specification restricted to the devices inside that routes name; nothing if there are no routes."""
+    routed = {hop.device for route in state.routes for hop in route.all_nexthops if hop.device is not None}
+    absent = [
+        pattern for pattern in spec.inside or () if routed and not any(device_matches(pattern, name) for name in routed)
+    ]
+    if not absent:
+        return spec, {}
+    notes = {f"no packet was tried by {pattern}: no route names such a device": None for pattern in absent}
+    return evolve(spec, inside=tuple(pattern for pattern in spec.inside or () if pattern not in absent)), notes
 
 
 def device_matches(pattern: str, name: str) -> bool:

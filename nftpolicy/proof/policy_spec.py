@@ -132,7 +132,7 @@ def _reply(uplink: str, answer: Answer) -> ReplySpec:
         four = Region({"protocol": points(ICMP), "fragment": points(0), "icmp.type": points(0)})
         return ReplySpec(answer.name, origin, _to_sources({4: (four,), 6: icmpv6_regions((129,))}, answer.source))
     headers = _ports((answer.port,), "sport")
-    return ReplySpec(answer.name, origin, _to_sources({4: headers, 6: headers}, answer.source))
+    return ReplySpec(answer.name, origin, _to_sources({4: headers, 6: headers}, answer.source), answer.exclusive)
 
 
 def _to_sources(

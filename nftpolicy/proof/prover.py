@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from ..netstate.state import NetState
 from .answer_cases import answer_assumptions
+from .asked_replies import check_asked_replies
 from .assumptions import add_assumed_environment, without_absent_devices
 from .bypass import environment_assumptions
 from .context import ProofContext
@@ -51,6 +52,8 @@ def prove(state: NetState, spec: Spec, progress: Progress = lambda _: None, usab
         if state.devices and full_state.routes != state.routes:  # of a kernel: the routes that are there decide
             present_state = add_assumed_environment(state, spec, uplink_routes=False)[0]
             context = ProofContext(present_state, spec.devices, spec.masks)
+        for uplink in spec.uplinks:
+            findings += check_asked_replies(context, spec, uplink)
         unusable, skipped = check_usability(context, spec)
         findings += unusable
         assumed += skipped

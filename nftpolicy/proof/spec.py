@@ -162,11 +162,15 @@ class ExemptionSpec:
 
 @frozen
 class ReplySpec:
-    """Replies allowed by an `answer`: header conditions by family, sent back by the uplink."""
+    """Replies allowed by an `answer`: header conditions by family, sent back by the uplink.
+
+    `exclusive`: also those whose source address the kernel selects, while a default route leads inside.
+    """
 
     name: str
     origin: OriginPath
     headers: Mapping[int, tuple[Region, ...]]
+    exclusive: bool = False
 
 
 @frozen

@@ -79,7 +79,7 @@ def usability_cases(context: ProofContext, spec: Spec, inside: tuple[str, ...] =
         if uplink.resolver is not None:
             yield from (by_clat(context, uplink, _by_any_device(uplink, case)) for case in _dns(uplink, spec))
         yield from forward_cases(context, uplink, spec)
-    yield from _inside(spec, inside)
+    yield from _inside(context, spec, inside)
 
 
 def _by_any_device(uplink: UplinkSpec, case: UsabilityCase) -> UsabilityCase:
@@ -313,14 +313,28 @@ def _sent_by_services(spec: Spec, packet: Packet) -> Iterator[tuple[UplinkSpec, 
                 yield uplink, service, evolve_packet(packet, **{owner.key: owner.number})
 
 
-def _inside(spec: Spec, patterns: tuple[str, ...]) -> Iterator[UsabilityCase]:
-    unnamed, dport, sport = _unnamed_id(spec), free_port(spec), free_source_port(spec)
-    sender = (UDP, sport) if sport is not None else (TCP, 40000)
+def _inside_sender(context: ProofContext, spec: Spec, family: int, bound: str | None) -> tuple[int, int]:
+    """Return the protocol and source port of packets that go inside: UDP, unless it may be an answer.
+
+    From an answered port, and from an address of another device, it may be one to a client at the uplink.
+    """
+    sport = free_source_port(spec)
+    route = context.model.router.lookup(family, REMOTE_ADDRESS[family], oif=bound, protocol=UDP, sport=sport or 0)
+    if sport is None:
+        return TCP, 40000
+    address_type = context.model.address_types.address_type
+    is_own = route.source is not None and address_type(family, parse_address(route.source), route.device) == "local"
+    return UDP if is_own else TCP, sport
+
+
+def _inside(context: ProofContext, spec: Spec, patterns: tuple[str, ...]) -> Iterator[UsabilityCase]:
+    unnamed, dport = _unnamed_id(spec), free_port(spec)
     for family in IP_FAMILIES:
         for pattern in spec.inside or ():
             remote, device = REMOTE_ADDRESS[family], sample_device(pattern)
             bound = device if family == 4 else None
             chosen = () if bound else patterns  # without a bound device, routes choose
+            sender = _inside_sender(context, spec, family, bound)
             packet = Packet(family, remote, None, *sender, uid=unnamed, gid=unnamed, bound=bound)
             if family == 4 or pattern == (spec.inside or ())[0]:
                 query = evolve_packet(packet, dport=DNS_PORT)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -36,6 +37,20 @@ def write_file(path: Path, content: bytes, mode: int = PRIVATE_FILE) -> None:
             new.unlink()
         raise
     sync_directory(path.parent)
+
+
+def write_named_file(path: Path, content: bytes, mode: int) -> None:
+    """Replace a file that a user named, as `write_file`.
+
+    In a directory of all users it may be a link or a pipe of another user; /dev/null is a device.
+
+    Raises:
+        OSError: also if it exists and is not a regular file.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise OSError(errno.EINVAL, "is not a regular file", str(path))
+    write_file(path, content, mode)
 
 
 def temporary_path(path: Path) -> Path:

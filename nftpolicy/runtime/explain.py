@@ -339,7 +339,7 @@ def compile_for(policy: Policy, ports: Mapping[str, Sequence[str]] | None = None
 def assumed_environment(policy: Policy) -> tuple[NetState, tuple[str, ...]]:
     """Return the assumed environment of a policy, if no machine is given, and its description.
 
-    The machine has no known address but those that masquerading needs; each routing table has its default route.
+    The machine has no known address but those that a rule asks for; each routing table has its default route.
     """
     rules = [IpRule(family, 0, table=TABLE_LOCAL, protocol=_RTPROT_KERNEL) for family in (4, 6)]
     rules += [IpRule(family, _PRIORITY_MAIN, table=TABLE_MAIN, protocol=_RTPROT_KERNEL) for family in (4, 6)]
@@ -355,9 +355,12 @@ def assumed_environment(policy: Policy) -> tuple[NetState, tuple[str, ...]]:
         routes += [Route(family, table, device=device, protocol=0, metric=1) for family in (4, 6)]
         table_name = "main" if table == TABLE_MAIN else table
         descriptions.append(f"table {table_name} has a default route by {device}")
-    masquerading = [forward.uplink for forward in policy.forward.values() if forward.masquerade]
-    for index, name in enumerate(dict.fromkeys(masquerading)):
-        device = policy.uplink[name].devices[0]
+    # Where a rule asks for the device of a source address, each device of a route needs one.
+    masquerading = {forward.uplink for forward in policy.forward.values() if forward.masquerade}
+    has_udp_answers = any(map(answered_udp_ports, policy.uplink.values()))
+    named = [uplink.devices[0] for name, uplink in policy.uplink.items() if has_udp_answers or name in masquerading]
+    named += [device.replace("*", "0") for device in policy.inside[:1] if has_udp_answers]
+    for index, device in enumerate(named):
         texts = [format_address(family, assumed_address(family, index)) for family in (4, 6)]
         routes += [
             Route(

@@ -28,8 +28,8 @@ def make_directory(path: Path, mode: int = PRIVATE_DIRECTORY) -> None:
     """
     for parent in reversed(path.parents):
         if not parent.exists():
-            parent.mkdir(exist_ok=True)
-            parent.chmod(PRIVATE_DIRECTORY)
+            parent.mkdir(PRIVATE_DIRECTORY, exist_ok=True)
+            parent.chmod(PRIVATE_DIRECTORY)  # under a strict umask too
     path.mkdir(mode=mode, exist_ok=True)
     os.close(open_directory(path, mode))
 

@@ -15,7 +15,7 @@ from ..exceptions import NftpolicyError
 from ..netstate.formats import router_snapshot
 from ..netstate.formats.json_text import describe_json_error, encode_json, parse_json
 from ..netstate.formats.snapshot_codec import decode_value, encode_value
-from ..netstate.formats.state_check import require_valid
+from ..netstate.formats.state_check import is_device_name, require_valid
 from ..netstate.state import NetState, ports_of_devices
 from ..policy.errors import PolicyText
 from ..policy.load import AccountLookup, load
@@ -133,7 +133,7 @@ def decode_snapshot(text: bytes) -> Snapshot:
         raise SnapshotError(f'not a snapshot of this version: its key "format" is not {FORMAT!r}')
     try:
         snapshot = decode_value(document, Snapshot)
-        _require_printable(snapshot)
+        _require_valid_texts(snapshot)
         return snapshot
     except ValueError as error:
         version = document.get("program")
@@ -141,9 +141,12 @@ def decode_snapshot(text: bytes) -> Snapshot:
         raise SnapshotError(f"damaged, or of another version (it is of nftpolicy {version}): {error}") from None
 
 
-def _require_printable(snapshot: Snapshot) -> None:
+def _require_valid_texts(snapshot: Snapshot) -> None:
     """Check the texts of a snapshot that messages name. Raises ValueError."""
-    texts = [snapshot.program, snapshot.kernel, snapshot.time, *snapshot.assumptions, *snapshot.devices]
+    for device in snapshot.devices:
+        if not is_device_name(device):
+            raise ValueError(f"{device!r} is not the name of a device")
+    texts = [snapshot.program, snapshot.kernel, snapshot.time, *snapshot.assumptions]
     if snapshot.policy is not None:
         texts += [snapshot.policy.name, *(text for kind, name, _ in snapshot.policy.accounts for text in (kind, name))]
     for text in texts:

@@ -30,7 +30,8 @@ COMMANDS = (
     ["verify", "--live"],
     ["explain", "--to", "192.0.2.1"],
     ["explain", "--to", "192.0.2.1", "--json"],
-    ["snapshot"],
+    ["snapshot", "/run/snapshot"],
+    ["verify", "--snapshot", "/run/snapshot"],
     ["probe"],
     ["apply", POLICY],
 )

@@ -116,6 +116,30 @@ def test_seccomp_marker_reads_arguments_as_the_kernel() -> None:
         assert run(marking, RAW) == [*(f"{kind} {VALUE}" for kind in kinds), "EPERM"]
 
 
+PRIVILEGED = textwrap.dedent(
+    """
+    import socket
+    for family, kind, protocol in (
+        (socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP),
+        (socket.AF_INET6, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.IPPROTO_UDP),
+        (socket.AF_INET, 10, socket.htons(3)),  # SOCK_PACKET: AF_PACKET in old programs
+    ):
+        try:
+            print(socket.socket(family, kind, protocol).type)
+        except PermissionError:
+            print("refused")
+    """
+)
+
+
+def test_seccomp_marker_lends_no_capability() -> None:
+    """The marker could open raw sockets, which the user of dnsmasq cannot."""
+    control = subprocess.run([sys.executable, "-c", PRIVILEGED], capture_output=True, text=True, check=True).stdout
+    assert "refused" not in control, "the control: root opens them"
+    with SocketCallMarker(VALUE, MASK) as marking:
+        assert run(marking, PRIVILEGED) == ["refused"] * 3
+
+
 def test_marked_cgroup_verify_removes_cgroup() -> None:
     try:
         with by_cgroup() as group:

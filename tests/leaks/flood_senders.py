@@ -4,7 +4,6 @@ Each function sends until its process is killed.
 """
 
 import itertools
-import os
 import random
 import socket
 import struct
@@ -131,9 +130,10 @@ def restore_times(count: int, pause: float, limit: float) -> list[float]:
     """Flush the ruleset a number of times; return the seconds until both tables of the guard are back, each time."""
     from nftpolicy.kernel.libnft import Nft
     from nftpolicy.kernel.netlink.nft_counters import read_table_names
+    from nftpolicy.kernel.session_priority import change_session_nice
 
     nft, wanted, times = Nft(), {("inet", "nftpolicy"), ("netdev", "nftpolicy")}, []
-    os.nice(-10)  # it measures
+    change_session_nice(-10)  # it measures
     for _ in range(count):
         time.sleep(pause)
         begin = time.monotonic()

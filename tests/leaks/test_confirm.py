@@ -167,7 +167,7 @@ def test_watch_restarts_killed_timer(made: Guarded) -> None:
     finally:
         watch.terminate()
         _, log = watch.communicate(timeout=limit(20))
-    assert log.count(b"confirm timer") == 2
+    assert log.count(b"confirm timer") >= 2  # more on a slow machine, before the new one holds its lock
     assert b"started again" in log
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests.guarded_lab import Guarded, guarded_lab, watching
 from tests.lab import addresses as at
 from tests.lab.limits import limit
+from tests.lab.netns import Namespace, wait_until
 from tests.leaks.test_forged_arrivals import DATAGRAM, DOMAIN, SERVICE, answering
 
 WILDCARD, BOUND, PKTINFO = "wildcard", "bound", "pktinfo"
@@ -119,13 +120,76 @@ def test_wildcard_reply_is_counted(made: Guarded, family: int) -> None:
     assert made.counters()["inet/wan.misrouted-reply"] == before + 1
 
 
-@families
-@pytest.mark.parametrize("mode", [WILDCARD, BOUND])
-def test_udp_reply_without_policy_goes_into_mesh(made: Guarded, family: int, mode: str) -> None:
+def other_port_goes_inside(made: Guarded, family: int, host: Namespace, client: str) -> bool:
+    """Ask a server that replies by a new socket on the address that was asked (TFTP); return True if it goes inside."""
+    address = made.lab.wan_address(family) or ""
+    with (
+        made.lab.node.socket(DOMAIN[family], DATAGRAM) as server,
+        made.lab.node.socket(DOMAIN[family], DATAGRAM) as second,
+        host.socket(DOMAIN[family], DATAGRAM) as asking,
+    ):
+        server.settimeout(limit(5))
+        server.bind((address, SERVICE))
+        second.bind((address, 0))
+        asking.bind((client, 0))
+        asking.sendto(b"request", (address, SERVICE))
+        assert server.recv(100) == b"request"
+        token = os.urandom(8).hex().encode()
+        made.lab.mesh_sniffer.drain()
+        for _ in range(2):
+            with suppress(PermissionError):
+                second.sendto(token, asking.getsockname()[:2])
+        return made.lab.mesh_sniffer.wait_for(lambda frame: token in frame.payload, 0.3) is not None
+
+
+def test_udp_reply_without_policy_goes_into_mesh(made: Guarded) -> None:
     """Positive control: main leads it there, a wildcard's from the address of the mesh."""
-    with made.off(), exchange(made, family, mode, True) as talk:
-        talk.ask()
-        assert talk.reply() == MESH
+    with made.off():
+        for family in at.FAMILIES:
+            for mode in (WILDCARD, BOUND):
+                with exchange(made, family, mode, True) as talk:
+                    talk.ask()
+                    assert talk.reply() == MESH, (family, mode)
+            assert other_port_goes_inside(made, family, made.lab.neighbour, at.NEIGHBOUR[family])
+
+
+def test_reply_from_another_port_never_goes_inside(made: Guarded) -> None:
+    """To conntrack it begins a flow, which main leads into the mesh: the test before this one is the control."""
+    with watching(made.lab) as watch:
+        for family in at.FAMILIES:
+            assert not other_port_goes_inside(made, family, made.lab.neighbour, at.NEIGHBOUR[family])
+            assert not other_port_goes_inside(made, family, made.lab.server, at.SERVER[family])
+        assert (watch.unmarked, watch.stray) == (0, 0)
+    assert made.nftpolicy("verify", "--live").stdout.startswith("proved")
+
+
+@families
+def test_flow_inside_outlives_forged_request(made: Guarded, family: int) -> None:
+    """A host at the WAN with the address of one inside ends no flow with that from the WAN's address."""
+    address, inside = made.lab.wan_address(family) or "", at.GATEWAY[family]
+    made.lab.neighbour.ip(f"-{family} address add {inside} dev lo" + " nodad" * (family == 6))
+    try:
+        with ExitStack() as stack:
+            ours, later = (stack.enter_context(made.lab.node.socket(DOMAIN[family], DATAGRAM)) for _ in range(2))
+            forger = stack.enter_context(made.lab.neighbour.socket(DOMAIN[family], DATAGRAM))
+            peer = stack.enter_context(made.lab.mesh.socket(DOMAIN[family], DATAGRAM))
+            peer.settimeout(limit(5))
+            peer.bind((inside, 0))
+            for each in (ours, later):
+                each.bind((address, 0))
+                each.connect(peer.getsockname()[:2])
+            ours.send(b"first")
+            assert peer.recv(100) == b"first"
+            forger.bind((inside, 0))
+            forger.sendto(b"request", (address, SERVICE))
+            listed = f"nft list set inet nftpolicy wan.askers{family}".split()
+            wait_until(lambda: inside in made.lab.node.run(listed).stdout, 5, "the forged request")
+            with pytest.raises(PermissionError):
+                later.send(b"the control: to the guard, a reply")
+            ours.send(b"again")
+            assert peer.recv(100) == b"again"
+    finally:
+        made.lab.neighbour.ip(f"-{family} address del {inside} dev lo")
 
 
 @families
@@ -203,6 +267,9 @@ def test_wildcard_server_replies_from_exclusive_port(made: Guarded) -> None:
                     assert inside.recv(100) == b"to a network inside"
                 assert watch.unmarked == 0
         assert made.nftpolicy("verify", "--live").stdout.startswith("proved")
+        made.lab.node.ip("rule del priority 895")
+        report = made.nftpolicy("verify", "--live", check=False).stdout
+        assert report.startswith("REFUTED") and f"udp/{SERVICE} of a server that is bound to no address" in report
     finally:
         made.file.write_text(text)
         made.apply()

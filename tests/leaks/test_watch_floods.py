@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,16 +77,22 @@ def memory(process: int) -> int:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
+def started_watch(node: Namespace) -> subprocess.Popen[bytes]:
+    """Apply the policy and start the daemon with the priority that its unit gives it; wait for the first proof."""
+    node.run([PROGRAM, "apply", POLICY], env=ENVIRONMENT)
+    log = node.outside(LOG)
+    with log.open("wb") as file:
+        watch = node.popen(["nice", "-n", "-10", PROGRAM, "watch", "--json"], env=ENVIRONMENT, stderr=file, stdout=file)
+    wait_until(lambda: '"proof"' in log.read_text(), 20, "the first proof")
+    return watch
+
+
 def test_nothing_leaves_under_all_floods_at_once(machine: Machine) -> None:
     node = machine.node
     unmarked = node.spawn(floods.send_unmarked, WAN, "192.0.2.1", 300)
     wait_until(lambda: machine.leaked() > 100, 10, "the control: without the guard the flood leaves")
-    node.run([PROGRAM, "apply", POLICY], env=ENVIRONMENT)
+    watch = started_watch(node)
     log = node.outside(LOG)
-    with log.open("wb") as file:
-        # -10: as the unit of systemd starts it
-        watch = node.popen(["nice", "-n", "-10", PROGRAM, "watch", "--json"], env=ENVIRONMENT, stderr=file, stdout=file)
-    wait_until(lambda: '"proof"' in log.read_text(), 20, "the first proof")
     machine.forget()
     before = memory(watch.pid)
     senders: list[tuple[Namespace, Callable[..., None], tuple[object, ...], dict[str, int]]] = [
@@ -115,6 +122,23 @@ def test_nothing_leaves_under_all_floods_at_once(machine: Machine) -> None:
     assert statistics.median(times) < limit(0.1)
     watch.send_signal(signal.SIGTERM)
     assert watch.wait(limit(20)) == 0
+
+
+def test_guard_is_back_soon_under_router_advertisements(machine: Machine) -> None:
+    node = machine.node
+    unmarked = node.spawn(floods.send_unmarked, WAN, "192.0.2.1", 300)
+    wait_until(lambda: machine.leaked() > 100, 10, "the control: without the guard the flood leaves")
+    watch = started_watch(node)
+    machine.forget()
+    advertiser = machine.neighbour.spawn(floods.advertise, "far0", 1000)
+    count = max(10, int(SECONDS / PAUSE))
+    times = node.call(floods.restore_times, count, PAUSE, limit(20), timeout=limit(20) + 10 * SECONDS)
+    machine.neighbour.end(advertiser)
+    node.end(unmarked)
+    assert machine.leaked() == 0
+    print(f"1,000 advertisements a second: {distribution(times)}; {memory(watch.pid)} KiB", file=sys.stderr)
+    assert statistics.quantiles(times, n=10)[-1] < limit(0.1)
+    assert memory(watch.pid) < MAX_MEMORY
 
 
 def distribution(times: list[float]) -> str:

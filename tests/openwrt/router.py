@@ -46,7 +46,7 @@ class Router:
         place.chmod(0o755)
 
     def real(self, name: str) -> None:
-        """Restore the real program."""
+        """Put the real program there, in place of a stand-in or of none."""
         self._link(name, tool(name))
 
     def write(self, policy: Policy, link_guard: bool = True) -> None:

@@ -128,6 +128,26 @@ def test_watch_ends_monitors_of_a_killed_one(router: Router) -> None:
     wait_until(lambda: len(monitors()) == 2 and not monitors() & before, 20, "the monitors of the second watch")
 
 
+def test_watch_events_reach_root_alone(router: Router) -> None:
+    """A user who reads from the pipe of `watch` would take its events, and the end of a repair."""
+    learned(router, wan=["192.0.2.1"])
+    router.start("watch")
+    wait_until(router.state("monitors").exists, 20, "the monitors")
+    found = [path.name for path in router.state("").iterdir() if not path.is_symlink()]
+    assert {"events", "wan.servers", "alive"} <= {*found}
+
+    def readable() -> set[str]:
+        return {
+            name
+            for name in found
+            if router.space.run(["test", "-r", f"{STATE}/{name}"], False, uid=65534).returncode == 0
+        }
+
+    assert readable() == {"wan.servers"}
+    router.state("events").chmod(0o644)
+    assert "events" in readable(), "the control"
+
+
 # The mark of the resolver
 
 

@@ -138,7 +138,20 @@ def test_tree_names_of_any_policy_are_shell_words(policy: Policy) -> None:
     for path, one in tree.build_tree(policy).items():
         if one.executable:
             assert subprocess.run(["sh", "-n"], input=one.text, text=True, check=False).returncode == 0, path
-    kinds = {"policy", "rule4", "rule6", "route4", "route6", "sysctl", "own", "port", "resolver", "servers", "uplink"}
+    kinds = {
+        "policy",
+        "rule4",
+        "rule6",
+        "route4",
+        "route6",
+        "sysctl",
+        "own",
+        "port",
+        "resolver",
+        "servers",
+        "uplink",
+        "flush",
+    }
     assert {line.split()[0] for line in tree.build_tree(policy)[tree.PLAN_PATH].text.splitlines()} <= kinds
 
 

@@ -228,6 +228,21 @@ def test_runner_second_apply_changes_nothing(applied: Router) -> None:
     assert "nftpolicy" not in log.read_text()
 
 
+def test_runner_ignores_elements_that_packets_add(router: Router) -> None:
+    """The next reconcile would load the guard again, and its counters would begin at 0."""
+    text = GLUON.read_text().replace('["ssh", "ping"]', '["ssh", "ping", "udp/69"]')
+    policy = load(text.encode())[0]
+    router.write(policy)
+    router.nftpolicy("apply")
+    values = {"ipv4_addr": "192.0.2.9", "ipv6_addr": "2001:db8::9", "inet_service": "69"}
+    sets = [each for table in compile_policy(policy).tables for each in table.sets if "dynamic" in each.flags]
+    for each in sets:
+        element = " . ".join(values[part] for part in each.type)
+        router.ash("-c", f"nft add element inet nftpolicy {each.name} '{{ {element} }}'")
+    assert len(sets) == 8
+    assert right(router)
+
+
 def test_runner_ip_rule_repair_keeps_counters(applied: Router) -> None:
     """A repair of ip rules does not load the guard again; a new guard counts from 0."""
 
@@ -405,6 +420,18 @@ def test_runner_concurrent_applies_run_in_turn(router: Router) -> None:
 
 def test_runner_lock_of_ended_process_is_ignored(router: Router) -> None:
     router.ash("-c", f"mkdir -p {STATE}; ln -s 4194303 {STATE}/lock")
+    router.nftpolicy("apply")
+    assert right(router)
+    router.nftpolicy("release")
+
+
+def test_runner_lock_of_another_user_is_ignored(router: Router) -> None:
+    """After a kill, another user can have a process with the number in the lock, and with any words."""
+    words = [str(tool("sleep")), "60"]
+    stranger = router.space.popen(["nftpolicy", words[1]], uid=65534, executable=words[0])
+    number = Path(f"/proc/{stranger.pid}/status").read_text().partition("NSpid:")[2].split("\n")[0].split()[-1]
+    assert b"nftpolicy" in Path(f"/proc/{stranger.pid}/cmdline").read_bytes()
+    router.ash("-c", f"mkdir -p {STATE}; ln -s {number} {STATE}/lock")
     router.nftpolicy("apply")
     assert right(router)
     router.nftpolicy("release")

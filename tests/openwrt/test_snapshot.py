@@ -14,7 +14,7 @@ from nftpolicy.kernel.linux import Linux
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
 from nftpolicy.policy.mark import Mark
-from nftpolicy.proof.verdict import PROVED, REFUTED, UNKNOWN
+from nftpolicy.proof.verdict import PROVED, REFUTED, UNKNOWN, Unknown
 from nftpolicy.runtime.snapshot import Snapshot, decode_snapshot, take_snapshot
 from nftpolicy.runtime.verify import GivenUplink, Verification, verify_snapshot
 from tests.debug_output import more_known
@@ -90,6 +90,20 @@ def test_snapshot_of_guarded_router_is_proved(router: Router) -> None:
         assert name in assumptions
 
 
+def test_snapshot_with_flush_filter_has_no_refuted_leak(router: Router) -> None:
+    """Without the guard, the filter may stop the packets of a counterexample, as it does here."""
+    router.real("tc")
+    router.nftpolicy("apply")
+    by_shell, by_python = read(router), router.space.call(lambda: take_snapshot(Linux()))
+    assert "bpf" in router.space.run(["tc", "filter", "show", "dev", "eth0", "egress"]).stdout, "inconclusive"
+    assert [judge(taken).proof.verdict for taken in (by_shell, by_python)] == [PROVED, PROVED]
+    router.space.ip("route add default via 192.0.2.1")
+    router.space.nft("flush ruleset\n")
+    for taken in (read(router), router.space.call(lambda: take_snapshot(Linux()))):
+        leaks = [finding for finding in judge(taken).proof.findings if finding.property == "P1"]
+        assert {type(finding.result) for finding in leaks} == {Unknown}
+
+
 def test_snapshot_of_leaking_router_is_refuted(router: Router) -> None:
     router.nftpolicy("apply")
     assert judge(read(router)).proof.verdict == PROVED, "the control"
@@ -163,6 +177,20 @@ def test_snapshot_failure_is_one_message(
 def test_snapshot_to_missing_directory_fails(router: Router) -> None:
     done = snapshot(router, "/run/nowhere/file", check=False)
     assert (done.returncode, done.stderr) == (1, "snapshot: /run/nowhere/file cannot be written\n")
+
+
+def test_snapshot_replaces_regular_file_alone(router: Router) -> None:
+    file, victim = router.space.outside(FILE), router.space.outside("/run/victim")
+    victim.write_text("victim")
+    file.symlink_to("victim")
+    done = snapshot(router, FILE, check=False)
+    assert (done.returncode, done.stderr) == (1, f"snapshot: {FILE} is not a regular file\n")
+    assert (file.is_symlink(), victim.read_text()) == (True, "victim")
+    file.unlink()
+    file.write_text("older")
+    file.chmod(0o666)
+    snapshot(router, FILE)
+    assert (file.read_text()[-6:], file.stat().st_mode & 0o777) == ("@ end\n", 0o600)
 
 
 def test_snapshot_usage_error_is_2(router: Router) -> None:

@@ -1,8 +1,8 @@
-"""python -m tests.platforms.first_minute RELEASE ROOT TREE [WAY...]: from a fresh Debian to a guard, and back.
+"""python -m tests.platforms.first_minute ROOT TREE [WAY...]: from a fresh Debian to a guard, and back.
 
-Prints a transcript of each way: the package is installed, and then only what the program prints is typed. ROOT is the
-root directory of the release, TREE a source tree with the package in dist/. "fact:" lines are what was seen by packets.
-Exits with 1 if a fact does not hold.
+Prints a transcript of each way: only what the program has printed, or the README's quick starts have, is typed. ROOT is
+the root directory of the release, TREE a source tree with the package in dist/. "fact:" lines are what was seen by
+packets. Exits with 1 if a fact does not hold, or a command was printed nowhere.
 """
 
 import contextlib
@@ -33,10 +33,37 @@ _NOISE = re.compile(r"^\(Reading database| udp \*:20[0-9]{3}: ")  # the second: 
 _SHOWN = 14  # lines of an output in the transcript
 # A command prints this with its exit status when it has ended.
 _ENDED = "-ended-with-"
+_PROMPT = "root# "
+_INSTALL = "apt-get install ./dist/nftpolicy_*.deb"
+_PAGE = """# From a fresh Debian to a guard, and back
+
+Written by `script/matrix ways --write`: what was typed on Debian {}, in machines with systemd. Each command was printed
+by one before it, or is in the [README](../README.md) (Install, Quick starts); the script fails at any other. A `fact` is
+what was seen by packets at the far end of the uplink, with `open` as the control.
+"""
 
 
 class Broken(Exception):
-    """A fact does not hold, or a command that the program printed fails."""
+    """A fact does not hold, a command that the program printed fails, or one was printed nowhere."""
+
+
+def documented() -> str:
+    """Return the parts of the README that a new user reads before the first command."""
+    text = (debian_shell.ROOT / "README.md").read_text()
+    return text[text.index("\n## Install\n") : text.index("\n## Ready policies\n")]
+
+
+def page(debian: str, transcript: str) -> str:
+    """Return the page with the commands and facts of a transcript, without the output of the commands."""
+    lines = [_PAGE.format(debian)]
+    for line in transcript.splitlines():
+        if line.startswith("## "):
+            lines += ["```\n"] * (len(lines) > 1) + [f"{line}\n", "```sh"]
+        elif line.startswith(_PROMPT):
+            lines.append(line.removeprefix(_PROMPT))
+        elif line.startswith("fact: "):
+            lines.append(f"    # {line}")
+    return "\n".join([*lines, "```\n"])
 
 
 class Console:
@@ -64,6 +91,7 @@ class Console:
             errors="replace",
         )
         self.run(f"cd {_HOME}")
+        self._printed = documented()
 
     def run(self, command: str) -> tuple[int, str]:
         """Run a command of the shell; return its exit status and its output with errors."""
@@ -77,10 +105,16 @@ class Console:
             lines.append(line)
         raise Broken(f"{command}: the shell has ended: {''.join(lines)}")
 
-    def type(self, command: str) -> str:
-        """Run a command as a part of the transcript. Raises Broken if it fails."""
-        print(f"# {command}", flush=True)
+    def type(self, command: str, step: str = "") -> str:
+        """Run a command as a part of the transcript, and return its output.
+
+        `step` is what was printed, if not the command itself. Raises Broken if it was not, or if the command fails.
+        """
+        if (step or command) not in self._printed:
+            raise Broken(f"{step or command}: printed by no command, and not in the README")
+        print(f"{_PROMPT}{command}", flush=True)
         status, output = self.run(command)
+        self._printed += f"{output}\n"
         lines = [line for line in output.splitlines() if not _NOISE.search(line)]
         print("\n".join([*lines[:_SHOWN], *(["[...]"] if lines[_SHOWN:] else [])]), flush=True)
         if status:
@@ -109,10 +143,10 @@ def walk(way: Way, root: Path, tree: Path, folder: Path) -> None:
     """Go the way on a machine of its own. Raises Broken."""
     disk = folder / "disk"
     disk.mkdir()
-    install = "apt-get -qq update; apt-get -q -y install ./dist/nftpolicy_*.deb"
-    done = debian_shell.run(root, tree, install, _fresh(folder, "apt"), 900, disk)
-    print(f"\n## {way.name}\n\n# apt-get install ./nftpolicy_*.deb", flush=True)
-    if done.returncode:
+    quiet = f"apt-get -qq update; {_INSTALL.replace('install', '-q -y install')}"
+    done = debian_shell.run(root, tree, quiet, _fresh(folder, "apt"), 900, disk)
+    print(f"\n## {way.name}\n\n{_PROMPT}{_INSTALL}", flush=True)
+    if done.returncode or _INSTALL not in documented():
         raise Broken(done.stdout)
     with outside() as first, contextlib.ExitStack() as stack:
         files = {**way.files, **way.serve(first)}
@@ -176,6 +210,7 @@ def _booted(
 @contextlib.contextmanager
 def _rebooted(around: Outside) -> Iterator[Outside]:
     """Yield the same surroundings with a new kernel state for the machine: its devices have lost everything."""
+    print(f"{_PROMPT}reboot", flush=True)
     with Namespace("machine") as machine, Namespace("no lan") as lan:
         for device in (UPLINK, LAN):
             move = ["ip", "link", "set", device, "netns", str(machine.pid)]
@@ -194,22 +229,18 @@ def _enter(way: Way, console: Console, steps: list[str]) -> None:
             console.type("nftpolicy confirm")
             confirmed = True
         if step.startswith("start anew"):
-            console.type(f"systemctl restart {way.unit}")
+            console.type(f"systemctl restart {way.unit}", step)
         elif step == "nftpolicy resolver nftpolicy.toml" or " fastd " in step:
-            console.type(f"{step} >/tmp/log 2>&1 &")
+            console.type(f"{step} >/tmp/log 2>&1 &", step)
             console.run('started="$started $!"; sleep 2')
         else:
             if step.startswith("nftpolicy install"):
                 console.run("kill $started; sleep 2")
-            output = console.type(step)
-            if follow := re.search(
-                r"^next: (systemctl restart [\w@.-]+|ifdown and ifup the device)", output, re.MULTILINE
-            ):
-                console.type(follow[1].replace("ifdown and ifup the device", f"ifdown {UPLINK}; ifup {UPLINK}"))
+            _follow(console, console.type(step))
 
 
 def _edit(console: Console, file: str, lines: list[str]) -> None:
-    print(f"# editor {file}    # {', '.join(lines)}", flush=True)
+    print(f"{_PROMPT}editor {file}    # {', '.join(lines)}", flush=True)
     for line in lines:
         expression = rf"/^\[Interface\]/a {line}" if " = " in line else f"1i {line}"
         console.run(f"sed -i '{expression}' {file}")
@@ -220,13 +251,13 @@ def _leave(console: Console) -> None:
     output = console.type("nftpolicy uninstall")
     console.type("nftpolicy release")
     _follow(console, output)
-    console.type("apt-get -q -y purge nftpolicy")
+    console.type("apt-get -q -y purge nftpolicy", "apt-get purge nftpolicy")
 
 
 def _follow(console: Console, output: str) -> None:
     """Type the steps that a command names at its end."""
     for step in _NEXT.findall(output):
-        console.type(step.replace("ifdown and ifup the device", f"ifdown {UPLINK}; ifup {UPLINK}"))
+        console.type(step.replace("ifdown and ifup the device", f"ifdown {UPLINK}; ifup {UPLINK}"), step)
 
 
 def _require_open(leaks: Leaks, when: str) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.beside import debian_root
 
-from . import debian_shell, releases, tested_page
+from . import debian_shell, first_minute, releases, tested_page
 
 _INSTALL = """
 { apt-get -qq update; apt-get -q -y --no-install-recommends install ./dist/nftpolicy_*.deb; } >/tmp/apt 2>&1 ||
@@ -67,6 +67,7 @@ PARTS = {
     "ways": Part("three ways from a fresh system, and back", releases.fresh, "", r"^fact: (.*)"),
     "demo": Part("script/demo", releases.tools, _INSTALL + "script/demo", r"^(held: .* kinds)"),
 }
+_TRANSCRIPTS = debian_shell.ROOT / "docs" / "first-minutes.md"  # of the ways, on the release that ran last
 _INTRODUCTION = """
 Written by `script/matrix`: each release is a root directory made by debootstrap, with the Python packages, nft and systemd
 of the release, on the kernel of the machine that ran it.
@@ -83,7 +84,7 @@ def main() -> int:
         metavar="RELEASE|PART",
         help=f"{', '.join([*releases.RELEASES, *PARTS])}; default: all",
     )
-    parser.add_argument("--write", action="store_true", help="write the results into docs/tested.md")
+    parser.add_argument("--write", action="store_true", help="write docs/tested.md and docs/first-minutes.md")
     cache = os.environ.get("NFTPOLICY_MATRIX_CACHE", "/var/cache/nftpolicy-matrix")
     parser.add_argument(
         "--cache", type=Path, default=Path(cache), help="directory for the root directories (%(default)s)"
@@ -115,6 +116,8 @@ def _run(options: argparse.Namespace, release: str, part: Part, tree: Path) -> t
         words = [sys.executable, "-m", "tests.platforms.first_minute", str(root), str(tree)]
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
         print(done.stdout, file=sys.stderr, flush=True)
+        if options.write and done.returncode == 0:
+            _TRANSCRIPTS.write_text(first_minute.page(versions[0], done.stdout))
     found = re.findall(part.count, done.stdout, re.MULTILINE)
     result = "passed" if done.returncode == 0 and found else f"failed (exit status {done.returncode})"
     if result != "passed" and part.script:

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.lab.limits import PATIENCE
 from tests.lab.netns import Namespace, veth, wait_until
 from tests.lab.sniffer import Sniffer
 
@@ -21,7 +22,7 @@ _INSIDE_NET = {4: "203.0.113.", 6: "2001:db8:9::"}
 _BEYOND = {4: "198.51.100.77", 6: "2001:db8:77::77"}
 _LENGTH = {4: 24, 6: 64}
 _OWN, _GATEWAY, _NEIGHBOUR = 2, 1, 50
-_FLOW_SECONDS = 1  # of UDP, ICMP and established TCP
+_FLOW_SECONDS = max(1, round(PATIENCE))  # of UDP, ICMP and established TCP
 _FLUSH_FLOWS = struct.pack("=IHHII", 20, 0x0102, 5, 1, 0) + bytes(4)  # IPCTNL_MSG_CT_DELETE of all families
 _NETLINK_NETFILTER = 12
 PROGRAM = str(Path(sys.executable).with_name("nftpolicy"))

@@ -402,13 +402,17 @@ def effects_of(kind: str, options: bytes, direction: str = "egress") -> list[tup
     return [actor.effects for actor in filter_actors(values, "lan", direction, NAMES)]
 
 
-def gact(verdict: int) -> bytes:
-    return action("gact", attribute(2, struct.pack("=IIiii", 1, 0, verdict, 1, 1)))
+def gact(verdict: int, some: int | None = None) -> bytes:
+    """`some`: verdict for some packets (tc-actions(8), random)."""
+    random = b"" if some is None else attribute(3, struct.pack("=HHi", 1, 2, some))
+    return action("gact", attribute(2, struct.pack("=IIiii", 1, 0, verdict, 1, 1)) + random)
 
 
 ACTIONS = [
     *((gact(verdict), []) for verdict in (-1, 0, 3)),  # go on
     *((gact(verdict), [(Stop(device="lan"),)]) for verdict in (2, 4, 7)),  # drop, steal, redirect
+    (gact(0, some=3), []),
+    (gact(0, some=2), [(Stop(device="lan"),)]),
     *((action(kind), [(Stop(device="lan"),)]) for kind in ("gact", "police", "gate")),
     (action("csum"), []),
     (mirred(1, 3), [(Move("lan", "wan"),)]),
@@ -445,6 +449,15 @@ def test_tc_filter_effects_depend_on_kind() -> None:
     assert effects_of("bpf", word(11, 5)) == [ANY_EFFECT]  # an eBPF classifier may write the mark
     assert effects_of("bpf", attribute(5, bytes(8))) == []  # classic BPF can only classify
     assert effects_of("bpf", attribute(5, bytes(8)) + attribute(1, action("connmark"))) == [(MarkWrite(),)]
+
+
+@pytest.mark.parametrize(("operation", "verdict", "stops"), [(6, 0, True), (6, 2, True), (6, 0xFFFFFFFF, True),
+                                                            (6, 7, False), (6, 4, False), (0x16, 0, False)])  # fmt: skip
+def test_tc_classic_bpf_that_only_drops_is_a_stop(operation: int, verdict: int, stops: bool) -> None:
+    """It may redirect, too (TC_ACT_REDIRECT), or return a value of the packet."""
+    program = struct.pack("=HBBIHBBI", 0x20, 0, 0, 7, operation, 0, 0, verdict)
+    expected = (Stop(device="lan"),) if stops else ANY_EFFECT
+    assert effects_of("bpf", attribute(5, program) + word(8, 1)) == [expected]
 
 
 @pytest.mark.parametrize(

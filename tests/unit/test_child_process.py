@@ -3,6 +3,8 @@
 import os
 import select
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -43,6 +45,13 @@ def test_child_killed_by_signal_raises_child_failed() -> None:
     assert raised.value.signal == signal.SIGKILL
 
 
+def test_child_killed_by_signal_prints_nothing() -> None:
+    text = "import os; from nftpolicy.kernel.child_process import run_in_child; run_in_child(os.abort)"
+    done = subprocess.run([sys.executable, "-X", "faulthandler", "-c", text], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1].endswith("ChildFailed: ended by signal 6")
+    assert "Fatal Python error" not in done.stderr
+
+
 def test_child_that_exits_early_raises_child_failed() -> None:
     def work() -> bytes:
         os._exit(3)
@@ -69,10 +78,10 @@ def test_child_process_descriptor_can_be_polled() -> None:
         return os.read(reader, 1)
 
     with ChildProcess(work, nice=1) as child:
-        assert not child.read_available()
+        assert not child.has_ended()
         os.write(writer, b"!")
-        while not child.read_available():
-            assert select.select([child.descriptor], [], [], 10)[0]
+        assert select.select([child.descriptor], [], [], 10)[0]
+        assert child.has_ended()
         assert child.result() == b"!"
     os.close(reader)
     os.close(writer)

@@ -7,7 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer.core
 
 from nftpolicy.cli import common
 from nftpolicy.cli.main import COMMANDS
@@ -220,8 +219,8 @@ def test_interrupt_from_a_terminal_is_status_130(tmp_path):
         process.send_signal(signal.SIGINT)
         said = process.communicate(timeout=limit(60))
         os.close(writer)
-    blank = b"\n" if not hasattr(typer.core, "HAS_RICH") else b""  # typer 0.7 ends the line of ^C
-    assert (process.returncode, said) == (128 + signal.SIGINT, (b"", blank))
+    assert process.returncode == 128 + signal.SIGINT
+    assert said in ((b"", b""), (b"", b"\n"))  # typer 0.7 ends the line of ^C
 
 
 def test_refuted_policy_is_status_1(tmp_path):

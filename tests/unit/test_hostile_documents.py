@@ -14,6 +14,7 @@ from nftpolicy.netstate.routing import IpRule, Nexthop, Route, Sysctl
 from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.proof.reproduce.script import reproduction_script
 from nftpolicy.runtime.snapshot import SnapshotError, decode_snapshot
+from tests.kernel.strange_names import DEVICES as DEVICE_NAMES
 from tests.unit.test_router_snapshot import LINKS, snapshot_text
 
 COMMAND = "id >/tmp/x"
@@ -96,6 +97,15 @@ def test_sysctl_path_stays_below_proc_sys(path: str) -> None:
         assert path not in reproduction_script(state, PACKET, "wan", "title")
     except ValueError as error:
         assert "is not the path of a sysctl" in str(error)
+
+
+def test_every_device_name_of_the_kernel_is_read() -> None:
+    for name in (name.decode("utf-8", "surrogateescape") for name in (*DEVICE_NAMES, b"a\x1d", b"\xc2\x85")):
+        state = NetState(devices=(Device(name, link=name),), sysctls=(Sysctl(f"net/ipv4/conf/{name}/rp_filter", "1"),))
+        assert decode_value(encode_value(state), NetState) == state
+    for name in ("", "..", "a b", "a/b", "a:b", "\udca0", "a\n", "x" * 16):
+        with pytest.raises(ValueError, match="is not valid"):
+            decode_value(encode_value(NetState(devices=(Device(name),))), NetState)
 
 
 @pytest.mark.parametrize("text", HOSTILE)

@@ -32,6 +32,7 @@ RULES = [
     ({"priority": 40, "src": "all", "ipproto": "tcp", "table": "1000"}, "priority 40 from all ipproto 6 lookup 1000"),
     ({"priority": 50, "src": "all", "tos": "0x10", "oif": "a0", "action": "8"}, "priority 50 from all tos 0x10 oif a0 prohibit"),
     ({"priority": 51, "src": "all", "iif": "z", "iif_detached": None, "action": "blackhole"}, "priority 51 from all iif z blackhole"),
+    ({"priority": 50, "src": "all", "dport": 53, "dport_mask": "0xffff", "table": "9"}, "priority 50 from all dport 53 lookup 9"),
     ({"priority": 51, "src": "all", "action": "7"}, "priority 51 from all unreachable"),
     ({"priority": 52, "src": "all", "l3mdev": None}, "priority 52 from all l3mdev"),
     ({"priority": 54, "src": "all", "nop": None}, "priority 54 from all nop"),
@@ -107,6 +108,7 @@ def test_dead_and_linkdown_flags_of_nexthops_are_read():
         ({"tun_id": 5}, "tun_id 5"),
         ({"flowlabel": "0x5"}, "flowlabel 0x5"),
         ({"dscp": "EF"}, "dscp EF"),
+        ({"dport": 1, "dport_mask": "0x1"}, "dport mask 1"),  # and so it matches port 3, too
         ({"ipproto": "hopopt6"}, "ipproto hopopt6"),
         ({"suppress_ifgroup": "wan"}, "suppress_ifgroup wan"),
     ],

@@ -4,7 +4,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.netstate.routing import IpRule, Route
+from nftpolicy.netstate.routing import IpRule, Nexthop, Route
 from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.policy.scalars import parse_answer
 from nftpolicy.proof.answer_cases import answer_assumptions
@@ -137,6 +137,15 @@ def test_state_without_devices_restricts_nothing() -> None:
     assert present(Spec((UPLINK,), ("lan",))) == (Spec((UPLINK,), ("lan",)), [])
 
 
+def test_device_inside_that_no_route_names_is_left_out() -> None:
+    spec = Spec((UPLINK,), ("lan*", "tun*", "wg0"))
+    hops = (Nexthop("tun3"), Nexthop("wan0"))
+    routes = (Route(4, 255, "192.0.2.1/32", "local", device="lan7"), Route(6, 254, "default", nexthops=hops))
+    found, notes = restrict_to_present(NetState(routes=routes), spec)
+    assert found == evolve(spec, inside=("lan*", "tun*"))
+    assert list(notes) == ["no packet was tried by wg0: no route names such a device"]
+
+
 def test_absent_and_stopped_devices_are_left_out_and_named() -> None:
     spec = Spec((UPLINK, evolve(UPLINK, name="lte", devices=("lte",))), ("lan*", "guest", "dmz"))
     devices = [Device(name) for name in ("lo", "wan0", "port1", "lan1", "lan2", "guest")]
@@ -162,14 +171,14 @@ DEVICES = tuple(
 @pytest.mark.parametrize(
     ("devices", "routes", "end"),
     [
-        ((), IPV4, "where a route leads it inside"),
+        ((), IPV4, "where a route leads them inside"),
         (DEVICES, IPV4[:-1], "true now of one that is bound to no address and selects none: "
          "to 198.51.100.9 by wan from 192.0.2.2"),
         (DEVICES, IPV4, "false now of one that is bound to no address and selects none: "
          "to 198.51.100.9 by lan from 192.0.2.34"),
         (DEVICES, (*IPV4[:-1], Route(4, 254, "default", "unreachable")), "false now of one that is bound to no "
          "address and selects none: to 198.51.100.9 no route"),
-        (DEVICES, (*IPV4[:1], *IPV4[2:]), "where a route leads it inside"),  # no address on wan
+        (DEVICES, (*IPV4[:1], *IPV4[2:]), "where a route leads them inside"),  # no address on wan
     ],
 )  # fmt: skip
 def test_assumption_about_udp_servers_has_the_way_now(devices, routes, end) -> None:

@@ -127,6 +127,18 @@ def test_misplaced_route_stays_if_adding_fails() -> None:
     assert [each.table for each in memory.held] == [1]
 
 
+def test_repair_comes_before_routes_but_not_for_ever() -> None:
+    memory = RouteMemory(DEFAULT)
+    keeper = RouteKeeper(memory, lambda: True)
+    keeper.set_policy(POLICY)
+    for turn in range(1, 4):
+        assert memory.done == [], turn
+        keeper.process(ChangeSet())
+        memory.at = keeper.due()
+    keeper.process(ChangeSet())
+    assert [each.table for each in memory.held] == [1]
+
+
 def test_failed_route_listing_is_repeated() -> None:
     memory = RouteMemory(DEFAULT)
     memory.refuse["by"] = errno.ENOBUFS

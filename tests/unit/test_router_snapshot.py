@@ -122,10 +122,18 @@ def test_part_that_was_not_read_is_named(changes, subject, missing):
     assert missing in looks(snapshot_text(**changes))[subject].missing
 
 
+TC_CLASSIC = """qdisc clsact ffff: dev br0 parent
+filter br0 filter protocol all pref 73 bpf chain 0
+filter br0 filter protocol all pref 73 bpf chain 0 handle 0x1 direct-action not_in_hw bytecode '1,{}'"""
+
+
 @pytest.mark.parametrize(
     ("changes", "subject", "location"),
     [
         ({"tc": "qdisc clsact ffff: dev br0 parent\nfilter br0 filter protocol all pref 1 u32"}, TC, "filters on br0"),
+        ({"tc": TC_CLASSIC.format("6 0 0 7")}, TC, "which the file does not have whole"),
+        ({"tc": TC_CLASSIC.format("6 0 0 2") + "\nfilter br0 action order 1: mirred"}, TC, "does not have whole"),
+        ({"tc": TC_CLASSIC.format("6 0 0 2")}, TC, "filters on br0: classic BPF"),
         ({"tc": "qdisc ingress ffff: dev br0 parent ffff:fff1 ingress_block 5"}, TC, "filters on br0"),
         ({"xdp_sockets": "XDP  1088  2  -1"}, AF_XDP, "AF_XDP sockets: 2"),
         ({"xfrm": "src 192.0.2.1 dst 192.0.2.2\n\toutput-mark 0x1/0xffffffff"}, XFRM, "output-mark"),

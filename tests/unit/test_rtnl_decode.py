@@ -220,6 +220,13 @@ def test_port_mask_of_all_bits_is_no_selector(kind: int) -> None:
     assert decoded_rule(header + attribute(kind, b"\xff\xff")).unknown == ()
 
 
+@pytest.mark.parametrize(("ports", "mask"), [(23, 28), (24, 29)])
+def test_rule_with_a_port_mask_may_match_other_ports(ports: int, mask: int) -> None:
+    header = struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 100, 0, 0, 1, 0)
+    rule = decoded_rule(header + attribute(ports, b"\x01\x00\x01\x00") + attribute(mask, b"\x01\x00"))
+    assert (rule.sports, rule.dports, len(rule.unknown)) == (None, None, 1)
+
+
 def test_state_flags_of_a_rule_are_no_selectors() -> None:
     states = 0x1 | 0x4 | 0x8 | 0x10  # permanent, unresolved, input and output device absent
     rule = decoded_rule(struct.pack("=BBBBBBBBI", 2, 0, 0, 0, 100, 0, 0, 1, states | 0x60))

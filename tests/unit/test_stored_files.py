@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from nftpolicy.runtime.apply import pending_confirm
 from nftpolicy.runtime.apply.history import History
 from nftpolicy.runtime.apply.journal import InterruptedChange, Journal
 from nftpolicy.runtime.apply.state_dir import Locked, StateDir
-from nftpolicy.runtime.atomic_file import write_file
+from nftpolicy.runtime.atomic_file import write_file, write_named_file
 from nftpolicy.runtime.file_lock import LockTimeout, exclusive_lock, is_locked
 
 # --- atomic replacement ----------------------------------------------------------------------
@@ -40,6 +41,37 @@ def test_umask_does_not_change_the_mode(tmp_path: Path, options: dict[str, int],
     finally:
         os.umask(previous)
     assert stat.S_IMODE((tmp_path / "state").stat().st_mode) == expected
+
+
+PLANTED: dict[str, Callable[[Path], object]] = {
+    "link": lambda path: path.symlink_to("victim"),
+    "link to nothing": lambda path: path.symlink_to("absent"),
+    "pipe": os.mkfifo,
+    "directory": Path.mkdir,
+}
+
+
+@pytest.mark.parametrize("kind", PLANTED)
+def test_named_file_that_is_not_regular_is_kept(tmp_path: Path, kind: str) -> None:
+    """As another user may plant it in /tmp, where root writes a script."""
+    victim, named = tmp_path / "victim", tmp_path / "named"
+    victim.write_bytes(b"victim")
+    PLANTED[kind](named)
+    before = named.lstat()
+    with pytest.raises(OSError, match="is not a regular file"):
+        write_named_file(named, b"new", 0o755)
+    assert (named.lstat().st_mode, named.lstat().st_ino) == (before.st_mode, before.st_ino)
+    assert (victim.read_bytes(), stat.S_IMODE(victim.stat().st_mode) & 0o111) == (b"victim", 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["named", "victim"]
+
+
+@pytest.mark.parametrize("words", [["snapshot", "--script"], ["init", "--force"]])
+def test_command_writes_no_file_through_a_link(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "named").symlink_to("victim")
+    command = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()", *words, str(tmp_path / "named")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode in (2, 4, 5), done.stderr
+    assert (tmp_path / "named").is_symlink() and not (tmp_path / "victim").exists()
 
 
 def test_file_is_synced_before_and_directory_after_the_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.platforms import tested_page
+from tests.platforms import first_minute, tested_page
 from tests.platforms.tested_page import PAGE, Row, merged, with_section, write
 
 ROW = Row("12.11", "6.1.0", "1.0.6", "3.11.2", "252", "demo", "passed", "0 of 9 | packets", "2026-11-30")
@@ -49,3 +49,9 @@ def test_page_of_the_project_has_both_sections() -> None:
 
 def test_head_has_a_cell_for_each_column() -> None:
     assert len({line.count("|") for line in [*tested_page.head(), *tested_page.lines([ROW])]}) == 1
+
+
+def test_page_of_the_ways_has_commands_and_facts() -> None:
+    text = "## laptop\n\nroot# nftpolicy init\n1. nftpolicy check\n[...]\nfact: open\n\n## server\n\nroot# reboot\n"
+    way = "## laptop\n\n```sh\nnftpolicy init\n    # fact: open\n```\n\n## server\n\n```sh\nreboot\n```\n"
+    assert first_minute.page("13.1", text).partition("\n\n## ")[2] == way.removeprefix("## ")

@@ -71,6 +71,24 @@ def test_module_in_working_directory_is_not_imported(tmp_path: Path) -> None:
     assert "table" in said("-m", "nftpolicy", "compile", ruleset, "--to", "json")
 
 
+def test_package_imports_no_module_of_a_user(tmp_path: Path) -> None:
+    """Root may have the HOME of a user, as after `sudo -E`."""
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    site = tmp_path / ".local/lib" / version / "site-packages"
+    site.mkdir(parents=True)
+    (site / "usercustomize.py").write_text("print('HIJACKED')\n")
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+
+    def said(*options: str) -> str:
+        command = [getattr(sys, "_base_executable", sys.executable), *options, "-c", "print(1)"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+    assert said() == "HIJACKED\n1\n", "the control"
+    assert said("-sP") == "1\n"
+    for recipe in ("debian/rules", "rpm/nftpolicy.spec", "arch/PKGBUILD"):
+        assert " -sP" in (ROOT / "packaging" / recipe).read_text(), recipe
+
+
 def test_checkout_as_working_directory_is_kept() -> None:
     done = subprocess.run([sys.executable, "-m", "nftpolicy", "--version"], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.startswith("nftpolicy ")

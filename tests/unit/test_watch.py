@@ -115,6 +115,7 @@ class PipeEvents:
     def __init__(self) -> None:
         (self.damage, self.damage_writer), (self.news_descriptor, self.news_writer) = os.pipe(), os.pipe()
         self.descriptors = (self.damage, self.news_descriptor)
+        self.guard_descriptor = self.damage
 
 
 def test_news_wake_the_loop_seldom() -> None:
@@ -126,7 +127,9 @@ def test_news_wake_the_loop_seldom() -> None:
     poll.mute_news()
     assert poll.due() == pytest.approx(100.05)
     assert poll.wait(clock[0]) == []
+    assert not poll.is_guard_changed()
     os.write(events.damage_writer, b"x")
+    assert poll.is_guard_changed()
     assert poll.wait(clock[0]) == [events.damage]
     clock[0] = 101.0
     assert set(poll.wait(clock[0])) == {events.damage, events.news_descriptor}

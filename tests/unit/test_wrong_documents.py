@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.unit import test_policy_errors as policies
 from tests.unit.command_line import run_here
 
 RULESET = b'{"nftables": [{"metainfo": {"version": "1.0.6", "json_schema_version": 1}}]}'
@@ -120,3 +121,15 @@ def test_file_that_is_not_uci_is_named(tmp_path):
         assert (status, output) == (2, "")
         assert errors.startswith(f"nftpolicy: {tmp_path}: no uplink found: ")
         assert errors.count("\n") == 1
+
+
+def test_each_fault_of_a_policy_has_one_answer(tmp_path):
+    file = tmp_path / "policy.toml"
+    for good, bad, key, words in policies.BAD:
+        file.write_text(policies.GOOD.replace(good, bad))
+        status, output, errors = run_here("check", file)
+        assert (status, output) == (2, ""), errors
+        answers = [line for line in errors.splitlines() if line.startswith(f"nftpolicy: {file}:")]
+        assert [words in line and f" {key}: " in line for line in answers].count(True) == 1, errors
+        others = [line for line in errors.splitlines() if line not in answers]
+        assert all(line.startswith("    ") for line in others), errors  # lines of the source, and carets

@@ -17,6 +17,7 @@ LONG = "a" * 16
 WRONG = {
     "nosuch": "there is no command 'nosuch'",
     "chek": "there is no command 'chek' (did you mean 'check'?)",
+    "./check": "there is no command './check' (did you mean 'check'?)",
     "--nosuch": "--nosuch: no such option",
     "--versoin": "--versoin: no such option (did you mean --version?)",
     "--version=1": "--version: takes no value",
@@ -101,6 +102,7 @@ WRONG = {
     "completion": "SHELL: missing; give one of bash, zsh, fish",
     "completion fsh": "SHELL: 'fsh' is not one of bash, zsh, fish (did you mean 'fish'?)",
     "import openwt": "there is no command 'openwt' (did you mean 'openwrt'?)",
+    "import ./router": "there is no command './router'",
     "import openwrt": "DIR: missing",
     "import openwrt /dev/zero": "/dev/zero: not a directory; give a directory that has etc/config, or a copy of /etc/config",
     "rollback x": "N: expected a whole number, got 'x'",

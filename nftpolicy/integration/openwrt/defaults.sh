@@ -1,7 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-2-Clause
-# nftpolicy: adds the sections of the policy to /etc/config/network and dhcp. Runs once, before the network starts;
-# a second run changes nothing.
+# nftpolicy: adds the sections of the policy to /etc/config/network and dhcp, before the network starts.
 
 names() { uci -q show "$1" | sed -n "s/^$1\.\([A-Za-z0-9_]*\)=$2\$/\1/p"; }
 
@@ -62,7 +61,8 @@ device_of() {
 	device=${device%% *}
 	case $device in
 	@*) [ "$2" = 0 ] || device_of "${device#@}" $(($2 - 1)) ;;
-	/*) echo wwan0 ;; # the control device of a modem
+	# The control device of a modem.
+	/*) echo wwan0 ;;
 	*) echo "$device" ;;
 	esac
 }

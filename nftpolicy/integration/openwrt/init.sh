@@ -33,11 +33,12 @@ resolver() {
 	fi
 	mkdir -p "$STATE"
 	[ -e "$STATE/$name.servers" ] || : >"$STATE/$name.servers"
+	# With ubus, dnsmasq keeps CAP_NET_RAW, which allows it to set marks (Linux 5.17).
 	procd_open_instance "resolver-$name"
 	procd_set_param command /usr/sbin/dnsmasq --keep-in-foreground --conf-file=/dev/null --no-hosts \
 		--pid-file="$STATE/resolver-$name.pid" --user="$user" --port="$port" --bind-interfaces \
 		--resolv-file="$STATE/$name.servers" --all-servers --dns-forward-max=1000 --cache-size=0 --proxy-dnssec --edns-packet-max=1232 \
-		--enable-ubus="nftpolicy.$name" # with ubus it keeps CAP_NET_RAW, which allows it to set marks (Linux 5.17)
+		--enable-ubus="nftpolicy.$name"
 	for option in $options; do procd_append_param command "$option"; done
 	# In decimal: libpacketmark parses it by atoi(3).
 	procd_set_param env LD_PRELOAD="$MARKS" LIBPACKETMARK_MARK="$mark"

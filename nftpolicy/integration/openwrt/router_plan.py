@@ -21,6 +21,7 @@ from ...netstate.nft import FULL_MASK, Chain
 from ...netstate.routing import ROUTE_TYPES, IpRule, Route
 from ...policy.objects import DNS_PORT, Policy, Uplink
 from ..dnsmasq_servers import domain_values, server_value
+from .flush_filter import bpdu_filter, drop_filter, pass_filter
 
 _ROUTE_TYPES = {name: number for number, name in ROUTE_TYPES.items()}
 _PORT = "/"  # placeholder for a bridge port; not valid in a device name
@@ -38,6 +39,7 @@ def router_plan(policy: Policy, link_guard: bool = True) -> CheckedText:
         lines.append(fill("sysctl {path} {value}", path=sysctl_path(sysctl.path), value=int(sysctl.value)))
     if link_guard:
         lines += [line for uplink in policy.uplink.values() for line in _egress_chains(policy, uplink)]
+        lines += [line for name in policy.uplink for line in _flush_filters(policy, name)]
     lines += [line for name, uplink in policy.uplink.items() for line in _resolver(name, uplink)]
     for name, uplink in policy.uplink.items():
         devices = join(" ", map(device_name, uplink.devices))
@@ -119,6 +121,30 @@ def _egress_chains(policy: Policy, uplink: Uplink) -> Iterator[CheckedText]:
             if chain.hook and chain.hook.device in (device, _PORT):
                 keyword = word("own" if chain.hook.device == device else "port")
                 yield join(" ", [keyword, device_name(device), _chain_body(chain)])
+
+
+def _flush_filters(policy: Policy, name: str) -> Iterator[CheckedText]:
+    """Yield the filters of an uplink: where (its devices, the ports of bridges, both), preference, program, devices."""
+    uplink = policy.uplink[name]
+    exempt = pass_filter(policy, name)
+    if exempt is None:
+        return
+    filters = [
+        ("both", 71, exempt),
+        ("own", 73, drop_filter(uplink.mark)),
+        ("port", 73, drop_filter(uplink.mark, True)),
+    ]
+    if uplink.stp:
+        filters.append(("port", 72, bpdu_filter(name)))
+    devices = join(" ", map(device_name, uplink.devices))
+    for place, preference, program in filters:
+        yield fill(
+            "flush {place} {pref} {program} {devices}",
+            place=word(place),
+            pref=preference,
+            program=program,
+            devices=devices,
+        )
 
 
 def _chain_body(chain: Chain) -> CheckedText:

@@ -1,10 +1,10 @@
 #!/bin/sh
 # SPDX-License-Identifier: BSD-2-Clause
-# nftpolicy on a router: applies a compiled policy and keeps the kernel in that state. Needs nft, and the ip of
-# iproute2 (ip-tiny or ip-full). The compiled policy is in /usr/share/nftpolicy. Errors go to standard error.
+# nftpolicy on a router: applies the policy in /usr/share/nftpolicy and keeps the kernel in that state.
 # Exit status: 0 the policy is in force, 1 it is not, 2 usage error, 4 a program or file is missing.
 set -uf
-umask 022
+# A reader of the pipe of "watch" would take its events.
+umask 077
 
 ROOT=${NFTPOLICY_ROOT:-}
 STATE=${NFTPOLICY_STATE:-/var/run/nftpolicy}
@@ -210,7 +210,7 @@ accepted_link_text() {
 # Packets add the elements of the sets *.peers4 and the like, so these are left out.
 list_table() {
 	nft -s list table "$1" "$2" 2>/dev/null | sed -e 1d -e '/^$/d' -e '/^	flags dormant$/d' \
-		-e '/^	set [^ ]*\.\(peers\|asked\)[46] {$/,/^	}$/{/elements = {.*}$/d;/elements = {/,/}$/d;}'
+		-e '/^	set [^ ]*\.\(peers\|asked\|askers\|not-local\)[46] {$/,/^	}$/{/elements = {.*}$/d;/elements = {/,/}$/d;}'
 }
 
 # Print the expected listing of a table: load it as a dormant table with another name, and list that.
@@ -269,9 +269,59 @@ load_guard() {
 	*) text="$guard$NL$link" ;;
 	esac
 	if ! echo "$text" | nft -f - 2>/dev/null; then
-		rm -f "$STATE/link.taken" # to be checked again
+		# To be checked again.
+		rm -f "$STATE/link.taken"
 		case "$*" in *inet*) echo "$guard" | nft -f - 2>/dev/null || block "the kernel rejected the guard" ;; esac
 	fi
+}
+
+# --- the flush filter: no flush of nft removes it ------------------------------------------------
+
+# Print device, preference and program of each filter of tc. 71 and 72 pass packets, 73 drops those without the mark.
+# Not of the devices of SQM, whose qdisc for packets that arrive has the place of clsact.
+flush_filters() {
+	shaped=$(uci -q show sqm 2>/dev/null)
+	while read -r kind where pref program devices; do
+		[ "$kind" = flush ] || continue
+		for device in $devices; do
+			case $shaped in *"interface='$device'"*) continue ;; esac
+			[ "$where" = port ] || echo "$device $pref $program"
+			[ "$where" = own ] || for port in $(bridge_ports "$device"); do echo "$port $pref $program"; done
+		done
+	done <"$PLAN"
+}
+
+load_filters() {
+	command -v tc >/dev/null || return 0
+	filters=$(flush_filters)
+	delete_filters "$filters"
+	echo "$filters" | while read -r device pref program; do
+		set --
+		[ "$pref" != 73 ] || set -- da
+		tc qdisc add dev "$device" clsact
+		tc filter replace dev "$device" egress pref "$pref" handle 1 bpf "$@" bytecode "$(echo "$program" | sed '@EXPANSION@;s/_/ /g')"
+	done 2>/dev/null
+	cache flush "$(echo "$filters" | sed 's/ .*//' | sort -u)"
+}
+
+# Delete the filters of devices that are not in the given lines.
+delete_filters() {
+	[ ! -e "$STATE/flush" ] || while read -r device; do
+		case "$NL$1" in *"$NL$device "*) continue ;; esac
+		for pref in 73 72 71; do tc filter del dev "$device" egress pref "$pref" 2>/dev/null; done
+	done <"$STATE/flush"
+}
+
+# Print the devices that a flush of nft leaves open until the guard is back.
+unfiltered_devices() {
+	while read -r kind device _; do
+		case $kind in
+		own) ! device_exists "$device" || echo "$device" ;;
+		port) bridge_ports "$device" ;;
+		esac
+	done <"$PLAN" | while read -r device; do
+		tc filter show dev "$device" egress pref 73 2>/dev/null | grep -q bpf || echo "$device"
+	done
 }
 
 # Drop all packets to the uplinks. A file that the kernel rejects must not make fw4 fail as a whole.
@@ -302,14 +352,14 @@ differences() {
 
 uncovered_sockets() {
 	if [ ! -e "$SHARE/link.nft" ]; then
-		echo "not compiled: AF_PACKET sockets are not covered"
+		echo "not compiled"
 	elif [ -z "$(accepted_link_text)" ]; then
-		echo "this kernel has no netdev egress hook (kmod-nft-netdev, Linux 5.16): AF_PACKET sockets are not covered"
+		echo "this kernel has no netdev egress hook (kmod-nft-netdev, Linux 5.16)"
 	else
 		while read -r kind device _; do
 			[ "$kind" = own ] || continue
 			nft list chain netdev @TABLE@ "device-$(echo "$device" | tr @ /)" >/dev/null 2>&1 ||
-				echo "no egress chain on $device: AF_PACKET sockets are not covered there"
+				echo "no egress chain on $device"
 		done <"$PLAN"
 	fi
 }
@@ -324,7 +374,8 @@ resolver_pid() {
 		return
 	fi
 	set +f
-	grep -ls -e "--pid-file=$file" /proc/[0-9]*/cmdline | while read -r cmdline; do # ujail has the words of dnsmasq, too
+	# ujail has the words of dnsmasq, too.
+	grep -ls -e "--pid-file=$file" /proc/[0-9]*/cmdline | while read -r cmdline; do
 		case $(tr '\0' ' ' <"$cmdline" 2>/dev/null) in "/usr/sbin/dnsmasq "*) echo "$cmdline" | tr -cd 0-9 ;; esac
 	done
 	set -f
@@ -371,7 +422,7 @@ idle_uplinks() {
 
 status() {
 	remaining=$(differences)
-	if [ -e "$STATE/released" ]; then
+	if released; then
 		echo "policy @POLICY@: released; the uplinks are not guarded"
 	elif [ -z "$remaining" ]; then
 		echo "policy @POLICY@: in force"
@@ -379,7 +430,8 @@ status() {
 		echo "policy @POLICY@: not in force as compiled; run 'nftpolicy apply'$NL$remaining" | sed '2,$s/^/  /'
 	fi
 	[ "$(list_table inet @TABLE@ | grep -c '^	chain block {')" = 0 ] || echo "blocked: all packets to the uplinks are dropped"
-	uncovered_sockets | sed 's/^/link guard: /'
+	uncovered_sockets | sed 's/.*/link guard: &: AF_PACKET sockets are not covered/'
+	unfiltered_devices | sed 's/^/flush filter: none (tc-tiny, kmod-sched-bpf): a flush of nft lets packets pass on /'
 	idle_uplinks
 	while read -r kind name mark _; do
 		[ "$kind" = resolver ] || continue
@@ -409,7 +461,9 @@ update_servers() {
 		new=$(echo "$found" | sed -n '/^[0-9A-Fa-f:.]*[.:][0-9A-Fa-f:.]*\(%[A-Za-z0-9_.@-]*\)\{0,1\}$/s/^/nameserver /p' |
 			grep -v -e ' 127\.' -e ' ::1$' -e ' 0\.0\.0\.0$' -e ' ::$' | awk '!seen[$0]++')
 		[ -e "$STATE/$name.servers" ] && [ "$new" = "$(cat "$STATE/$name.servers")" ] && continue
-		echo "$new" | sed '/^$/d' >"$STATE/$name.servers.new" && mv "$STATE/$name.servers.new" "$STATE/$name.servers"
+		# The user of dnsmasq reads them.
+		echo "$new" | sed '/^$/d' >"$STATE/$name.servers.new" && chmod 644 "$STATE/$name.servers.new" &&
+			mv "$STATE/$name.servers.new" "$STATE/$name.servers"
 	done <"$PLAN"
 }
 
@@ -429,19 +483,27 @@ prepare() {
 	if ! mkdir -p "$STATE" || ! chmod 755 "$STATE" || ! : >"$STATE/alive"; then fail 1 "cannot write to $STATE"; fi
 }
 
+# Succeed if a process is this program, started by root: another user can give a process these words.
+is_runner() {
+	tr '\0' ' ' 2>/dev/null <"/proc/$1/cmdline" | grep -q nftpolicy &&
+		grep -q '^Uid:[[:space:]]*0[[:space:]]' "/proc/$1/status" 2>/dev/null
+}
+
 # Allow one process at a time. The lock is a symlink, created atomically; its target is the process ID.
 lock() {
 	tries=0
-	until ln -s "$$" "$STATE/lock" 2>/dev/null; do
+	# Of this subshell, which may outlive the watch that $$ is.
+	read -r own _ </proc/self/stat
+	until ln -s "$own" "$STATE/lock" 2>/dev/null; do
 		holder=$(readlink "$STATE/lock") || {
 			[ -w "$STATE" ] || fail 1 "cannot write to $STATE"
 			tries=$((tries + 1))
 			[ "$tries" -lt 50 ] || fail 1 "$STATE/lock cannot be created"
 			continue
 		}
-		if ! tr '\0' ' ' 2>/dev/null <"/proc/$holder/cmdline" | grep -q nftpolicy; then
+		if ! is_runner "$holder"; then
 			# Stale lock of a killed process. Move it first, so that a newer lock is not deleted.
-			mv "$STATE/lock" "$STATE/lock.$$" 2>/dev/null && rm -f "$STATE/lock.$$"
+			mv "$STATE/lock" "$STATE/lock.$own" 2>/dev/null && rm -f "$STATE/lock.$own"
 			continue
 		fi
 		tries=$((tries + 1))
@@ -474,6 +536,7 @@ apply() {
 	fi
 	apply_changes 4 "$changes4" -rule -route
 	apply_changes 6 "$changes6" -rule -route
+	load_filters
 	update_servers
 	remaining=$(differences)
 	case $remaining in
@@ -487,6 +550,8 @@ release() {
 	: >"$STATE/released" || fail 1 "cannot write to $STATE; nothing was changed"
 	if [ -e "$INCLUDE" ] && ! mv "$INCLUDE" "$INACTIVE"; then fail 1 "cannot move $INCLUDE; nothing was changed"; fi
 	restore_sysctls ''
+	delete_filters ''
+	rm -f "$STATE/flush"
 	for family in $(ip_families); do
 		apply_changes "$family" "$(kernel_rules "$family" | sed -n "s/^\(.*\) $OURS\$/-rule \1/p")" -rule
 		apply_changes "$family" "$(kernel_routes "$family" | sed 's/^/-route /')" -route
@@ -497,16 +562,19 @@ release() {
 	! nft list table inet @TABLE@ >/dev/null 2>&1 || fail 1 "the guard is still loaded"
 }
 
-# Apply the policy if the kernel differs from it, unless it was released.
+released() { [ -e "$STATE/released" ]; }
+
+# Apply the policy if the kernel differs from it, unless it was released: also while this waited for the lock.
 reconcile() {
-	[ ! -e "$STATE/released" ] || return 0
+	! released || return 0
+	(lock && ! released && load_filters)
 	[ -n "$(differences)" ] || return 0
-	(lock && apply) && log "restored after: $1"
+	(lock && ! released && apply) && log "restored after: $1"
 }
 
 # Restore the guard at once from prepared text; `reconcile` checks the rest.
 restore_guard() {
-	[ -e "$STATE/released" ] || guard_in_place || cat "$INCLUDE" "$STATE/link.taken" 2>/dev/null | nft -f - 2>/dev/null
+	released || guard_in_place || cat "$INCLUDE" "$STATE/link.taken" 2>/dev/null | nft -f - 2>/dev/null
 }
 
 # End the monitors of a watch that was killed. procd ignores SIGPIPE, and so do they.

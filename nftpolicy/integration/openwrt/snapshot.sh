@@ -186,5 +186,9 @@ if [ "$file" = - ]; then
 	exit
 fi
 umask 077
+# In a directory of all users it may be a link of another user.
+if [ -h "$file" ] || { [ -e "$file" ] && [ ! -f "$file" ]; }; then fail 1 "$file is not a regular file"; fi
 trap 'rm -f "$file"; exit 1' HUP INT TERM
+rm -f "$file"
+set -C # the file must not exist
 { printf '%s\n' "$text" >"$file"; } 2>/dev/null || fail 1 "$file cannot be written"

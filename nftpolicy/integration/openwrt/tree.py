@@ -15,12 +15,24 @@ from ...compiler.block import minimal_block_table
 from ...compiler.compile import compile_policy
 from ...compiler.sysctls import required_sysctls
 from ...exceptions import NftpolicyError
-from ...generated_text import CheckedText, CheckedValue, comment, device_name, fill, fill_marks, join, sysctl_path, word
+from ...generated_text import (
+    CheckedText,
+    CheckedValue,
+    comment,
+    device_name,
+    fill,
+    fill_marks,
+    join,
+    own_text,
+    sysctl_path,
+    word,
+)
 from ...netstate.formats import nft_text
 from ...netstate.nft import Table
 from ...netstate.routing import RTPROT_NFTPOLICY, SYSCTL_SEPARATORS
 from ...policy.objects import Policy
 from . import uci, uci_lint
+from .flush_filter import EXPANSION
 from .router_plan import router_plan
 
 CHECKSUMS_PATH = "usr/share/nftpolicy/files"  # checksums of all other files, in the form of sha256sum(1)
@@ -38,8 +50,8 @@ _SCRIPTS = {  # path -> template in this directory
 }
 
 _ENABLE_LINKS = ("etc/rc.d/S18nftpolicy",)  # by "enable" of the init script
-_COMMENT = re.compile(r"\s*#(?! shellcheck )")
-_HEAD = "# nftpolicy: {title}\n# Generated; change the policy, not this file.\n\n"
+_OMITTED = re.compile(r"\s*(#(?! shellcheck )|$)")  # comments and empty lines
+_HEAD = "# nftpolicy: {title}\n# Generated from the policy.\n\n"
 
 
 class UciLintError(NftpolicyError, ValueError):
@@ -84,6 +96,7 @@ def build_tree(policy: Policy, link_guard: bool = True) -> dict[str, TreeFile]:
         "PROTOCOL": RTPROT_NFTPOLICY,
         "TABLE": word(object_names.TABLE),
         "POLICY": word(policy.name),
+        "EXPANSION": EXPANSION,
         "BATCH": uci.render_batch(network),
         "TABLES": join("\n\t", map(_case_line, uci.uplink_attachments(policy))),
     }
@@ -113,7 +126,8 @@ def checksum_list(files_by_path: dict[str, TreeFile]) -> CheckedText:
 
 
 def _nft(title: str, table: Table) -> TreeFile:
-    return TreeFile(_with_head(title, nft_text.replaceable_table_text(table)))
+    # Without indentation: flash is scarce on a router.
+    return TreeFile(_with_head(title, own_text(nft_text.replaceable_table_text(table).replace("\t", ""))))
 
 
 def _with_head(title: str, text: CheckedText) -> CheckedText:
@@ -121,10 +135,10 @@ def _with_head(title: str, text: CheckedText) -> CheckedText:
 
 
 def _template(name: str) -> str:
-    """Return a script, without the comments below its head: flash is scarce on a router."""
+    """Return a script, without indentation and the comments below its head: flash is scarce on a router."""
     lines = (files(__package__) / name).read_text(encoding="utf-8").splitlines(keepends=True)
     head = list(takewhile(lambda line: line.startswith("#"), lines))
-    return "".join(head + [line for line in lines[len(head) :] if not _COMMENT.match(line)])
+    return "".join(head + [line.lstrip("\t") for line in lines[len(head) :] if not _OMITTED.match(line)])
 
 
 def _case_line(attachment: uci.UplinkAttachment) -> CheckedText:

@@ -28,6 +28,7 @@ _RULE_FLAGS = (
 _PREFERENCES = {0: "medium", 1: "high", 3: "low"}  # ICMPV6_ROUTER_PREF_*
 _UNSET = 0xFFFFFFFF  # of FRA_SUPPRESS_PREFIXLEN and FRA_SUPPRESS_IFGROUP
 _FULL_PORT = 0xFFFF
+_PORT_MASKS = {nl.FRA_SPORT_MASK: nl.FRA_SPORT_RANGE, nl.FRA_DPORT_MASK: nl.FRA_DPORT_RANGE}
 
 _RULE_ATTRIBUTES = frozenset(
     (
@@ -117,10 +118,10 @@ def decode_rule(raw: bytes, start: int, end: int) -> IpRule:
     family, dst_length, src_length, tos, table, _, _, number, flags = nl.FIB_RULE_HDR.unpack_from(raw, start)
     values = dict(attributes(raw, start + nl.FIB_RULE_HDR.size, end))
     action = _FR_ACT.get(number, f"action-{number}")
-    full_masks = {
-        kind for kind in (nl.FRA_SPORT_MASK, nl.FRA_DPORT_MASK) if native_integer(values.get(kind)) == _FULL_PORT
-    }
-    unknown = _unsupported(values, _RULE_SUPPORTED | full_masks, _RULE_NAMES, "selector")
+    for mask, ports in _PORT_MASKS.items():
+        if mask in values:  # a full one is none; with another one, other ports match too
+            values.pop(mask if native_integer(values[mask]) == _FULL_PORT else ports, None)
+    unknown = _unsupported(values, _RULE_SUPPORTED, _RULE_NAMES, "selector")
     if flags & ~_RULE_FLAGS:
         unknown.append(f"flags {flags & ~_RULE_FLAGS:#x}")
     if number not in _FR_ACT:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from attrs import frozen
 
-from ...netstate.bypass import ANY_EFFECT, TC, Actor, Effect, HeaderWrite, Look, MarkWrite, Move, Stop
+from ...netstate.bypass import ANY_EFFECT, TC, Actor, Effect, HeaderWrite, Look, MarkWrite, Move, Stop, only_drops
 from ...netstate.nft.expressions import FULL_MASK
 from .attributes import attribute, attributes, decode_text, native_integer, nested_attributes
 from .socket import NetlinkSocket
@@ -49,6 +49,7 @@ _BPF_OPS, _BPF_NAME, _BPF_ID = 5, 7, 11  # TCA_BPF_*; classic BPF has OPS and no
 _TEQL = "teql"  # begin of the name of a qdisc and of its device
 _RED_BLOCKS = (5, 6)  # TCA_RED_EARLY_DROP_BLOCK, TCA_RED_MARK_BLOCK
 _BPF_FLAGS, _BPF_DIRECT_ACTION = 8, 1  # TCA_BPF_FLAGS, TCA_BPF_FLAG_ACT_DIRECT
+_SOCK_FILTER = struct.Struct("=H2sI")  # operation, jumps, constant (include/uapi/linux/filter.h)
 _ACT_KIND, _ACT_OPTIONS = 1, 2  # TCA_ACT_*
 _MIRRED_PARMS, _MIRRED_BLOCK_ID = 2, 4
 _MIRRED = struct.Struct("=IIiiiiI")  # tc_gen: index, capab, action, refcnt, bindcnt; eaction, ifindex
@@ -56,7 +57,7 @@ _SKBEDIT_MARK, _SKBEDIT_MASK = 5, 10
 _SKBEDIT_PTYPE = 8
 _HARMLESS_ACTIONS = frozenset(("csum", "sample", "simple"))
 _STOPPING_ACTIONS = frozenset(("gact", "police", "gate"))
-_GACT_PARMS, _PASSING_VERDICTS = 2, (-1, 0, 3)  # TCA_GACT_PARMS; TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_PIPE
+_GACT_PARMS, _GACT_PROB, _PASSING_VERDICTS = 2, 3, (-1, 0, 3)  # TCA_GACT_*; TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_PIPE
 _HEADER_ACTIONS = frozenset(("nat", "pedit", "skbmod", "vlan", "mpls"))
 
 
@@ -153,11 +154,8 @@ def filter_actors(
     if kind not in _ACTIONS_OF_FILTER:
         yield Actor(f"{location}: {kind}", ANY_EFFECT)
         return
-    if kind == "bpf":
-        is_direct = native_integer(options.get(_BPF_FLAGS)) & _BPF_DIRECT_ACTION
-        is_classic = _BPF_ID not in options and _BPF_OPS in options
-        if is_direct or not is_classic:
-            yield Actor(f"{location}: bpf {decode_text(options.get(_BPF_NAME))}".rstrip(), ANY_EFFECT)
+    if kind == "bpf" and (effects := _program_effects(options, device, direction)):
+        yield Actor(f"{location}: bpf {decode_text(options.get(_BPF_NAME))}".rstrip(), effects)
     nested = options.get(_ACTIONS_OF_FILTER[kind], b"")
     for _, action in attributes(nested, 0, len(nested)):
         parts = nested_attributes(action)
@@ -165,6 +163,20 @@ def filter_actors(
         effects = action_effects(name, nested_attributes(parts.get(_ACT_OPTIONS)), device, direction, names)
         if effects:
             yield Actor(f"{location}: {_describe(name, effects)}", effects)
+
+
+def _program_effects(options: Mapping[int, bytes], device: str, direction: str) -> tuple[Effect, ...]:
+    """Return what the program of a filter can do. Classic BPF only classifies, or returns a verdict."""
+    if not options:
+        return ()  # the head of the list of filters with one preference
+    if _BPF_ID in options or _BPF_OPS not in options:
+        return ANY_EFFECT
+    if not native_integer(options.get(_BPF_FLAGS)) & _BPF_DIRECT_ACTION:
+        return ()
+    instructions = _SOCK_FILTER.iter_unpack(options[_BPF_OPS])
+    if only_drops((operation, value) for operation, _, value in instructions):
+        return (Stop(device=device, at_ingress=direction == "ingress"),)
+    return ANY_EFFECT
 
 
 def _describe(name: str, effects: Iterable[Effect]) -> str:
@@ -187,9 +199,12 @@ def action_effects(
 
 
 def _passes(options: Mapping[int, bytes]) -> bool:
-    """Decode struct tc_gact: index, capab, action, ..."""
-    parameters = options.get(_GACT_PARMS, b"")
-    return len(parameters) >= 12 and struct.unpack_from("=IIi", parameters)[2] in _PASSING_VERDICTS
+    """Decode struct tc_gact: index, capab, action, ...; and struct tc_gact_p: what happens to some packets."""
+    parameters, some = options.get(_GACT_PARMS, b""), options.get(_GACT_PROB, b"")
+    verdicts = [struct.unpack_from("=IIi", parameters)[2]] if len(parameters) >= 12 else [None]
+    if some:
+        verdicts.append(struct.unpack_from("=HHi", some)[2] if len(some) >= 8 else None)
+    return all(verdict in _PASSING_VERDICTS for verdict in verdicts)
 
 
 def _mirred(options: Mapping[int, bytes], device: str, names: Mapping[int, str]) -> tuple[Effect, ...]:

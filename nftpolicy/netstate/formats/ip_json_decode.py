@@ -44,7 +44,7 @@ _RULE_KEYS = frozenset((
     "priority", "not", "src", "srclen", "dst", "dstlen", "tos", "dsfield", "fwmark", "fwmask", "iif", "oif",
     "l3mdev", "uid_start", "uid_end", "ipproto", "sport", "sport_start", "sport_end", "dport", "dport_start",
     "dport_end", "table", "goto", "nop", "action", "suppress_prefixlen", "suppress_ifgroup", "protocol",
-    "family",
+    "family", "sport_mask", "dport_mask",
 ))  # fmt: skip
 _ROUTE_KEYS = frozenset((
     "type", "dst", "from", "tos", "gateway", "via", "dev", "table", "protocol", "scope", "prefsrc", "metric",
@@ -168,8 +168,12 @@ def _protocol(value: Any, missing: int) -> int:
     return _number(value, high=255) if str(value)[:1].isdigit() else _RT_PROTOCOLS.get(str(value), 0)
 
 
-def _port_range(item: _JsonObject, name: str) -> tuple[int, int] | None:
-    """Return a range of ports, or None."""
+def _port_range(item: _JsonObject, name: str, unknown: list[str]) -> tuple[int, int] | None:
+    """Return a range of ports, or None; a mask other than 0xffff is added to `unknown`, since other ports match too."""
+    mask = _number(item.get(f"{name}_mask", _MAX_PORT), high=_MAX_PORT)
+    if mask != _MAX_PORT:
+        unknown.append(f"{name} mask {mask}")
+        return None
     if name in item:
         port = _number(item[name], high=_MAX_PORT)
         return port, port
@@ -214,8 +218,8 @@ def _rule(item: _JsonObject, family: int) -> IpRule:
         _device(item.get("oif")),
         (_number(item["uid_start"]), _number(item["uid_end"])) if "uid_start" in item else None,
         _number_or_name(item, "ipproto", _L4, unknown, 255),
-        _port_range(item, "sport"),
-        _port_range(item, "dport"),
+        _port_range(item, "sport", unknown),
+        _port_range(item, "dport", unknown),
         _number_or_name(item, "tos" if "tos" in item else "dsfield", {}, unknown, 255) or 0,
         "not" in item,
         goto,

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from ...exceptions import NftpolicyError
 from .. import bypass
-from ..bypass import ANY_EFFECT, Actor, HeaderWrite, Look, MarkWrite, Move
+from ..bypass import ANY_EFFECT, Actor, HeaderWrite, Look, MarkWrite, Move, Stop, only_drops
 from ..routing import IpRule, Route, Sysctl
 from ..state import Device, NetState
 from .ip_json_decode import decode_routes, decode_rules
@@ -38,6 +38,10 @@ _QDISCS = frozenset(
      "pfifo_fast", "pie", "sfq", "tbf")
 )  # fmt: skip
 _HARMLESS_ENCAPSULATIONS = ("encap mpls", "encap ip", "encap ip6")
+_CLASSIC_BPF = re.compile(
+    r"filter protocol all pref \d+ bpf chain 0"
+    r"(?: handle \w+(?: direct-action)?(?: not_in_hw)? bytecode '\d+((?:,\d+ \d+ \d+ \d+)+)')?"
+)
 _FLOW = re.compile(r"(\d+) (\d+)")
 
 Result = TypeVar("Result")
@@ -287,6 +291,9 @@ def _traffic_control(part: _Part) -> Look:
             device = words[0]
             if words[1] in ("Error:", "RTNETLINK", "We"):
                 missing[f"filters on {device}: {' '.join(words[1:])}"] = None
+            elif _is_flush_filter(" ".join(words[1:])):
+                stops = (Stop(device=device), Stop(device=device, at_ingress=True))
+                actors.setdefault(device, Actor(f"tc filters on {device}: classic BPF", stops))
             else:
                 actors[device] = _tc_actor(device)
         elif line.strip():
@@ -294,6 +301,15 @@ def _traffic_control(part: _Part) -> Look:
                 part.first + index, "expected 'qdisc KIND HANDLE dev DEVICE' or 'filter DEVICE TEXT'"
             )
     return Look(bypass.TC, tuple(actors.values()), "", "; ".join(missing))
+
+
+def _is_flush_filter(text: str) -> bool:
+    """Return True for a line of `tc filter show` about a classic BPF program without actions that at most drops."""
+    match = _CLASSIC_BPF.fullmatch(text)
+    if match is None:
+        return False
+    instructions = (instruction.split() for instruction in (match[1] or "").split(",")[1:])
+    return only_drops((int(operation), int(value)) for operation, _, _, value in instructions)
 
 
 def _tc_actor(device: str) -> Actor:

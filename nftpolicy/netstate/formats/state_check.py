@@ -14,9 +14,10 @@ from ipaddress import ip_address, ip_interface
 from ..routing import IpRule, Nexthop, Route
 from ..state import Device, NetState
 
-_DEVICE_BYTES = 15  # dev_valid_name() of net/core/dev.c
 _WORD = re.compile(r"[A-Za-z0-9_.-]+")
-_SYSCTL = re.compile(r"[A-Za-z0-9_]+(/[A-Za-z0-9_.:@+-]+)+")
+# dev_valid_name() of net/core/dev.c
+_DEVICE_BYTES = 15
+_NOT_IN_DEVICES = frozenset(b"/:\t\n\v\f\r \xa0\0")
 
 
 def require_valid(state: NetState) -> None:
@@ -53,10 +54,10 @@ def _texts(state: NetState) -> Iterator[tuple[str, str, Callable[[str], bool], s
         yield "Sysctl", "value", str.isprintable, sysctl.value.replace("\t", " ")
 
 
-def _is_device(value: str) -> bool:
+def is_device_name(value: str) -> bool:
     """Return True for a name that the kernel accepts."""
-    special = value in ("", ".", "..") or any(char in "/:" or char.isspace() for char in value)
-    return not special and len(value.encode(errors="surrogateescape")) <= _DEVICE_BYTES
+    name = value.encode(errors="surrogateescape")
+    return value not in ("", ".", "..") and len(name) <= _DEVICE_BYTES and _NOT_IN_DEVICES.isdisjoint(name)
 
 
 def _is_other_name(value: str) -> bool:
@@ -84,7 +85,12 @@ def _is_word(value: str) -> bool:
 
 
 def _is_sysctl(value: str) -> bool:
-    return _SYSCTL.fullmatch(value) is not None and ".." not in value.split("/")
+    parts = value.split("/")
+    return len(parts) > 1 and _is_word(parts[0]) and all(map(_is_sysctl_part, parts))
+
+
+def _is_sysctl_part(part: str) -> bool:
+    return is_device_name(part) or (_is_word(part) and part not in (".", ".."))
 
 
 _OF_FAMILY: dict[type, tuple[str, ...]] = {
@@ -92,14 +98,20 @@ _OF_FAMILY: dict[type, tuple[str, ...]] = {
     Route: ("destination", "source", "prefsrc"),
 }
 _CHECKS: dict[type, dict[str, Callable[[str], bool]]] = {
-    Device: {"name": _is_device, "master": _is_device, "link": _is_device},
-    IpRule: {"action": _is_word, "source": _is_prefix, "destination": _is_prefix, "iif": _is_device, "oif": _is_device},
-    Nexthop: {"device": _is_device, "gateway": _is_address},
+    Device: {"name": is_device_name, "master": is_device_name, "link": is_device_name},
+    IpRule: {
+        "action": _is_word,
+        "source": _is_prefix,
+        "destination": _is_prefix,
+        "iif": is_device_name,
+        "oif": is_device_name,
+    },
+    Nexthop: {"device": is_device_name, "gateway": _is_address},
     Route: {
         "destination": _is_prefix,
         "kind": _is_word,
         "gateway": _is_address,
-        "device": _is_device,
+        "device": is_device_name,
         "prefsrc": _is_address,
         "source": _is_prefix,
         "preference": _is_word,

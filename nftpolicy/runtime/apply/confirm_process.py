@@ -39,13 +39,14 @@ class TimerConfig:
 def start_timer_process(config: TimerConfig, output: int) -> subprocess.Popen[bytes]:
     """Start the process, with its output to a file of subprocess.Popen. Never waits. Raises OSError."""
     package = str(Path(__file__).parents[3])
+    flags = "-sP" if sys.flags.no_user_site else "-P"
     present = [name for name in _PATH_VARIABLES if name in os.environ]
     absolute = {name: str(Path(os.environ[name]).absolute()) for name in present}
     with os.fdopen(os.memfd_create("nftpolicy"), "w+") as file:  # a pipe might be too small
         json.dump(asdict(config), file)
         file.seek(0)
         return subprocess.Popen(
-            [sys.executable, "-P", "-c", _START, package, "rollback", "--at-deadline"],
+            [sys.executable, flags, "-c", _START, package, "rollback", "--at-deadline"],
             stdin=file,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -30,6 +30,11 @@ class EventSource(Protocol):
         ...
 
     @property
+    def guard_descriptor(self) -> int:
+        """Return the descriptor for changes of nftables."""
+        ...
+
+    @property
     def news_descriptor(self) -> int:
         """Return the descriptor for new routes and addresses, which any neighbour can cause; -1: none."""
         ...

@@ -41,6 +41,12 @@ class EventPoll:
         for descriptor in (*self._events.descriptors, *more):
             self.poll.register(descriptor, select.POLLIN)
 
+    def is_guard_changed(self) -> bool:
+        """Return True if a change of nftables has arrived, which may be one of the guard."""
+        poll = select.poll()
+        poll.register(self._events.guard_descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
     def mute_news(self) -> None:
         """Let news wake the loop only after a while, so that a flood of them costs no more than a few."""
         if self._muted_until is None and self._events.news_descriptor in self._events.descriptors:

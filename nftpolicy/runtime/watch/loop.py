@@ -67,10 +67,10 @@ class Watch:
         self._machine = HostFacts()
         self._presence = DevicePresence(self.kernel)
         self._repairs = RepairLog(environment)
-        self._keeper = RouteKeeper(environment)
         self._reconcile_at: float | None = None
         self._compare_at = 0.0
         self._poll = EventPoll(environment.events, environment.now)
+        self._keeper = RouteKeeper(environment, self._poll.is_guard_changed)
         self._checks = CheckRunner(environment, self._poll.poll)
         self._sockets = SocketAudit(self.kernel, environment, self._poll.poll)
 

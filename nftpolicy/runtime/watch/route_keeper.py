@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from ...kernel.netlink.monitor import ChangeSet
 from ...kernel.netlink.route_mover import MAX_ROUTES, KernelRoute, RouteListing
@@ -31,6 +31,7 @@ _PAUSE, _PAUSE_IN_CONFLICT = 0.02, 1.0  # least seconds between two reads of the
 _COST_FACTOR = 4.0
 _CONFLICT_END = 10.0  # seconds without a move until a conflict is over
 _MAX_MOVES = 64  # in one turn
+_MAX_DELAYS = 3  # turns in a row that are given up for a repair
 # A route that comes back so often, each time within so many seconds, is left for a while.
 _MAX_RETURNS, _RETURN_SECONDS, _LEFT_SECONDS = 5, 5.0, 60.0
 _MAX_NAMED = 6  # routes named in a log line
@@ -39,9 +40,13 @@ _RETRY_LOCK = 0.1  # seconds until the next try for a lock that another process 
 
 
 class RouteKeeper:
-    """Route keeper of one watch daemon. Without `routes` in its environment it does nothing."""
+    """Route keeper of one watch daemon. Without `routes` in its environment it does nothing.
 
-    def __init__(self, environment: Environment) -> None:
+    A turn ends between two of its steps if `is_repair_due` returns True; a later turn does the rest.
+    """
+
+    def __init__(self, environment: Environment, is_repair_due: Callable[[], bool] = lambda: False) -> None:
+        self._is_repair_due, self._delays = is_repair_due, 0
         self._access, self._log, self._now = environment.routes, environment.log_event, environment.now
         self._state_dir = environment.applier.state_dir
         self._source: PolicySource | None = None
@@ -109,14 +114,26 @@ class RouteKeeper:
             self._log("conflict", {"over": "routes", "times": number, "moved": self._unlogged_moves})
             self._unlogged_moves = 0
 
+    def _is_delayed(self) -> bool:
+        """Return True, and request another turn, if a repair comes first."""
+        if self._delays >= _MAX_DELAYS or not self._is_repair_due():
+            return False
+        self._delays += 1
+        self._limiter.request()
+        return True
+
     def _place_routes(self, access: RouteAccess, now: float) -> None:
         self._withdraw_routers(access)
         listing = access.list_routes(self._targets)
+        if self._is_delayed():
+            return
         self._log_too_many(listing)
         kernel_routes = {kernel_route.route: kernel_route for kernel_route in listing.routes}
         addresses = access.addresses(self._targets)
         networks = route_placement.private_networks(addresses, self._unmarked, self._reachable)
         self._route_networks(access, networks, now)
+        if self._is_delayed():
+            return
         moves = route_placement.plan_moves(self._targets, kernel_routes, addresses)
         pauses = [end for route in moves.misplaced if (end := self._pause_end(route.route)) > now]
         self._first_seen = {
@@ -142,6 +159,7 @@ class RouteKeeper:
             self._limiter.request()
         settled = [first_seen + SETTLE_SECONDS for first_seen in self._first_seen.values()]
         self._later = earliest_deadline((self._later, *settled, *pauses))
+        self._delays = 0
         self._log_moves(moved, withdrawn, now)
 
     def _withdraw_routers(self, access: RouteAccess) -> None:

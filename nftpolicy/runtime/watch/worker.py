@@ -17,7 +17,7 @@ _NICENESS = 15  # added to that of the parent, which repairs
 
 
 class WorkerProcess:
-    """Child process and its JSON result. `descriptor` is readable when the result arrives.
+    """Child process and its JSON result. `descriptor` is readable at its end.
 
     The function must not use objects bound to sockets that the child shares with its parent.
     """
@@ -27,8 +27,8 @@ class WorkerProcess:
         self.started_at, self.descriptor = self._child.started, self._child.descriptor
 
     def is_finished(self) -> bool:
-        """Read available output; return True at its end. Never waits."""
-        return self._child.read_available()
+        """Return True if the child has ended. Never waits."""
+        return self._child.has_ended()
 
     def result(self) -> Any:
         """Return the result of the function, once the child has ended.

@@ -96,6 +96,8 @@ def boot() -> str:
     assert "proved" in proof.splitlines()[0].lower(), f"verify: {proof[:1500]}"
     for unit in UNITS:
         assert run(f"systemctl is-active {unit}", check=False).strip() == "active", f"{unit}: {_units()}"
+    group = run("cat /proc/$(systemctl show -P MainPID nftpolicy-watch)/autogroup").split()
+    assert group[1:] == ["nice", "-10"], f"the session of watch has the priority {group}"
     guard, network = _moment("nftpolicy-guard", "ActiveEnter"), _moment("systemd-networkd", "ExecMainStart")
     assert 0 < guard < network, f"the guard at {guard} us, networkd at {network} us"
     assert _send(MARKED, MARK, GID) > 0
