@@ -34,7 +34,9 @@ _MAX_PORT = 65534  # an ip rule cannot select port 65535 (fib_rule_port_range_va
 
 def ip_rules(policy: Policy) -> Iterator[IpRule]:
     """Yield all rules of this module, each once: answers of one port can have several sources, and ranges one end."""
-    yield from dict.fromkeys((*_device_rules(policy), *_exclusive_rules(policy), *_port_rules(policy)))
+    # Those to all hosts first: the kernel takes a narrower rule for one of them (fib4_rule_compare).
+    exclusive_rules = sorted(_exclusive_rules(policy), key=lambda rule: rule.destination is not None)
+    yield from dict.fromkeys((*_device_rules(policy), *exclusive_rules, *_port_rules(policy)))
 
 
 def _port_rules(policy: Policy) -> Iterator[IpRule]:

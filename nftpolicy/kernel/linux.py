@@ -60,6 +60,11 @@ def _device_sysctls(device: str) -> Iterable[str]:
     return (*ipv4, *ipv6)
 
 
+# Devices that a check has found to have the egress hook: lo, which cannot go away. To check again would hold the
+# kernel's mutex of nftables in an RCU grace period, while `watch` may wait for it with a repair.
+_hooked: set[str] = set()
+
+
 class Linux:
     """Kernel of this machine: see interface.Kernel."""
 
@@ -156,12 +161,17 @@ class Linux:
         return self._rtnetlink.bridge_ports(devices)
 
     def supports_egress_hook(self, device: str) -> bool:
+        if device in _hooked:
+            return True
         # A check is a transaction that the kernel never commits.
         table = nft.Table("netdev", "nftpolicy-probe")
         chain = nft.Chain("probe", (), nft.Hook("filter", "egress", 0, "accept", device))
         operations = (NftOperation("add", *table.key, table), NftOperation("add", *table.key, chain))
         probe = "".join(f"{nft_text.operation_text(operation)}\n" for operation in operations)
-        return self._nft.load(probe, check=True) is None
+        has_hook = self._nft.load(probe, check=True) is None
+        if has_hook and device == "lo":
+            _hooked.add(device)
+        return has_hook
 
     def route_mover(self) -> RouteMover:
         from .netlink.route_mover import RouteMover

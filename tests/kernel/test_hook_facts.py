@@ -236,7 +236,8 @@ def test_L20_frame_type_at_egress_differs_from_meta_protocol(
 
     # Frames of the kernel, such as reports of its groups, may be counted too, but not each time.
     runs = (two_links.counters_of(frame, 4, uid=0) for _ in range(3))
-    assert set.intersection(*runs) == expected | ALWAYS
+    by_version = {"is-arp", *READABLE} if bypass else set()  # Linux 6.12 reads the frame, 6.18 does not
+    assert set.intersection(*runs) - by_version == expected | ALWAYS
 
 
 def test_L20_device_without_link_header_has_no_frame_type(two_links: TwoLinkNode) -> None:

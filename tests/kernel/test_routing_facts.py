@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 
 import pytest
+from attrs import evolve
 
 from nftpolicy.kernel.netlink.rtnetlink import Rtnetlink
 from nftpolicy.netstate.routing import IpRule
@@ -217,3 +218,25 @@ def test_rules_to_any_network_are_written_whole(two_links: TwoLinkNode) -> None:
         return [rule for family in at.FAMILIES for rule in kernel.rules(family) if rule.priority == 890]
 
     assert two_links.node.call(write) == wanted
+
+
+def test_rule_to_all_is_added_beside_narrower_ones(two_links: TwoLinkNode) -> None:
+    """The kernel takes a narrower rule for it (EEXIST), and on deletion takes the first of them."""
+
+    def work() -> list[str]:
+        kernel, to_all = Rtnetlink(), IpRule(4, 890, table=100, iif="lo", protocol=78)
+        first, second, third = (evolve(to_all, destination=f"192.0.2.{number}/32") for number in (1, 2, 3))
+        for rule in (first, second, to_all):
+            kernel.change_rule("add", rule)
+        found = [kernel.rules(4)]
+        for rule in (to_all, first):
+            with pytest.raises(OSError, match="File exists"):
+                kernel.change_rule("add", rule)
+        found.append(kernel.rules(4))
+        kernel.change_rule("add", third)
+        kernel.change_rule("delete", to_all)
+        found.append(kernel.rules(4))
+        return [" ".join(str(rule.destination) for rule in rules if rule.priority == 890) for rules in found]
+
+    hosts = "192.0.2.1/32 192.0.2.2/32"
+    assert two_links.node.call(work) == [f"None {hosts}", f"None {hosts}", f"{hosts} 192.0.2.3/32"]

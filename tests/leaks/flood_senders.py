@@ -129,18 +129,21 @@ def open_sockets(number: int) -> None:
 def restore_times(count: int, pause: float, limit: float) -> list[float]:
     """Flush the ruleset a number of times; return the seconds until both tables of the guard are back, each time."""
     from nftpolicy.kernel.libnft import Nft
-    from nftpolicy.kernel.netlink.nft_counters import read_table_names
+    from nftpolicy.kernel.netlink import constants as nl
+    from nftpolicy.kernel.netlink.nft_counters import dump_table_names
+    from nftpolicy.kernel.netlink.socket import NetlinkSocket
     from nftpolicy.kernel.session_priority import change_session_nice
 
     nft, wanted, times = Nft(), {("inet", "nftpolicy"), ("netdev", "nftpolicy")}, []
     change_session_nice(-10)  # it measures
-    for _ in range(count):
-        time.sleep(pause)
-        begin = time.monotonic()
-        assert nft.load("flush ruleset\n") is None
-        while not wanted <= read_table_names():
-            if time.monotonic() > begin + limit:
-                raise TimeoutError("the guard is not back")
-            time.sleep(0.001)
-        times.append(time.monotonic() - begin)
+    with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
+        for _ in range(count):
+            time.sleep(pause)
+            begin = time.monotonic()
+            assert nft.load("flush ruleset\n") is None
+            while not wanted <= dump_table_names(netlink):
+                if time.monotonic() > begin + limit:
+                    raise TimeoutError("the guard is not back")
+                time.sleep(0.001)
+            times.append(time.monotonic() - begin)
     return times

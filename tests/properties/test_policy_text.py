@@ -89,7 +89,7 @@ def test_generated_policies_cover_every_feature():
     """Check the strategy that the other properties rely on."""
     seen = set()
 
-    @settings(max_examples=150, database=None, phases=[Phase.generate], derandomize=True)
+    @settings(max_examples=400, database=None, phases=[Phase.generate], derandomize=True)
     @given(policy_strategies.policies())
     def one(policy):
         seen.update(name for name, has in FEATURES.items() if name not in seen and has(policy))

@@ -17,7 +17,7 @@ from nftpolicy.policy.load import load
 from nftpolicy.policy.objects import Listen
 from nftpolicy.policy.scalars import parse_server
 from nftpolicy.runtime.resolver.discovery import DiscoveryTarget, ServerDiscovery
-from nftpolicy.runtime.resolver.dnsmasq import ResolverError, ResolverJob, _refresh
+from nftpolicy.runtime.resolver.dnsmasq import ResolverError, ResolverJob, _refresh, _start
 from nftpolicy.runtime.resolver.servers_file import LEAVING_SECONDS, ServersFile
 from nftpolicy.runtime.resolver.sources import (
     dhclient,
@@ -439,6 +439,22 @@ def test_resolver_on_full_disk_stops_with_an_error(tmp_path: Path) -> None:
         with pytest.raises(ResolverError, match=r"gone/servers.*: No such file or directory; stopped"):
             _refresh(job, learner, ServersFile(job.servers_file))
     assert log_lines == []
+
+
+class RefusedMarking:
+    """Marking of sockets that the kernel refuses in the child."""
+
+    def before_exec(self) -> None:
+        raise PermissionError("no cgroup")
+
+
+@pytest.mark.parametrize("program", ["/bin/true", "/nonexistent/dnsmasq"])
+def test_resolver_that_cannot_start_is_one_error(tmp_path: Path, program: str) -> None:
+    policy = load(MINIMAL.encode())[0].uplink["wan"]
+    assert policy.resolver is not None
+    job = ResolverJob("wan", policy, policy.resolver, tmp_path, print)
+    with pytest.raises(ResolverError, match=r"^dnsmasq cannot be started with the mark by a seccomp filter: "):
+        _start(job, [program], RefusedMarking())  # type: ignore[arg-type]
 
 
 def test_file_watch_reports_write_creation_and_removal(tmp_path: Path) -> None:

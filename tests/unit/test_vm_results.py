@@ -6,9 +6,11 @@ from collections.abc import Iterator, Sequence
 import pytest
 
 from tests.platforms import vm
-from tests.platforms.early_sender import MARKED, REMOVED, UNMARKED
+from tests.platforms.early_sender import FRAME_SOURCE, GUARDED, MARKED, REMOVED, UNMARKED
 
-GOOD = [[UNMARKED] * 3, [MARKED, REMOVED]]
+FRAME = b"\xff" * 6 + FRAME_SOURCE + UNMARKED  # of a packet socket
+CONTROL = [UNMARKED, UNMARKED, FRAME]
+GOOD = [CONTROL, [MARKED, REMOVED]]
 
 
 class Machine:
@@ -44,15 +46,22 @@ def test_frames_of_both_boots_decide_about_the_guard() -> None:
     ("first", "second", "test"),
     [
         ([], [MARKED, REMOVED], "boot"),
-        ([UNMARKED], [MARKED, UNMARKED, REMOVED], "boot"),
-        ([UNMARKED], [REMOVED], "boot"),
-        ([UNMARKED], [MARKED], "removal"),
+        ([UNMARKED], [MARKED, REMOVED], "boot"),
+        (CONTROL, [MARKED, UNMARKED, REMOVED], "boot"),
+        (CONTROL, [MARKED, GUARDED, REMOVED], "boot"),
+        (CONTROL, [REMOVED], "boot"),
+        (CONTROL, [MARKED], "removal"),
     ],
-    ids=["no control", "a leak", "no marked packet", "closed after the removal"],
+    ids=["no control", "no control frame", "leak", "leak of a frame", "no marked packet", "closed after the removal"],
 )
 def test_wrong_frames_fail(first: list[bytes], second: list[bytes], test: str) -> None:
     found = results(Machine([first, second]), "boot", "removal")
     assert [name for name, result in found.items() if result != "passed"] == [test]
+
+
+def test_frames_before_apply_are_named_in_the_result() -> None:
+    found = results(Machine([CONTROL, [FRAME, MARKED, REMOVED]]), "boot", "removal")
+    assert found["boot"] == "passed, but for packet sockets before `apply`"
 
 
 def test_missing_answer_fails() -> None:

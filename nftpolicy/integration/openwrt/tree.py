@@ -23,7 +23,6 @@ from ...generated_text import (
     fill,
     fill_marks,
     join,
-    own_text,
     sysctl_path,
     word,
 )
@@ -127,7 +126,7 @@ def checksum_list(files_by_path: dict[str, TreeFile]) -> CheckedText:
 
 def _nft(title: str, table: Table) -> TreeFile:
     # Without indentation: flash is scarce on a router.
-    return TreeFile(_with_head(title, own_text(nft_text.replaceable_table_text(table).replace("\t", ""))))
+    return TreeFile(_with_head(title, nft_text.unindented_table_text(table)))
 
 
 def _with_head(title: str, text: CheckedText) -> CheckedText:

@@ -17,11 +17,20 @@ _FAMILIES = {number: name for name, number in nl.NFPROTO.items()}
 def read_table_names() -> set[tuple[str, str]]:
     """Return family and name of each table. Raises DumpInterrupted, or OSError with the kernel's errno."""
     with NetlinkSocket(nl.NETLINK_NETFILTER) as netlink:
-        names = set()
-        for raw, start, end in netlink.dump(nl.NFT_MSG_GETTABLE, netfilter_header()):
-            values = dict(attributes(raw, start + nl.NFGENMSG.size, end))
-            names.add((_family(raw, start), decode_text(values.get(nl.NFTA_TABLE))))
-        return names
+        return dump_table_names(netlink)
+
+
+def dump_table_names(netlink: NetlinkSocket) -> set[tuple[str, str]]:
+    """Return family and name of each table. Raises as `read_table_names`.
+
+    To close a socket of nfnetlink holds the mutex of nftables until earlier transactions are freed
+    (nft_rcv_nl_event), and other transactions wait: who looks often keeps one socket.
+    """
+    names = set()
+    for raw, start, end in netlink.dump(nl.NFT_MSG_GETTABLE, netfilter_header()):
+        values = dict(attributes(raw, start + nl.NFGENMSG.size, end))
+        names.add((_family(raw, start), decode_text(values.get(nl.NFTA_TABLE))))
+    return names
 
 
 def read_counters(table: str) -> CounterValues:

@@ -61,6 +61,12 @@ def dump_objects(netlink: NetlinkSocket, message_type: int, family: int = socket
     return netlink.dump(message_type, bytes((family,)) + bytes(_HEADER_SIZES[message_type] - 1))
 
 
+def _is_narrower(rule: IpRule, other: IpRule) -> bool:
+    """Return True if the rules differ in nothing but addresses and TOS that `other` leaves out."""
+    source, destination = other.source or rule.source, other.destination or rule.destination
+    return evolve(other, source=source, destination=destination, tos=other.tos or rule.tos) == rule
+
+
 def _rule_keys(rule: IpRule) -> dict[str, Any]:
     """Return the arguments of pyroute2 for a rule.
 
@@ -214,7 +220,24 @@ class Rtnetlink:
         return names, frozenset(messages.decode_address(*part)[1].partition("/")[0] for part in parts)
 
     def change_rule(self, verb: str, rule: IpRule) -> None:
-        """Add or delete a rule. Raises OSError with the kernel's errno."""
+        """Add or delete a rule. Raises OSError with the kernel's errno.
+
+        The kernel does not compare an address that a rule to be added leaves out (fib4_rule_compare), so that it takes
+        a narrower rule for it: that one is deleted, and added behind it.
+        """
+        try:
+            self._write_rule(verb, rule)
+        except OSError as error:
+            present = self.rules(rule.family) if verb == "add" and error.errno == errno.EEXIST else ()
+            narrower = [each for each in present if each != rule and _is_narrower(each, rule)]
+            if rule in present or not narrower:
+                raise
+            for each in narrower:
+                self._write_rule("delete", each)
+            for each in (rule, *narrower):
+                self._write_rule("add", each)
+
+    def _write_rule(self, verb: str, rule: IpRule) -> None:
         self._write(self._writer.rule, _VERBS[verb], _rule_keys(rule))
 
     def change_route(self, verb: str, route: Route) -> None:

@@ -237,6 +237,11 @@ def replaceable_table_text(item: nft.Table) -> CheckedText:
     return CheckedText("\n".join([*commands, table_text(item)]))
 
 
+def unindented_table_text(item: nft.Table) -> CheckedText:
+    """Return the file of `replaceable_table_text` without indentation."""
+    return CheckedText(re.sub(r"^\t+", "", replaceable_table_text(item), flags=re.MULTILINE))
+
+
 def operation_text(item: NftOperation) -> str:
     """Return an operation of a transaction as a command for `nft -f`. Raises ValueError."""
     table_name = f"{identifier(item.family)} {identifier(item.table)}"

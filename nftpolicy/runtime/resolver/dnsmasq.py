@@ -98,14 +98,7 @@ def run_resolver(job: ResolverJob) -> None:
         _refresh(job, learner, upstream)
         marking = stack.enter_context(_marking(job))
         command = _command(job, program)
-        parent = os.getpid()
-        child = subprocess.Popen(
-            command,
-            preexec_fn=lambda: _before_exec(marking, parent),
-            stdin=subprocess.DEVNULL,
-            env=helper_environment(),
-            start_new_session=True,  # without a terminal: it reads what the network sends
-        )
+        child = _start(job, command, marking)
         stack.callback(_stop, child)  # if the next line fails
         stack.enter_context(killed_with_this_process(child.pid))
         stack.callback(_stop, child)
@@ -238,6 +231,22 @@ def _marking(job: ResolverJob) -> Iterator[MarkedCgroup | SocketCallMarker]:
         if not group.verify():
             raise ResolverError(f"a socket opened in the resolver's cgroup lacks the mark {mark}")
         yield group
+
+
+def _start(job: ResolverJob, command: list[str], marking: MarkedCgroup | SocketCallMarker) -> subprocess.Popen[bytes]:
+    """Start the program with the mark. Raises ResolverError."""
+    parent = os.getpid()
+    try:
+        return subprocess.Popen(
+            command,
+            preexec_fn=lambda: _before_exec(marking, parent),
+            stdin=subprocess.DEVNULL,
+            env=helper_environment(),
+            start_new_session=True,  # without a terminal: it reads what the network sends
+        )
+    except (OSError, subprocess.SubprocessError) as error:  # the second one: _before_exec failed
+        method = "its cgroup" if isinstance(marking, MarkedCgroup) else "a seccomp filter"
+        raise ResolverError(f"{job.program} cannot be started with the mark by {method}: {error}") from None
 
 
 def _before_exec(marking: MarkedCgroup | SocketCallMarker, parent: int) -> None:
