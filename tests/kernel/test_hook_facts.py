@@ -196,7 +196,7 @@ table netdev types {{
     counter has-user {{ }}
     chain egress {{
         type filter hook egress device {WAN} priority 0; policy accept;
-        ip6 nexthdr ipv6-icmp accept
+        ip6 nexthdr 58 accept
         meta protocol arp counter name says-arp
         meta protocol ip counter name says-ip
         @ll,96,16 0x0806 counter name is-arp
