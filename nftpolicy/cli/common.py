@@ -110,6 +110,23 @@ def read_input(file: Path) -> tuple[bytes, str]:
     return content, name
 
 
+def write_output(file: Path, text: str, mode: int) -> None:
+    """Write text to a file that the user named, or to standard output for "-".
+
+    Raises:
+        Failure: the file cannot be written.
+    """
+    if str(file) == "-":
+        print(text, end="")
+        return
+    from ..runtime.atomic_file import write_named_file
+
+    try:
+        write_named_file(file, text.encode(), mode)
+    except OSError as error:
+        raise Failure(f"{file}: cannot be written: {error.strerror}", EXIT_BAD_INPUT) from None
+
+
 def write_policy(file: Path, text: bytes, force: bool) -> None:
     """Write a draft of a policy; a file that differs is replaced with `force` alone.
 

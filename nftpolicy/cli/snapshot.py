@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from .. import __version__
-from .common import EXIT_BAD_INPUT, Failure, read_input, resolve_account, this_kernel, warn
+from .common import EXIT_BAD_INPUT, Failure, read_input, resolve_account, this_kernel, warn, write_output
 from .parameters import argument, option
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def command(
     if script:
         from ..integration.openwrt.tree import snapshot_script
 
-        _write(file, snapshot_script(), _EXECUTABLE)
+        write_output(file or Path("-"), snapshot_script(), _EXECUTABLE)
         return
     import os
 
@@ -48,19 +48,7 @@ def command(
         kernel=os.uname().release,
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     )
-    _write(file, encode_snapshot(snapshot), _PRIVATE)
-
-
-def _write(file: Path | None, text: str, mode: int) -> None:
-    if file is None or str(file) == "-":
-        print(text, end="")
-        return
-    from ..runtime.atomic_file import write_named_file
-
-    try:
-        write_named_file(file, text.encode(), mode)
-    except OSError as error:
-        raise Failure(f"{file}: cannot be written: {error.strerror}", EXIT_BAD_INPUT) from None
+    write_output(file or Path("-"), encode_snapshot(snapshot), _PRIVATE)
 
 
 def _policy_in_force() -> PolicyInForce | None:

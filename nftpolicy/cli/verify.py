@@ -22,6 +22,7 @@ from .common import (
     read_policy,
     this_kernel,
     warn,
+    write_output,
 )
 from .options import (
     STATE,
@@ -245,16 +246,9 @@ def _write_script(judged_state: Verification, file: Path) -> None:
             continue
         if text is None:
             continue
-        if str(file) == "-":
-            print(text, end="")
-            return
-        from ..runtime.atomic_file import write_named_file
-
-        try:
-            write_named_file(file, text.encode(), 0o755)
-        except OSError as error:
-            raise Failure(f"{file}: cannot be written: {error.strerror}", EXIT_BAD_INPUT) from None
-        warn(f"{file} reproduces it: run it as root, it makes network namespaces of its own")
+        write_output(file, text, 0o755)
+        if str(file) != "-":
+            warn(f"{file} reproduces it: run it as root, it makes network namespaces of its own")
         return
     warn(f"--script: nothing was written, since {reason}")
 

@@ -48,6 +48,7 @@ IS_ESTABLISHED, IS_RELATED = Match(Ct("state"), "established", "in"), Match(Ct("
 LOCAL_TYPES = AnonymousSet(frozenset({"local", "broadcast", "multicast", "anycast"}))
 IS_LOCAL = Match(Fib("type", ("daddr",)), LOCAL_TYPES)
 IS_NOT_LOCAL = Match(Fib("type", ("daddr",)), LOCAL_TYPES, "!=")
+HAS_FOREIGN_SOURCE = Match(Fib("type", ("saddr", "oif")), "local", "!=")  # no address of the output device
 # Errors about a packet (RFC 792, RFC 4443).
 _ICMP_ERRORS = frozenset({"destination-unreachable", "time-exceeded", "parameter-problem"})
 ICMP_ERROR = Match(Payload("icmp", "type"), AnonymousSet(_ICMP_ERRORS))

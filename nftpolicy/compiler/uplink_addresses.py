@@ -58,13 +58,13 @@ def source_rules(
     addresses of other hosts; the guard tests them later.
     """
     origin = ("uplink", name, "addresses")
-    is_foreign = Match(Fib("type", ("saddr", "oif")), "local", "!=")
     of_others = [evolve(match, op="!=") for match in forwarded]
     rules = []
     for family in families:
         tests = [Match(Payload(IP_HEADERS[family][0], "saddr"), _UNSPECIFIED[family], "!="), *of_others]
         tests += _in_addresses(name, uplink, "saddr", family, "!=")
-        rules.append(matches.count_and_drop(object_name(name, "foreign-source"), *tests, is_foreign, origin=origin))
+        tests.append(matches.HAS_FOREIGN_SOURCE)
+        rules.append(matches.count_and_drop(object_name(name, "foreign-source"), *tests, origin=origin))
     return tuple(rules)
 
 

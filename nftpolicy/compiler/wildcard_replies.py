@@ -24,7 +24,6 @@ from .reply_routing import answered_udp_ports
 _PEER_TIMEOUT = 180  # seconds; that of a UDP flow in conntrack (nf_conntrack_udp_timeout_stream) is 120
 _ADDRESS_TIMEOUT = 86_400  # seconds
 _IS_UDP = Match(matches.L4PROTO, "udp")
-_IS_FOREIGN = Match(Fib("type", ("saddr", "oif")), "local", "!=")  # the device has another source address
 
 
 def sets(name: str, uplink: Uplink) -> tuple[Set, ...]:
@@ -74,7 +73,12 @@ def inside_drops(policy: Policy) -> Iterator[Rule]:
                 (matches.IS_ORIGINAL, from_port, Match(peer, SetRef(_peer_set(name, family)))),
                 (matches.IS_ORIGINAL, from_port, Match(Payload(header, "saddr"), SetRef(_asked_set(name, family)))),
                 # Not flows that are there already: a request with a forged source must not end them.
-                (matches.BEGINS_FLOW, _IS_UDP, _IS_FOREIGN, Match(pair, SetRef(_asker_set(name, family)))),
+                (
+                    matches.BEGINS_FLOW,
+                    _IS_UDP,
+                    matches.HAS_FOREIGN_SOURCE,
+                    Match(pair, SetRef(_asker_set(name, family))),
+                ),
             ):
                 yield matches.count_and_drop(
                     object_name(name, object_names.MISROUTED_REPLIES), *tests, origin=("uplink", name, "answer")

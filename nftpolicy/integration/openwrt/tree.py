@@ -15,17 +15,7 @@ from ...compiler.block import minimal_block_table
 from ...compiler.compile import compile_policy
 from ...compiler.sysctls import required_sysctls
 from ...exceptions import NftpolicyError
-from ...generated_text import (
-    CheckedText,
-    CheckedValue,
-    comment,
-    device_name,
-    fill,
-    fill_marks,
-    join,
-    sysctl_path,
-    word,
-)
+from ...generated_text import CheckedText, CheckedValue, comment, device_name, fill, fill_marks, join, sysctl_path, word
 from ...netstate.formats import nft_text
 from ...netstate.nft import Table
 from ...netstate.routing import RTPROT_NFTPOLICY, SYSCTL_SEPARATORS
