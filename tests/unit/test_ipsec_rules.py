@@ -6,8 +6,9 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.model.nft.transformed import without_transformed
-from nftpolicy.model.packet import format_address
+from nftpolicy.model.nft.transformed import name_transformed
+from nftpolicy.model.packet import Packet, format_address, parse_address
+from nftpolicy.model.trace import Model
 from nftpolicy.netstate.nft import (
     ACCEPT,
     DROP,
@@ -23,6 +24,7 @@ from nftpolicy.netstate.nft import (
     Table,
     Verdict,
 )
+from nftpolicy.netstate.routing import Route
 from nftpolicy.policy.errors import PolicyError
 from nftpolicy.policy.load import load
 from nftpolicy.proof.concretize import remote_address
@@ -94,8 +96,32 @@ def test_other_rules_with_ipsec_are_not_proved(statements):
     assert verdict(*statements) != "proved"
 
 
+@pytest.mark.parametrize("chain", ["wan.guard", "wan.identity", "tunnels"])
+def test_esp_without_its_rules_is_refuted(chain):
+    inet, *others = STATE.tables
+    chains = tuple(
+        evolve(each, rules=tuple(rule for rule in each.rules if "wan.esp" not in str(rule)))
+        if each.name == chain
+        else each
+        for each in inet.chains
+    )
+    found = prove(evolve(STATE, tables=(evolve(inet, chains=chains), *others)), SPEC).findings
+    refuted = {finding.property for finding in found if finding.verdict == "refuted"}
+    assert "P3" in refuted and "P1" not in refuted
+
+
+def test_packet_to_encrypt_passes_to_the_other_end_alone():
+    model = Model(evolve(STATE, routes=(*STATE.routes, Route(4, 7, device="eth0"))))
+    for end, outcome in (("198.51.100.7", "leaves"), ("198.51.100.8", "dropped")):
+        fields = {("ipsec out", "ip daddr"): parse_address(end)}
+        packet = Packet(4, parse_address("192.0.2.77"), mark=1, uid=4711, fields=fields)
+        assert model.trace(packet).outcome == outcome
+
+
 def rules_left(*chains):
-    return [len(chain.rules) for chain in without_transformed(Table("inet", "t", chains)).chains]
+    """Return by chain how many rules still have an expression without a value."""
+    table = name_transformed(Table("inet", "t", chains))
+    return [sum("Opaque" in str(rule) or len(rule.statements) == 1 for rule in chain.rules) for chain in table.chains]
 
 
 @pytest.mark.parametrize(("hook", "left"), [
