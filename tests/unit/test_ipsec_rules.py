@@ -6,6 +6,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
+from nftpolicy.kernel.libnft import parse_error
 from nftpolicy.model.nft.transformed import name_transformed
 from nftpolicy.model.packet import Packet, format_address, parse_address
 from nftpolicy.model.trace import Model
@@ -116,6 +117,16 @@ def test_packet_to_encrypt_passes_to_the_other_end_alone():
         fields = {("ipsec out", "ip daddr"): parse_address(end)}
         packet = Packet(4, parse_address("192.0.2.77"), mark=1, uid=4711, fields=fields)
         assert model.trace(packet).outcome == outcome
+
+
+@pytest.mark.parametrize(("rule", "named"), [("ipsec out ip daddr @wan.esp4 accept", True), ("osf name Linux", False)])
+def test_missing_module_is_named(rule, named):
+    error = (
+        f"/proc/self/fd/4:4:2-6: Error: Could not process rule: No such file or directory\nadd rule inet t c {rule}\n"
+    )
+    reason, line = parse_error(f"{error}    ^^^^^\n")
+    assert (reason.startswith("No such file or directory"), line) == (True, 4)
+    assert ("needs the kernel module nft_xfrm" in reason) is named
 
 
 def rules_left(*chains):
