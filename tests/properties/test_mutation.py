@@ -118,6 +118,13 @@ IDLE = {
         (r"match gone: .*foreign-source.*\[fib saddr ", "no socket of this machine uses this uplink"),
         (r"count gone: .*kernel\.ndp", "the packets that are tried solicit no neighbour by unicast"),
     ],
+    "router-wireguard": [
+        (r"nftpolicy restore: icmp\S* type ", "no packet that is tried is an error about a forwarded one"),
+        (r"inward: .*\[?ct direction reply|rules gone: .*inward: ", "answers with NAT: tests/leaks/test_forward.py"),
+        (r"nftpolicy inside: meta iifname .*not-local", "requests to other ports: tests/leaks/test_router_wireguard.py"),
+        (r"arrival: fib daddr type unicast udp sport 67", "no packet that is tried is a DHCP reply by unicast"),
+        (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
+    ],
     "14-tunnels": [
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"nftpolicy arrival: ct status ! confirmed ct mark ", "nobody inside could borrow the mark of a flow"),
