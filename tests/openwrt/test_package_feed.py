@@ -118,6 +118,11 @@ function cursor:delete(config, name, option)
 	local sections = state[config] or {}
 	if not option then sections[name] = nil elseif sections[name] then sections[name][option] = nil end
 end
+function cursor:get(config, name) return state[config][name] and state[config][name]['.type'] end
+function cursor:set(config, name, option, value)
+	state[config][name][option] = value
+	print('set ' .. config .. '.' .. name .. '.' .. option .. '=' .. value)
+end
 function cursor:save() end
 function cursor:commit() end
 package.preload['simple-uci'] = function() return { cursor = function() return cursor end } end
@@ -161,14 +166,14 @@ def upgraded(tmp_path):
             return json.dumps(value)
         return "{" + ",".join(f"[{json.dumps(key)}]={lua(one)}" for key, one in value.items()) + "}"
 
-    def run(enabled):
+    def run(enabled, node=NODE):
         (tmp_path / "standin.lua").write_text(STANDIN)
-        (tmp_path / "state.lua").write_text(f"return {lua(NODE)}")
+        (tmp_path / "state.lua").write_text(f"return {lua(node)}")
         (tmp_path / "script.lua").write_text(LUA[1].read_text().removeprefix("#!/usr/bin/lua\n"))
         done = subprocess.run([need("lua5.1"), "standin.lua", "state.lua", str(enabled).lower(), "script.lua"],
                               cwd=tmp_path, capture_output=True, text=True, check=True)  # fmt: skip
         lines = [line.partition(" ")[::2] for line in done.stdout.splitlines()]
-        return {kind: [text for of, text in lines if of == kind] for kind in ("ran", "section", "option")}
+        return {kind: [text for of, text in lines if of == kind] for kind in ("ran", "section", "option", "set")}
 
     return run
 
@@ -185,6 +190,15 @@ def test_upgrade_migrates_settings_of_gluon(upgraded):
         "sh /rom/etc/uci-defaults/95-nftpolicy",
         "/etc/init.d/nftpolicy enable",
     ]
+
+
+def test_upgrade_gives_wired_mesh_a_device_that_is_inside(upgraded):
+    assert upgraded(True)["set"] == []
+    node = NODE | {"network": NODE["network"] | {"mesh_other": {".type": "interface", "ifname": "lan1"}}}
+    assert upgraded(True, node)["set"] == ["network.mesh_other.type=bridge"]
+    assert upgraded(False, node)["set"] == []
+    for file in sorted((ROOT / "rulesets").glob("gluon-*.toml")):
+        assert "br-mesh*" in load(file.read_bytes())[0].inside
 
 
 def test_upgrade_of_disabled_node_keeps_gluon_settings(upgraded):

@@ -1,0 +1,64 @@
+"""Configurations of Gluon nodes, as its upgrade scripts write them (main in August 2026), for the import."""
+
+from tests.openwrt.router_configs import LOOPBACK, Case
+
+WAN = (
+    LOOPBACK
+    + """
+config interface 'wan'
+	option type 'bridge'
+	list ifname 'eth0'
+	option proto 'dhcp'
+	option peerdns '0'
+
+config interface 'wan6'
+	option ifname 'br-wan'
+	option proto 'dhcpv6'
+	option ip6table '1'
+	option peerdns '0'
+
+config rule6 'wan6_lookup'
+	option mark '0x01/0x01'
+	option lookup '1'
+"""
+)
+MODEM = """
+config interface 'cellular'
+	option proto 'qmi'
+	option device '/dev/cdc-wdm0'
+	option disabled '{disabled}'
+	option ip6table '1'
+	option peerdns '0'
+"""
+WIRED = """
+config interface 'mesh_uplink'
+	option ifname 'br-wan'
+	option proto 'gluon_wired'
+	option vxlan '{vxlan}'
+
+config interface 'mesh_other'
+	option ifname 'lan1'
+	option proto 'gluon_wired'
+	option vxlan '{vxlan}'
+"""
+
+GLUON_CASES = {
+    "the modem of a node is the same uplink": Case(
+        {"network": WAN + MODEM.format(disabled=0)},
+        ('[uplink.wan]\ndevices = ["br-wan", "wwan0"]', 'mark = "0x1/0x1"  # network:', "table = 1  # network:"),
+        unsaid=("[uplink.cellular]", "interface 'cellular': its device is unknown"),
+    ),
+    "a modem that is off": Case(
+        {"network": WAN + MODEM.format(disabled=1)}, ('devices = ["br-wan", "wwan0"]',), unsaid=("[uplink.cellular]",)
+    ),
+    "wired mesh in VXLAN": Case(
+        {"network": WAN + WIRED.format(vxlan=1)},
+        ('"vxlan-mesh", "respondd"]', '"lan1",  # network:'),
+        unsaid=("batman-adv",),
+    ),
+    "wired mesh on bare ports": Case(
+        {"network": WAN + WIRED.format(vxlan=0)},
+        ('"batman-adv", "respondd"]', '"lan1",  # network:'),
+        unsaid=("vxlan-mesh",),
+    ),
+}
