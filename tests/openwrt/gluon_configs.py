@@ -41,8 +41,24 @@ config interface 'mesh_other'
 	option proto 'gluon_wired'
 	option vxlan '{vxlan}'
 """
+WIREGUARD = """
+config interface 'wg_mesh'
+	option proto 'wireguard'
+	option fwmark '1'
+	option listen_port '51820'
+
+config interface 'mesh_wg_mesh'
+	option ifname 'wg_mesh'
+	option proto 'gluon_wireguard'
+"""
 
 GLUON_CASES = {
+    "WireGuard and its clock": Case(
+        {"network": WAN + WIREGUARD, "wgpeerselector": "config peer a\n option enabled 1\n option ifname wg_mesh\n"},
+        ("[service.wgpeerselector]", 'group = 800\nmarks = "preload"\n', 'sport = ["udp/51820"]', '"wg_mesh",'),
+        ("the ntpd that it calls set no mark: the package gluon-nftpolicy does it",),
+        unsaid=("start it with LD_PRELOAD",),
+    ),
     "the modem of a node is the same uplink": Case(
         {"network": WAN + MODEM.format(disabled=0)},
         ('[uplink.wan]\ndevices = ["br-wan", "wwan0"]', 'mark = "0x1/0x1"  # network:', "table = 1  # network:"),

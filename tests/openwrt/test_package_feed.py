@@ -16,6 +16,7 @@ from tests.lab.limits import limit
 
 ROOT = Path(__file__).parents[2]
 FEED = ROOT / "openwrt/feed"
+WRAPPER = FEED / "gluon-nftpolicy/files/usr/sbin/wgpeerselector"
 LUA = [FEED / "gluon-nftpolicy/check_site.lua", FEED / "gluon-nftpolicy/luasrc/lib/gluon/upgrade/600-nftpolicy"]
 POLICY = ROOT / "rulesets/gluon-fastd.toml"
 
@@ -118,7 +119,7 @@ function cursor:delete(config, name, option)
 	local sections = state[config] or {}
 	if not option then sections[name] = nil elseif sections[name] then sections[name][option] = nil end
 end
-function cursor:get(config, name) return state[config][name] and state[config][name]['.type'] end
+function cursor:get(config, name, option) return state[config][name] and state[config][name][option or '.type'] end
 function cursor:set(config, name, option, value)
 	state[config][name][option] = value
 	print('set ' .. config .. '.' .. name .. '.' .. option .. '=' .. value)
@@ -199,6 +200,28 @@ def test_upgrade_gives_wired_mesh_a_device_that_is_inside(upgraded):
     assert upgraded(False, node)["set"] == []
     for file in sorted((ROOT / "rulesets").glob("gluon-*.toml")):
         assert "br-mesh*" in load(file.read_bytes())[0].inside
+
+
+def test_wireguard_node_gets_port_of_the_policy(upgraded):
+    policy = load((ROOT / "rulesets/gluon-wireguard.toml").read_bytes())[0]
+    (port,) = policy.service["wireguard"].sport
+    tunnel = {".type": "interface", "proto": "wireguard"}
+    node = NODE | {"network": NODE["network"] | {"wg_mesh": tunnel}}
+    assert upgraded(True, node)["set"] == [f"network.wg_mesh.listen_port={port.low}"]
+    tunnel["listen_port"] = "51821"
+    assert upgraded(True, node)["set"] == []
+
+
+def test_wgpeerselector_starts_with_the_mark(tmp_path):
+    """netifd calls it by its name, and looks into /usr/sbin first; ntpd inherits the environment."""
+    policy = load((ROOT / "rulesets/gluon-wireguard.toml").read_bytes())[0]
+    (program := tmp_path / "wgpeerselector").write_text('#!/bin/sh\necho "$LD_PRELOAD $LIBPACKETMARK_MARK $*"\n')
+    program.chmod(0o755)
+    (wrapper := tmp_path / "wrapper").write_text(WRAPPER.read_text().replace("/usr/bin/wgpeerselector", str(program)))
+    done = subprocess.run(["sh", wrapper, "-i", "wg_mesh", "--group", "gluon-mesh-vpn"], capture_output=True, text=True)
+    mark = policy.uplink["wan"].mark.value
+    assert done.stdout == f"libpacketmark.so {mark} -i wg_mesh --group gluon-mesh-vpn\n"
+    assert os.access(WRAPPER, os.X_OK)
 
 
 def test_upgrade_of_disabled_node_keeps_gluon_settings(upgraded):

@@ -97,7 +97,7 @@ IDLE = {
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"element gone: .*@wan.groups", "only a resolver asks who its clients are"),
     ],
-    "gluon-wireguard": [(r"element gone: .*@wan.group-ports: \(800", "names are asked of the resolver alone")],
+    "gluon-wireguard": [(r"element gone: .*@wan.group-ports: \(800, '\w+', 53\)", "names are asked of the resolver alone")],
     "dual-uplink": [(r"match (gone|negated): .* lte.identity: .*\[ct mark ", "there are no answers")],
     "server-egress": [
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
