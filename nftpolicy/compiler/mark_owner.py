@@ -17,7 +17,7 @@ from .service_sets import ServiceSets, entitlement_matches
 def mark_owner_chain(name: str, uplink: Uplink, services: ServiceSets, policy: Policy) -> Chain:
     """Return the chain "wan.identity": accept packets entitled to the mark, drop all others."""
     origin = ("uplink", name, "mark")
-    rules = [Rule((match, ACCEPT), origin=("uplink", name)) for match in tunnels.tunnel_matches(name, policy)]
+    rules = [Rule((*match, ACCEPT), origin=("uplink", name)) for match in tunnels.tunnel_matches(name, policy)]
     # Any process may send from a port of a kernel socket, including the processes of a service
     # of another uplink, which has its own resolver.
     if uplink.resolver or (services.sports and dns.uplinks_with_resolver(policy)):

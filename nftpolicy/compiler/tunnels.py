@@ -3,15 +3,17 @@
 
 The outer packet of a tunnel has the mark of the inner one, whatever mark the tunnel is looked up with
 (iptunnel_xmit), and belongs to the socket that sent the inner packet. So it gets its mark in the output
-hook, which forwarded packets do not pass, and an ip rule selects the uplink before that. A TCP socket of
+hook, which forwarded packets do not pass, and an ip rule selects the uplink before that. Any process may
+send L2TP over IP by a socket of its own, but with the session ID 0 alone (l2tp_ip_sendmsg). A TCP socket of
 the kernel, as of NFS, has no mark either, and no owner; packets of processes to the same port have one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import product
 
-from ..netstate.nft import PROTOCOL_NAMES, Chain, Concat, Hook, Match, Payload, Rule, Set, SetRef, Verdict
+from ..netstate.nft import PROTOCOL_NAMES, AnonymousSet, Chain, Concat, Hook, Match, Payload, Rule, Set, SetRef, Verdict
 from ..netstate.routing import IpRule
 from ..policy.objects import Network, Policy, Port, Service
 from . import matches, object_names
@@ -20,16 +22,25 @@ from .object_names import object_name
 from .service_sets import is_port_range, merge_networks, merge_ports, network_text, uplink_services
 
 # IP protocol numbers.
-PROTOCOLS = {"ipip": 4, "6in4": 41, "gre": 47}
+PROTOCOLS = {"ipip": 4, "6in4": 41, "gre": 47, "l2tp": 115}
 _TCP = 6
+# The first four bytes of L2TP over IP, in two fields that nft has a name for.
+_SESSION_ID = Concat((Payload("th", "sport"), matches.DEST_PORT))
+_IS_DATA = Match(_SESSION_ID, AnonymousSet(frozenset({(0, 0)})), "!=")
+# By the set of their other ends: the protocols, and what their packets have beside.
+_KINDS: Mapping[str, tuple[frozenset[int], tuple[Match, ...]]] = {
+    "tunnels": (frozenset({4, 41, 47}), ()),
+    "l2tp": (frozenset({115}), (_IS_DATA,)),
+}
 
 
 def tunnel_sets(name: str, policy: Policy) -> tuple[Set, ...]:
-    """Return the sets of protocols and destinations of an uplink's tunnels: "wan.tunnels4", "wan.tunnels6"."""
+    """Return the sets of protocols and destinations of an uplink's tunnels: "wan.tunnels4", "wan.l2tp6"."""
     ends = _ends(name, policy)
     sets = []
-    for family, (_, address) in IP_HEADERS.items():
-        by_protocol = {number: merge_networks(nets) for number, nets in ends.get(family, {}).items()}
+    for (kind, (protocols, _)), (family, (_, address)) in product(_KINDS.items(), IP_HEADERS.items()):
+        of_family = ends.get(family, {})
+        by_protocol = {number: merge_networks(nets) for number, nets in of_family.items() if number in protocols}
         elements = frozenset(
             (PROTOCOL_NAMES.get(number, number), network_text(net))
             for number, nets in by_protocol.items()
@@ -39,7 +50,7 @@ def tunnel_sets(name: str, policy: Policy) -> tuple[Set, ...]:
             is_wide = any(net.prefixlen < net.max_prefixlen for nets in by_protocol.values() for net in nets)
             flags = frozenset({"interval"}) if is_wide else frozenset[str]()
             types = ("inet_proto", address)
-            sets.append(Set(_set_name(name, family), types, elements, flags, origin=("uplink", name)))
+            sets.append(Set(_set_name(name, kind, family), types, elements, flags, origin=("uplink", name)))
     return tuple(sets)
 
 
@@ -99,13 +110,13 @@ def tcp_matches(name: str, policy: Policy) -> list[tuple[Match, ...]]:
     ]
 
 
-def tunnel_matches(name: str, policy: Policy) -> list[Match]:
-    """Return the matches for packets of an uplink's tunnels, one for each family that has some."""
-    families = _ends(name, policy)
+def tunnel_matches(name: str, policy: Policy) -> list[tuple[Match, ...]]:
+    """Return the matches for packets of an uplink's tunnels, one tuple for each set of their other ends."""
+    ends = _ends(name, policy)
     return [
-        Match(Concat((L4PROTO, Payload(header, "daddr"))), SetRef(_set_name(name, family)))
-        for family, (header, _) in IP_HEADERS.items()
-        if family in families
+        (Match(Concat((L4PROTO, Payload(header, "daddr"))), SetRef(_set_name(name, kind, family))), *more)
+        for (kind, (protocols, more)), (family, (header, _)) in product(_KINDS.items(), IP_HEADERS.items())
+        if protocols & ends.get(family, {}).keys()
     ]
 
 
@@ -114,7 +125,7 @@ def tunnel_chain(policy: Policy) -> Chain | None:
 
     Packets with the mark of another uplink may be those of its services.
     """
-    of_tunnels = _marking_rules(policy, lambda name: [(match,) for match in tunnel_matches(name, policy)])
+    of_tunnels = _marking_rules(policy, lambda name: tunnel_matches(name, policy))
     of_tcp = _marking_rules(policy, lambda name: tcp_matches(name, policy))
     without_owner = (Rule((matches.HAS_OWNER, Verdict("return"))), *of_tcp) if of_tcp else ()
     rules = (*of_tunnels, *without_owner)
@@ -168,8 +179,8 @@ def _confining_rules(
         )
 
 
-def _set_name(name: str, family: int) -> str:
-    return object_name(name, f"tunnels{family}")
+def _set_name(name: str, kind: str, family: int) -> str:
+    return object_name(name, f"{kind}{family}")
 
 
 def _tcp_set(name: str, family: int) -> str:

@@ -13,7 +13,7 @@ from attrs import Factory, fields, frozen
 
 ADDRESS_BITS = {4: 32, 6: 128}
 ETHERTYPES = {4: 0x0800, 6: 0x86DD}
-TCP, UDP, ICMP, ICMPV6, IGMP = 6, 17, 1, 58, 2
+TCP, UDP, ICMP, ICMPV6, IGMP, L2TP = 6, 17, 1, 58, 2, 115
 EXTENSION_HEADERS = (0, 43, 44, 51, 60)  # behind which IPv6 looks for the protocol (ipv6_find_hdr)
 
 # Origin of a packet: a socket of this machine, an AF_PACKET socket (which only netdev egress sees),
@@ -50,7 +50,8 @@ class Packet:
     forwarded packet. `bound` is the device of SO_BINDTODEVICE, or of an AF_PACKET socket. `iif` is
     the input device of a forwarded packet. `uid` and `gid` are those of the socket's file. `fields`
     holds other header fields by nft's names:
-    {("icmp", "type"): 8, ("tcp", "flags"): 2, ("ip", "ttl"): 64}.
+    {("icmp", "type"): 8, ("tcp", "flags"): 2, ("ip", "ttl"): 64}. The ports of L2TP over IP are the two halves of its
+    session ID, as nft reads them (`th sport`).
     """
 
     family: int

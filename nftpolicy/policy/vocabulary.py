@@ -78,11 +78,12 @@ UNSUPPORTED_ANSWERS = {
     '(dnsmasq --tftp-single-port) and answer "udp/69", or give it a [lan.NAME] with its user',
 }
 
-# Protocols of the kernel's tunnels, which no process without CAP_NET_RAW can send.
+# Protocols of the kernel's tunnels, whose packets no process without CAP_NET_RAW can send.
 TUNNEL_PROTOCOLS = {
     "ipip": "IP protocol 4, IPv4 in IPv4 or IPv6 (RFC 2003, RFC 2473)",
     "6in4": "IP protocol 41, IPv6 in IPv4 or IPv6 (RFC 4213, RFC 2473)",
     "gre": "IP protocol 47 (RFC 2784)",
+    "l2tp": "data packets of L2TP over IP, protocol 115 (RFC 3931 4.1.1)",
 }
 
 # Other protocols, and what to write in their place or why there is nothing.
@@ -90,8 +91,6 @@ UNSUPPORTED_TUNNELS = {
     "esp": "the guard sees the packets of IPsec before they are encrypted too, with their own destination and without "
     "a mark; run IPsec in user space, or carry it in another tunnel",
     "icmp": "write 'ping' for echo requests; a service without 'ports' may send other types, too",
-    "l2tp": "any process may send L2TP packets (IP protocol 115) by a socket of its own, so the kernel's cannot be "
-    "known; let L2TP use UDP, and name its port in 'sport'",
 }
 
 # Protocols of routers without ports -> their groups (RFC 9568, RFC 5340, RFC 7761, RFC 7868; CARP has those of VRRP).

@@ -120,6 +120,7 @@ def is_of_tunnel(packet: Packet, uplink: UplinkSpec) -> bool:
         "protocol": packet.protocol,
         "fragment": int(bool(packet.fields.get(("ip", "frag-off"), 0))),
         "daddr": packet.destination,
+        "sport": packet.sport,
         "dport": packet.dport,
         "socket": int(packet.has_socket),
         "ct.direction": CT_DIRECTIONS[packet.flow.direction],

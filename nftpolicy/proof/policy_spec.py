@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from ..model.packet import ICMP, TCP, UDP, parse_address
+from ..model.packet import ICMP, L2TP, TCP, UDP, parse_address
 from ..model.symbolic.box import Ranges, complement, intersect_ranges, merge_ranges, points
 from ..netstate.nft.symbols import CT_DIRECTIONS
 from ..policy import objects
@@ -36,6 +36,12 @@ from .spec import (
 _PROTOCOLS = {"tcp": TCP, "udp": UDP}
 # RFC 2003 3.1, RFC 4213 3.5, RFC 2784 3: the IP protocol numbers of tunnels.
 _TUNNELS = {"ipip": 4, "6in4": 41, "gre": 47}
+# RFC 3931 4.1.1: a data packet begins with its session ID, which is not 0. The model reads it as two ports.
+_NOT_0 = ((1, 0xFFFF),)
+_L2TP_DATA = (
+    Region({"protocol": points(L2TP), "fragment": points(0), "dport": _NOT_0}),
+    Region({"protocol": points(L2TP), "fragment": points(0), "sport": _NOT_0, "dport": points(0)}),
+)
 
 
 def _owners(service: objects.Service | objects.Lan) -> tuple[OwnerSpec, ...]:
@@ -123,7 +129,8 @@ def _ports(ports: Sequence[Port], field: str = "dport") -> tuple[Region, ...]:
         Region({"protocol": points(_PROTOCOLS[protocol]), "fragment": points(0), field: merge_ranges(pairs)})
         for protocol, pairs in sorted(by_protocol.items())
     )
-    return (*regions, *(Region({"protocol": points(number)}) for number in tunnels))
+    data = _L2TP_DATA if any(port.protocol == "l2tp" for port in ports) else ()
+    return (*regions, *(Region({"protocol": points(number)}) for number in tunnels), *data)
 
 
 def _reply(uplink: str, answer: Answer) -> ReplySpec:

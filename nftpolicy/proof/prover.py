@@ -109,6 +109,11 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
     if any(service.is_tunnel for uplink in spec.uplinks for service in uplink.services):
         yield "raw sockets (CAP_NET_RAW) send no packets of the kernel's tunnels to their other ends"
     for uplink in spec.uplinks:
+        of_l2tp = [service.name for service in uplink.services if service.is_l2tp]
+        if of_l2tp:
+            names = ", ".join(of_l2tp)
+            yield f"no process opens AF_PPPOX sockets for sessions of its own in the L2TP tunnels of {names}"
+    for uplink in spec.uplinks:
         of_tcp = [service.name for service in uplink.services if service.has_no_owner]
         if of_tcp:
             yield (

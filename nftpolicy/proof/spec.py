@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from attrs import Factory, frozen
 
+from ..model.packet import L2TP
 from ..model.symbolic import field_values, mark_bits
 from ..model.symbolic.box import Box, Ranges, intersect_boxes, points
 from ..model.symbolic.header_space import HeaderSpace
@@ -142,6 +143,12 @@ class ServiceSpec:
         """Return True if some of its packets are those of the kernel's tunnels, whatever their owner."""
         regions = [each for listed in self.regions.values() for each in listed]
         return self.kernel and self.unmarked and any("socket" not in each.fields for each in regions)
+
+    @property
+    def is_l2tp(self) -> bool:
+        """Return True if some of its packets are those of L2TP over IP."""
+        regions = [each for listed in self.regions.values() for each in listed]
+        return self.kernel and any(each.fields.get("protocol") == points(L2TP) for each in regions)
 
 
 @frozen

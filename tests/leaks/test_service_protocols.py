@@ -28,7 +28,7 @@ from tests.lab.netns import Namespace
 from tests.lab.topology import Lab
 
 DOMAIN = {4: socket.AF_INET, 6: socket.AF_INET6}
-IPIP, SIX_IN_FOUR, GRE, OTHER = 4, 41, 47, 253
+IPIP, SIX_IN_FOUR, GRE, L2TP, OTHER = 4, 41, 47, 115, 253
 MONITOR, PINGER, ANSWERED = 901, 902, 8022
 ECHO_REQUEST, TIMESTAMP = {4: 8, 6: 128}, {4: 13, 6: 139}  # 139: node information query (RFC 4620)
 
@@ -40,7 +40,7 @@ def policy(lab: Lab) -> str:
 [service.tunnels]
 uplink = "wan"
 kernel = true
-ports  = ["ipip", "6in4", "gre"]
+ports  = ["ipip", "6in4", "gre", "l2tp"]
 to     = ["{at.SERVER[4]}", "{at.SERVER[6]}"]
 
 [service.monitor]
@@ -71,8 +71,9 @@ def raw(protocol: int, word: str, to: str, device: str = "", mark: int = 0) -> N
         if mark:
             sender.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         with contextlib.suppress(OSError):
-            # Port 53 at the place of a port: such a packet is no DNS query.
-            sender.sendto(b"\0\0\0\x35" + word.encode(), (to, 0))
+            # Port 53 at the place of a port: such a packet is no DNS query. A control packet of L2TP begins with 0.
+            first = b"\0\0\0\0" if "control" in word else b"\0\0\0\x35"
+            sender.sendto(first + word.encode(), (to, 0))
 
 
 def sent(lab: Lab, family: int) -> dict[str, set[str]]:
@@ -82,6 +83,9 @@ def sent(lab: Lab, family: int) -> dict[str, set[str]]:
         "<gre>": (node, GRE, server, "", 0),
         "<ipip>": (node, IPIP, server, "", 0),
         "<6in4>": (node, SIX_IN_FOUR, server, "", 0),
+        "<l2tp>": (node, L2TP, server, "", 0),
+        "<l2tp-control>": (node, L2TP, server, "", 0),
+        "<l2tp-control-marked>": (node, L2TP, server, "", 1),
         "<marked>": (node, GRE, server, "", 1),
         "<bound>": (node, GRE, server, at.WAN, 0),
         "<elsewhere>": (node, GRE, at.NEIGHBOUR[family], at.WAN, 0),
@@ -143,11 +147,11 @@ def pinged(lab: Lab, family: int) -> dict[str, set[str]]:
     return found
 
 
-TUNNELS = {"<gre>", "<ipip>", "<6in4>", "<marked>", "<bound>"}
+TUNNELS = {"<gre>", "<ipip>", "<6in4>", "<l2tp>", "<marked>", "<bound>"}
 PINGS = {"<user>", "<user-raw>", "<group>", "<group-raw>"}
 REFUSED = {"<user-timestamp>", "<group-timestamp>", "<group-elsewhere>", "<stranger-marked>"}
 UNMARKED = {"<group-unmarked>", "<stranger>"}
-REST = {"<elsewhere>", "<elsewhere-marked>", "<other>", "<other-marked>"}
+REST = {"<l2tp-control>", "<l2tp-control-marked>", "<elsewhere>", "<elsewhere-marked>", "<other>", "<other-marked>"}
 
 
 def answered(lab: Lab, family: int) -> set[str]:

@@ -7,7 +7,7 @@ from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.model.packet import KERNEL, Packet, parse_address
 from nftpolicy.model.trace import Model
 from nftpolicy.netstate.nft import ACCEPT, Bitwise, Hook, Mangle, Match, Meta, Rule
-from nftpolicy.netstate.routing import IpRule, Sysctl
+from nftpolicy.netstate.routing import IpRule, Route, Sysctl
 from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
@@ -24,7 +24,7 @@ table = 8
 [service.tunnels]
 uplink = "wan"
 kernel = true
-ports = ["gre", "6in4", "ipip"]
+ports = ["gre", "6in4", "ipip", "l2tp"]
 to = ["198.51.100.7", "2001:db8::7"]
 [service.other]
 uplink = "lte"
@@ -69,7 +69,7 @@ def test_tunnel_policy_is_proved():
 
 
 def test_tunnel_rules_are_of_packets_sent_here():
-    rules = [rule for rule in STATE.rules if rule.l4proto in (4, 41, 47)]
+    rules = [rule for rule in STATE.rules if rule.l4proto in (4, 41, 47, 115)]
     assert {(rule.priority, rule.action, rule.iif) for rule in rules} == {
         (860, "lookup", "lo"),
         (865, "unreachable", "lo"),
@@ -101,6 +101,48 @@ def test_guard_that_accepts_any_tunnel_is_refuted():
     assert verdicts(with_first("wan.guard", GRE, ACCEPT))["P1"] == "refuted"
 
 
+L2TP = Packet(4, parse_address("198.51.100.7"), protocol=115, uid=1000)
+ROUTED = Model(evolve(STATE, routes=(*STATE.routes, Route(4, 7, device="eth0"))))
+
+
+@pytest.mark.parametrize("ids", [(0, 1), (1, 0), (0xFFFF, 0xFFFF)])
+def test_l2tp_data_gets_the_mark(ids):
+    found = ROUTED.trace(evolve(L2TP, sport=ids[0], dport=ids[1]))
+    assert (found.outcome, found.device, found.mark) == ("leaves", "eth0", 1)
+
+
+def test_l2tp_of_a_process_is_dropped():
+    """A socket of a process has the session ID 0, and no other packet of it has the mark."""
+    control, elsewhere = evolve(L2TP, sport=0, dport=0), parse_address("198.51.100.8")
+    for packet in (control, evolve(control, mark=1), evolve(L2TP, destination=elsewhere, bound="eth0")):
+        assert ROUTED.trace(packet).outcome == "dropped", packet
+
+
+def without_session_id(chain):
+    """Return a chain in which control packets of L2TP count as data."""
+    rules = tuple(
+        evolve(rule, statements=tuple(each for each in rule.statements if "sport" not in str(each)))
+        for rule in chain.rules
+    )
+    return evolve(chain, rules=rules)
+
+
+def test_l2tp_without_session_id_is_refuted():
+    unmarked = edited("tunnels", without_session_id)
+    assert verdicts(unmarked)["P1"] == "unknown"  # the guard holds its packets
+    inet, *others = unmarked.tables
+    chains = tuple(without_session_id(each) if each.name == "wan.identity" else each for each in inet.chains)
+    assert verdicts(evolve(unmarked, tables=(evolve(inet, chains=chains), *others)))["P1"] == "refuted"
+
+
+@pytest.mark.parametrize("chain", ["tunnels", "wan.identity"])
+def test_l2tp_without_its_rules_is_refuted(chain):
+    def without(item):
+        return evolve(item, rules=tuple(rule for rule in item.rules if "l2tp" not in str(rule)))
+
+    assert verdicts(edited(chain, without))["P3"] == "refuted"
+
+
 @pytest.mark.parametrize("chain", ["tunnels", "wan.identity"])
 def test_tunnel_without_its_rules_is_refuted(chain):
     def without(item):
@@ -122,6 +164,6 @@ def test_rule_that_keeps_a_tunnel_from_its_table_is_named():
 
 
 def test_tunnel_without_its_ip_rules_is_refuted():
-    rules = tuple(rule for rule in STATE.rules if rule.l4proto not in (4, 41, 47))
+    rules = tuple(rule for rule in STATE.rules if rule.l4proto not in (4, 41, 47, 115))
     found = verdicts(evolve(STATE, rules=rules))
     assert (found["P1"], found["P3"]) == ("proved", "refuted")

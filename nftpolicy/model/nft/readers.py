@@ -15,7 +15,7 @@ from attrs import frozen
 from ...netstate import nft
 from ...netstate.nft.symbols import CT_STATE_BITS, CT_STATUS_BITS, FAMILIES
 from ..conntrack import UNTRACKED_TYPES
-from ..packet import ETHERTYPES, FORWARD, FRAME, ICMP, ICMPV6, IGMP, TCP, UDP
+from ..packet import ETHERTYPES, FORWARD, FRAME, ICMP, ICMPV6, IGMP, L2TP, TCP, UDP
 from ..packet_view import PacketView
 from . import arp_form
 from .datatypes import NFPROTO_NETDEV, data_type, device_number, parse_value
@@ -270,7 +270,7 @@ def _payload(protocol: str, name: str, point: HookPoint) -> Reader:
                 return NFT_BREAK
             if wanted is not None and view.protocol != wanted:
                 return NFT_BREAK
-            if name in ("sport", "dport") and view.protocol in PORTED:
+            if name in ("sport", "dport") and view.protocol in (*PORTED, L2TP):
                 return view.sport if name == "sport" else view.dport
             return _field(view, protocol, name)
 
