@@ -33,6 +33,7 @@ FIRST = (
     "pppoe",
     "ipsec",
     "l2tp-ip",
+    "sctp",
     "install",
 )
 SECOND = ("boot", "removal")  # after a restart
@@ -51,6 +52,7 @@ replaces the rows of what it runs. A count without a policy is the control, by t
 | wireguard | the kernel's WireGuard by wg-quick, with `laptop-wireguard.toml`, seen at the far end of the uplink |
 | vlan, macvlan, vrf, gre, l2tp, pppoe | an uplink of that kind: packets of each kind of sender, seen at the far end of the lowest device |
 | ipsec, l2tp-ip | IPsec by xfrm devices and by policies, and L2TP over IP, in both families, with a policy that names the other ends: beside their packets those of processes, to other ends, in clear, in transport mode and in UDP |
+| sctp | servers over SCTP in the networks of docs/replies.md, whose policy answers no SCTP: where their replies go, and where the model says that they go |
 | install, boot | `nftpolicy install --enable` of `vpn-killswitch.toml`; after a restart, QEMU records all frames from power-on, and status and proof are good; packet sockets send as soon as the device exists |
 | removal | `uninstall`, `release`, and a purge of the package: nothing is left, and the uplink is open |
 """
