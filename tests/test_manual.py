@@ -658,7 +658,9 @@ def test_providers_page_has_the_marks_of_the_policies(title: str) -> None:
     told = {int(number) for number in re.findall(r"\b(?:[Mm]ark|FwMark =) (\d+)\b", said)}
     assert told <= marks
     run = set(re.findall(r"nftpolicy run (\w+) --", said))
-    assert run <= {name for policy in policies for name, one in policy.service.items() if one.marks == "cgroup"}
+    assert run <= {
+        name for policy in policies for name, one in policy.service.items() if one.marks in ("cgroup", "preload")
+    }
     assert told or run, "the section says neither a mark nor how to run the program"
     services = [service for policy in policies for service in policy.service.values()]
     ports = {port.low for service in services for port in service.sport}

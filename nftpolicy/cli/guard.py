@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +21,7 @@ from .parameters import option
 from .proving import proved_boot_tables
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator
 
     from ..policy.objects import Policy
     from ..runtime.install.boot_guard import BootGuard, GuardLoadResult
@@ -49,40 +49,50 @@ def command(
     from ..runtime.apply.state_dir import current_state_dir
     from ..runtime.install.boot_guard import load_boot_guard
 
-    changed = _changed_files(tables, to.absolute())
+    to = to.absolute()
+    changed, obsolete = _changed_files(tables, to)
     loaded = None
-    with change_errors_as_failure(source), _replace_files(changed):
+    with change_errors_as_failure(source), _replace_files(to, changed, obsolete):
         # The new files are not renamed yet: a ruleset that the kernel refuses is not used at boot.
         if kernel is not None:
             state_dir = current_state_dir()
             with state_dir.lock():
                 loaded = load_boot_guard(kernel, policy, state_dir)
     lines = [f"{policy.name}: wrote {path}" for path in changed]
+    lines += [f"{policy.name}: removed {path}" for path in obsolete]
     print("\n".join(lines or [f"{policy.name}: {to} is up to date already"]))
     if loaded is not None:
         _print_loaded(policy, loaded)
 
 
-def _changed_files(tables: BootGuard, to: Path) -> dict[Path, bytes]:
-    """Return the files that differ from those on the disk."""
+def _changed_files(tables: BootGuard, to: Path) -> tuple[dict[Path, bytes], list[Path]]:
+    """Return the files that differ from those on the disk, and those of devices that are no uplink's any more."""
+    from ..runtime.install.boot_guard import obsolete_device_files
     from ..runtime.install.installed_files import read_if_exists
 
     with change_errors_as_failure(None):
-        return {path: content for path, content in tables.files(to).items() if read_if_exists(path) != content}
+        files = tables.files(to)
+        changed = {path: content for path, content in files.items() if read_if_exists(path) != content}
+        return changed, obsolete_device_files(files, to)
 
 
-def _replace_files(changed: dict[Path, bytes]) -> AbstractContextManager[None]:
-    """Return a context that replaces the files at its end, with their entries in the manifest."""
+@contextmanager
+def _replace_files(to: Path, changed: dict[Path, bytes], obsolete: list[Path]) -> Iterator[None]:
+    """Replace and remove files at the end of the block, with their entries in the manifest if the guard has one."""
     from ..runtime.install.installed_files import Manifest, ManifestDamaged, replace_files
 
-    if not changed:
-        return nullcontext()
     try:
         manifest = Manifest.read(Path("/"))
     except (ManifestDamaged, OSError):
         manifest = Manifest(Path("/"))  # install and uninstall report it
-    installed_files = {str(path): content for path, content in changed.items() if str(path) in manifest.files}
-    return replace_files({**changed, **(manifest.with_files(installed_files).as_files() if installed_files else {})})
+    files = changed
+    if str(to) in manifest.files and (changed or obsolete):
+        listed = manifest.with_files({str(path): content for path, content in changed.items()})
+        files = {**changed, **listed.without_files(map(str, obsolete)).as_files()}
+    with replace_files(files):
+        yield
+    for path in obsolete:
+        path.unlink(missing_ok=True)
 
 
 def _print_loaded(policy: Policy, loaded: GuardLoadResult) -> None:

@@ -93,12 +93,13 @@ def _remove_obsolete(root: Path, wanted: InstallPlan) -> list[Path]:
     """Remove the files of `netconfig` and `units` for uplinks and services that the policy no longer has."""
     from ..generated_text import Unwritable
     from ..integration.netconfig.networkd_parser import SharedNetworkFile
-    from ..runtime.install.obsolete_files import obsolete_files, remove_files
+    from ..runtime.install.obsolete_files import obsolete_files, obsolete_guard_files, remove_files
 
     if wanted.policy is None:
         return []
     try:
-        return remove_files(root, obsolete_files(root, wanted.policy))
+        paths = obsolete_files(root, wanted.policy) + obsolete_guard_files(root, wanted.files())
+        return remove_files(root, paths)
     except (SharedNetworkFile, Unwritable) as error:
         warn(f"files of uplinks that the policy no longer has may be left: {error}")
         return []
@@ -146,10 +147,11 @@ def _wanted_files(
     if root == Path("/") and init.name == "systemd":
         require_readable_by_units(program)
     try:
-        texts = init.render(program, nft_path(root, nft), path)
+        nft = nft_path(root, nft)
+        texts, extra_files = init.render(program, nft, path), init.render_extra_files(nft)
     except ValueError as error:
         raise Failure(str(error), EXIT_BAD_INPUT) from None
-    units = {f"{unit_directory.rstrip('/')}/{name}": text for name, text in texts.items()}
+    units = {**extra_files, **{f"{unit_directory.rstrip('/')}/{name}": text for name, text in texts.items()}}
     if chosen is None:
         return InstallPlan(init, units, policy_path=path)
     policy, source = read_policy(chosen)

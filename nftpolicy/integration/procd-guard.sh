@@ -12,6 +12,9 @@ start() {
 	# First the block, then the guard. If the guard cannot be loaded, the block stays in force.
 	@NFT@ -f @BLOCK@
 	@NFT@ -f @GUARD@ || return
-	# Some kernels accept it only when the devices are present; "apply" loads it then.
-	@NFT@ -f @LINK@ || :
+	@NFT@ -f @LINK@ || return 0
+	# The kernel may accept these only for present devices; "apply" loads the others.
+	for file in @STEM@-*.nft; do
+		@NFT@ -f "$file" || :
+	done
 }

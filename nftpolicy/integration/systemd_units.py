@@ -14,10 +14,11 @@ import re
 from collections.abc import Iterable
 
 from ..generated_text import CheckedText, fill, own_text, word
-from .guard_files import GUARD_PATH, block_path, link_guard_path
+from .guard_files import GUARD_PATH, block_path, device_guard_path, link_guard_path
 
 POLICY_PATH = "/etc/nftpolicy/policy.toml"
 UNIT_DIR = "/etc/systemd/system"
+_LINK_STEM = device_guard_path(GUARD_PATH, "").removesuffix("-.nft")  # of the files of the devices
 
 _SAFE_PATH = re.compile(r"/[A-Za-z0-9_./+@:-]+\Z")
 
@@ -38,8 +39,9 @@ RemainAfterExit=yes
 # First the block, then the guard. If the guard cannot be loaded, the block stays in force.
 ExecStart=-{nft} -f {block}
 ExecStart={nft} -f {guard}
-# Some kernels accept it only when the devices are present; then "nftpolicy apply" loads it.
 ExecStart=-{nft} -f {link}
+# Before about Linux 6.18 the kernel accepts these only for present devices; udev loads them when others appear.
+ExecStart=-/bin/sh -c 'for file in {stem}-*.nft; do {nft} -f "$$file"; done'
 CapabilityBoundingSet=CAP_NET_ADMIN
 RestrictAddressFamilies=AF_NETLINK
 {sandbox}# PrivateTmp= would wait for other mounts. Where there are no mount namespaces, systemd goes on without.
@@ -202,6 +204,13 @@ Environment=PYTHONSAFEPATH=1 PYTHONNOUSERSITE=1
 SystemCallFilter=bpf
 """
 
+# After 80-net-setup-link.rules, which renames devices. udev sets a new device up only after its rules.
+_UDEV_RULES_PATH = "/etc/udev/rules.d/85-nftpolicy.rules"
+_UDEV_RULES = """\
+# nftpolicy: load the link-layer guard of a device that appears.
+ACTION=="add|move", SUBSYSTEM=="net", TEST=="{stem}-$name.nft", RUN+="{nft} -f {stem}-$name.nft"
+"""
+
 RESOLVER_TEMPLATE = "nftpolicy-resolver@.service"
 _ALL_RESOLVERS = "nftpolicy-resolver@*.service"  # a pattern of systemctl(1)
 _UNITS = {
@@ -238,6 +247,11 @@ def render_units(program: str, nft: str, policy: str = POLICY_PATH) -> dict[str,
     return {name: fill(_UNITS[name], **values) for name in _UNITS}
 
 
+def render_udev_rules(nft: str) -> dict[str, CheckedText]:
+    """Return path -> text of the rules of udev(7), for the path of nft. Raises ValueError as require_safe_path."""
+    return {_UDEV_RULES_PATH: fill(_UDEV_RULES, nft=require_safe_path(nft), stem=word(_LINK_STEM))}
+
+
 def path_values(program: str, nft: str, policy: str) -> dict[str, CheckedText]:
     """Return the paths that a unit or an init script names, by field. Raises ValueError as require_safe_path."""
     return {
@@ -247,6 +261,7 @@ def path_values(program: str, nft: str, policy: str) -> dict[str, CheckedText]:
         "guard": word(GUARD_PATH),
         "link": word(link_guard_path(GUARD_PATH)),
         "block": word(block_path(GUARD_PATH)),
+        "stem": word(_LINK_STEM),
     }
 
 

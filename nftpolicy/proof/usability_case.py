@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import count, islice, product
+from itertools import chain, count, islice, product
 
 from attrs import evolve, frozen
 
@@ -171,7 +171,7 @@ def free_source_port(spec: Spec) -> int | None:
         for region in regions
         for span in region.fields.get("sport", ())
     ]
-    usual_first = (*range(40000, 65536), *range(39999, 0, -1))
+    usual_first = chain(range(40000, 65536), range(39999, 0, -1))
     return next((port for port in usual_first if not any(low <= port <= high for low, high in answered)), None)
 
 

@@ -15,7 +15,8 @@ from tests.guarded_lab import (
 )
 from tests.lab.topology import Lab
 
-GUARD, LINK, BLOCK = "/run/lab/guard.nft", "/run/lab/guard-link.nft", "/run/lab/guard-block.nft"
+GUARD, BLOCK = "/run/lab/guard.nft", "/run/lab/guard-block.nft"
+LINK, DEVICE = "/run/lab/guard-link.nft", "/run/lab/guard-link-br-wan.nft"
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,11 @@ def test_boot_without_guard_files_leaks(released: Guarded) -> None:
     no_wan_routes_in_main(released.lab)
 
 
-@pytest.mark.parametrize("files", [(BLOCK, GUARD, LINK), (GUARD, GUARD, LINK, LINK)], ids=["as at boot", "twice"])
+@pytest.mark.parametrize(
+    "files",
+    [(BLOCK, GUARD, LINK, DEVICE), (GUARD, GUARD, LINK, LINK, DEVICE, DEVICE, LINK)],
+    ids=["as at boot", "twice"],
+)
 def test_boot_with_guard_files_leaks_nothing(released: Guarded, files: tuple[str, ...]) -> None:
     start(released.lab, *files)
     found = run_probes(released.lab)
@@ -58,23 +63,30 @@ def test_boot_with_guard_files_leaks_nothing(released: Guarded, files: tuple[str
 
 
 def test_boot_without_link_guard_leaks_frames_only(released: Guarded) -> None:
-    """Reason why there are two files, as the manual says."""
-    start(released.lab, GUARD)
+    """Reason why udev loads the file of a device that appears."""
+    start(released.lab, GUARD, LINK)
     found = run_probes(released.lab).unmarked()
     assert found
     assert all(re.search("packet|frame", one) for one in found), found
     no_wan_routes_in_main(released.lab)
 
 
+def test_device_file_needs_the_link_guard(released: Guarded) -> None:
+    """udev loads it whenever a device appears, also after a release."""
+    refused = released.lab.node.run(["nft", "-f", DEVICE], check=False)
+    assert refused.returncode
+    assert released.lab.node.run(["nft", "list", "tables"]).stdout == ""
+
+
 def test_boot_with_block_stops_marked_packets(released: Guarded) -> None:
-    start(released.lab, LINK)
+    start(released.lab, LINK, DEVICE)
     released.lab.node.run(["nft", "-f", BLOCK])  # only now: it stops questions for routers too
     assert not [sent for sent in run_probes(released.lab).wan if "packet" not in str(sent.probe)]
     no_wan_routes_in_main(released.lab)
 
 
 def test_apply_after_boot_keeps_counters(released: Guarded) -> None:
-    start(released.lab, GUARD, LINK)
+    start(released.lab, GUARD, LINK, DEVICE)
     run_probes(released.lab)
     before = released.counters()
     assert before["inet/wan.dropped"] > 0

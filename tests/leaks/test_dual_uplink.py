@@ -46,8 +46,11 @@ def policy(lab: Lab) -> str:
     return text
 
 
-def with_lte(lab: Lab, lte: Namespace) -> None:
-    """Add a second uplink with static addresses, and a network behind it that also leads to the server."""
+def with_lte(lab: Lab, lte: Namespace, table: int = TABLES["lte"]) -> None:
+    """Add a second uplink with static addresses, and a network behind it that also leads to the server.
+
+    In the table of the wired line, it is the spare one.
+    """
     veth(lte, "to-node", lab.node, LTE)
     veth(lte, "to-server", lab.server, "to-lte")
     lte.sysctl("net/ipv4/ip_forward", 1), lte.sysctl("net/ipv6/conf/all/forwarding", 1)
@@ -56,11 +59,11 @@ def with_lte(lab: Lab, lte: Namespace) -> None:
         lte.ip(f"addr add {GATEWAY[family]}/{length} dev to-node", f"addr add {near}/{beyond} dev to-server")
         lab.server.ip(f"addr add {far}/{beyond} dev to-lte", f"-{family} route add {NET[family]} via {near}")
         lte.ip(f"-{family} route add {at.SERVER_NET[family]} via {far}")
-        table = TABLES["lte"]
+        metric = f"table {table} metric 2000 src {OWN[family]}"
         lab.node.ip(
             f"addr add {OWN[family]}/{length} dev {LTE} noprefixroute",
-            f"-{family} route add {NET[family]} dev {LTE} table {table} src {OWN[family]}",
-            f"-{family} route add default via {GATEWAY[family]} dev {LTE} table {table} src {OWN[family]}",
+            f"-{family} route add {NET[family]} dev {LTE} {metric}",
+            f"-{family} route add default via {GATEWAY[family]} dev {LTE} {metric}",
         )
     lte.popen(daemons.dnsmasq(GATEWAY.values(), {at.WHO: WHO_BY_LTE, at.VPN: at.SERVER}))
     lab.node.outside(LEASE).write_text("".join(f"nameserver {one}\n" for one in GATEWAY.values()))

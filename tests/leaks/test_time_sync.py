@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """Time before the VPN: an NTP client is a service of its own, and its packets leave by the WAN only.
 
-The client is NTPsec's ntpdig, which queries and prints, and sets no clock. It cannot mark its sockets;
-`nftpolicy run` does.
+The client is NTPsec's ntpdig, which queries and prints, and sets no clock. It cannot mark its sockets; `nftpolicy run`
+preloads the library that does, as the package for Gluon does for wgpeerselector.
 """
 
 import socket
@@ -15,6 +15,7 @@ import pytest
 from tests.guarded_lab import (
     OTHER_GID,
     ROOT,
+    SERVICE_GID,
     Guarded,
     guarded_lab,
     no_wan_routes_in_main,
@@ -24,11 +25,10 @@ from tests.guarded_lab import (
 )
 from tests.lab import addresses as at
 from tests.lab.topology import Lab
-from tests.vpn_programs import cgroups
 
 pytestmark = pytest.mark.slow
 
-GID, NTP = 801, 123
+GID, NTP = SERVICE_GID, 123
 ASK = ("ntpdig", "-t", "1")
 _SINCE_1900 = 2208988800  # seconds from the era of NTP to that of Unix (RFC 5905 figure 4)
 
@@ -52,21 +52,21 @@ def server() -> None:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Guarded]:
-    with cgroups() as placed, guarded_lab(lambda lab: placed(policy(lab)), resolver=True) as made:
+    with guarded_lab(policy, resolver=True) as made:
         made.lab.server.spawn(server)
         yield made
 
 
 def by_run(node: Guarded, name: str) -> tuple[int, str]:
     """Query an address or a name for the time as the service; return the exit status and the output."""
-    done = node.nftpolicy("run", "time", "--", *ASK, name, check=False)
+    done = node.nftpolicy("run", "wgpeerselector", "--", *ASK, name, check=False)
     return done.returncode, done.stdout + done.stderr
 
 
 def by_group(node: Guarded, name: str, gid: int, mark: bool = False) -> tuple[int, str]:
-    """Query with the group only; with `mark` from the service's cgroup, so that the sockets carry the mark."""
+    """Query with the group only; with `mark` with the library, so that the sockets carry the mark."""
     if mark:
-        words = ["run", "time", "--", "setpriv", "--regid", str(gid), "--clear-groups", *ASK, name]
+        words = ["run", "wgpeerselector", "--", "setpriv", "--regid", str(gid), "--clear-groups", *ASK, name]
         done = node.nftpolicy(*words, check=False)
     else:
         done = node.lab.node.run([*ASK, name], gid=gid, check=False)

@@ -160,9 +160,9 @@ CASES = {
         ("sets no mark, so the guard drops its packets", "LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK=1"),
     ),
     "who marks and who does not in one group": Case(
-        {"network": PLAIN, "fastd": "config fastd mesh_vpn\n option group gluon-mesh-vpn\n option packet_mark 1\n",
-         "wgpeerselector": "config wgpeerselector mesh_vpn\n option enabled 1\n option unix_group gluon-mesh-vpn\n"},
-        ("[service.fastd]", 'group = 800\nmarks = "preload"\n'), ("the ntpd that it calls sets no mark",),
+        {"network": PLAIN + "config interface vpn_selector\n option proto wgpeerselector\n option unix_group gluon-mesh-vpn\n",
+         "fastd": "config fastd mesh_vpn\n option group gluon-mesh-vpn\n option packet_mark 1\n"},
+        ("[service.fastd]", 'group = 800\nmarks = "preload"\n'), ("the ntpd that it calls set no mark: start it with LD",),
         unsaid=("[service.wgpeerselector]", "fastd must mark"),
     ),
     "pbr": Case(

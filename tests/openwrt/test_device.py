@@ -219,7 +219,7 @@ procd_add_jail_mount_rw() { echo "mount_rw $@"; }
 """
 
 
-def started(router: Router, policy: Policy, call: str = "start_service") -> str:
+def started(router: Router, policy: Policy, call: str = "start_service", errors: bool = False) -> str:
     router.write(policy)
     router.space.outside("/run/libpacketmark.so").write_text("")
     script = tree.build_tree(policy)["etc/init.d/nftpolicy"].text
@@ -227,7 +227,16 @@ def started(router: Router, policy: Policy, call: str = "start_service") -> str:
     script = script.replace("/usr/share/nftpolicy", f"{ROOT}/usr/share/nftpolicy").replace("/usr/lib/", "/run/")
     script = script.replace("STATE=/var/run/nftpolicy", f"STATE={STATE}")
     router.space.outside("/run/init").write_text(PROCD + script + f"\n{call}\n")
-    return router.ash("/run/init").stdout
+    done = router.ash("/run/init")
+    return done.stderr if errors else done.stdout
+
+
+def test_init_script_at_boot_logs_no_error(router: Router) -> None:
+    """It starts before netifd, which sets lo up; the route of a query without another one is by lo."""
+    router.space.ip("link set lo down")
+    assert "missing: default dev lo" in router.nftpolicy("apply", check=False).stderr, "the control"
+    assert started(router, shipped(), errors=True) == ""
+    assert router.nftpolicy("check").returncode == 0
 
 
 def test_init_script_loads_guard_before_daemons(router: Router) -> None:

@@ -14,7 +14,8 @@ from nftpolicy.policy.load import load
 from tests.guarded_lab import GLUON, gluon, wan_routes_in_main
 from tests.lab import addresses as at
 from tests.lab import inbound_clients
-from tests.lab.netns import wait_until
+from tests.lab.netns import Namespace, veth, wait_until
+from tests.lab.sniffer import Sniffer
 from tests.lab.topology import Lab
 from tests.leaks.test_race_windows import FLOOD, flooding
 
@@ -230,6 +231,63 @@ def test_flush_filter_floods_during_flushes_leak_nothing(field: tuple[Lab, Route
             lab.node.end(sender)
     assert any(FLOOD in frame.payload for frame in lab.wan.frames()), "inconclusive: there was no flood"
     assert "bpf" not in lab.node.run(["tc", "filter", "show", "dev", at.WAN, "egress"]).stdout
+
+
+VLAN_POLICY = """
+name   = "vlan"
+inside = ["br-lan"]
+
+[uplink.wan]
+devices = ["eth0.2"]
+mark    = "1/1"
+table   = 1
+exempt  = ["arp"]
+"""
+# Frames by the device below, with their tags; those of the uplink's VLAN are dropped.
+OF_UPLINK = {
+    "tag": "81000002",
+    "with a priority": "8100e002",
+    "of a provider": "88a80002",
+    "behind a 0": "8100000081000002",
+}
+OF_OTHERS = {"another VLAN": "81000003", "next multiple": "81001003", "no tag": ""}
+
+
+def tagged(device: str) -> None:
+    """Send an ARP request with each tag; its number is in its source address."""
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
+        for number, tags in enumerate((*OF_UPLINK.values(), *OF_OTHERS.values())):
+            frame = b"\xff" * 6 + b"\x02\0\0\0\xee" + bytes([number]) + bytes.fromhex(tags) + ARP
+            with suppress(OSError):  # ENOBUFS: dropped
+                sender.sendto(frame, (device, 0x0806))
+
+
+def test_device_below_a_vlan_sends_no_frame_with_its_tag() -> None:
+    with Namespace("router") as space, Namespace("switch") as switch:
+        for device, peer in (("eth0", "uplink"), ("lan1", "host")):
+            veth(space, device, switch, peer)
+        router = Router(space, load(VLAN_POLICY.encode())[0])
+        router.real("tc")
+        router.nftpolicy("apply")
+        names = [*OF_UPLINK, *OF_OTHERS]
+
+        def sent(by: Namespace, device: str) -> set[str]:
+            by.call(tagged, device)
+            time.sleep(0.1)
+            return {
+                names[int(one.src_mac[-2:], 16)] for one in seen.drain() if one.src_mac.startswith("02:00:00:00:ee")
+            }
+
+        with Sniffer(switch, "uplink") as seen:
+            assert sent(space, "eth0") == set(OF_OTHERS)
+            # A bridge forwards the tag beside the frame, as a VLAN device sends it.
+            space.ip(
+                "link add br0 type bridge", "link set br0 up", "link set eth0 master br0", "link set lan1 master br0"
+            )
+            assert sent(switch, "host") >= {"tag", *OF_OTHERS}
+            space.ip("link set eth0 nomaster")
+            router.nftpolicy("release")
+            assert sent(space, "eth0") == {*OF_UPLINK, *OF_OTHERS}, "the control"
 
 
 def test_flush_filter_refuses_owners_of_sockets() -> None:

@@ -19,7 +19,11 @@ from nftpolicy.importers.openwrt.netifd_model import netifd_state
 from nftpolicy.importers.openwrt.uci_parser import parse_uci
 from nftpolicy.netstate.formats import ip_json_decode
 from nftpolicy.policy.load import load
-from tests.openwrt.router_configs import BAD, CASES, LOOPBACK, PLAIN
+from tests.openwrt.gluon_configs import GLUON_CASES
+from tests.openwrt.router_configs import BAD, LOOPBACK, PLAIN
+from tests.openwrt.router_configs import CASES as ROUTER_CASES
+
+CASES = ROUTER_CASES | GLUON_CASES
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 

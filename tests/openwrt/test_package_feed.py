@@ -16,6 +16,7 @@ from tests.lab.limits import limit
 
 ROOT = Path(__file__).parents[2]
 FEED = ROOT / "openwrt/feed"
+WRAPPER = FEED / "gluon-nftpolicy/files/usr/sbin/wgpeerselector"
 LUA = [FEED / "gluon-nftpolicy/check_site.lua", FEED / "gluon-nftpolicy/luasrc/lib/gluon/upgrade/600-nftpolicy"]
 POLICY = ROOT / "rulesets/gluon-fastd.toml"
 
@@ -118,6 +119,11 @@ function cursor:delete(config, name, option)
 	local sections = state[config] or {}
 	if not option then sections[name] = nil elseif sections[name] then sections[name][option] = nil end
 end
+function cursor:get(config, name, option) return state[config][name] and state[config][name][option or '.type'] end
+function cursor:set(config, name, option, value)
+	state[config][name][option] = value
+	print('set ' .. config .. '.' .. name .. '.' .. option .. '=' .. value)
+end
 function cursor:save() end
 function cursor:commit() end
 package.preload['simple-uci'] = function() return { cursor = function() return cursor end } end
@@ -161,14 +167,14 @@ def upgraded(tmp_path):
             return json.dumps(value)
         return "{" + ",".join(f"[{json.dumps(key)}]={lua(one)}" for key, one in value.items()) + "}"
 
-    def run(enabled):
+    def run(enabled, node=NODE):
         (tmp_path / "standin.lua").write_text(STANDIN)
-        (tmp_path / "state.lua").write_text(f"return {lua(NODE)}")
+        (tmp_path / "state.lua").write_text(f"return {lua(node)}")
         (tmp_path / "script.lua").write_text(LUA[1].read_text().removeprefix("#!/usr/bin/lua\n"))
         done = subprocess.run([need("lua5.1"), "standin.lua", "state.lua", str(enabled).lower(), "script.lua"],
                               cwd=tmp_path, capture_output=True, text=True, check=True)  # fmt: skip
         lines = [line.partition(" ")[::2] for line in done.stdout.splitlines()]
-        return {kind: [text for of, text in lines if of == kind] for kind in ("ran", "section", "option")}
+        return {kind: [text for of, text in lines if of == kind] for kind in ("ran", "section", "option", "set")}
 
     return run
 
@@ -185,6 +191,37 @@ def test_upgrade_migrates_settings_of_gluon(upgraded):
         "sh /rom/etc/uci-defaults/95-nftpolicy",
         "/etc/init.d/nftpolicy enable",
     ]
+
+
+def test_upgrade_gives_wired_mesh_a_device_that_is_inside(upgraded):
+    assert upgraded(True)["set"] == []
+    node = NODE | {"network": NODE["network"] | {"mesh_other": {".type": "interface", "ifname": "lan1"}}}
+    assert upgraded(True, node)["set"] == ["network.mesh_other.type=bridge"]
+    assert upgraded(False, node)["set"] == []
+    for file in sorted((ROOT / "rulesets").glob("gluon-*.toml")):
+        assert "br-mesh*" in load(file.read_bytes())[0].inside
+
+
+def test_wireguard_node_gets_port_of_the_policy(upgraded):
+    policy = load((ROOT / "rulesets/gluon-wireguard.toml").read_bytes())[0]
+    (port,) = policy.service["wireguard"].sport
+    tunnel = {".type": "interface", "proto": "wireguard"}
+    node = NODE | {"network": NODE["network"] | {"wg_mesh": tunnel}}
+    assert upgraded(True, node)["set"] == [f"network.wg_mesh.listen_port={port.low}"]
+    tunnel["listen_port"] = "51821"
+    assert upgraded(True, node)["set"] == []
+
+
+def test_wgpeerselector_starts_with_the_mark(tmp_path):
+    """netifd calls it by its name, and looks into /usr/sbin first; ntpd inherits the environment."""
+    policy = load((ROOT / "rulesets/gluon-wireguard.toml").read_bytes())[0]
+    (program := tmp_path / "wgpeerselector").write_text('#!/bin/sh\necho "$LD_PRELOAD $LIBPACKETMARK_MARK $*"\n')
+    program.chmod(0o755)
+    (wrapper := tmp_path / "wrapper").write_text(WRAPPER.read_text().replace("/usr/bin/wgpeerselector", str(program)))
+    done = subprocess.run(["sh", wrapper, "-i", "wg_mesh", "--group", "gluon-mesh-vpn"], capture_output=True, text=True)
+    mark = policy.uplink["wan"].mark.value
+    assert done.stdout == f"libpacketmark.so {mark} -i wg_mesh --group gluon-mesh-vpn\n"
+    assert os.access(WRAPPER, os.X_OK)
 
 
 def test_upgrade_of_disabled_node_keeps_gluon_settings(upgraded):

@@ -33,6 +33,7 @@ FIRST = (
     "pppoe",
     "ipsec",
     "l2tp-ip",
+    "sctp",
     "install",
 )
 SECOND = ("boot", "removal")  # after a restart
@@ -51,7 +52,8 @@ replaces the rows of what it runs. A count without a policy is the control, by t
 | wireguard | the kernel's WireGuard by wg-quick, with `laptop-wireguard.toml`, seen at the far end of the uplink |
 | vlan, macvlan, vrf, gre, l2tp, pppoe | an uplink of that kind: packets of each kind of sender, seen at the far end of the lowest device |
 | ipsec, l2tp-ip | IPsec by xfrm devices and by policies, and L2TP over IP, in both families, with a policy that names the other ends: beside their packets those of processes, to other ends, in clear, in transport mode and in UDP |
-| install, boot | `nftpolicy install --enable` of `vpn-killswitch.toml`; after a restart, QEMU records all frames from power-on, and status and proof are good; on these kernels `apply` loads the link guard |
+| sctp | servers over SCTP in the networks of docs/replies.md, whose policy answers no SCTP: where their replies go, and where the model says that they go |
+| install, boot | `nftpolicy install --enable` of `vpn-killswitch.toml`; after a restart, QEMU records all frames from power-on, and status and proof are good; packet sockets send as soon as the device exists |
 | removal | `uninstall`, `release`, and a purge of the package: nothing is left, and the uplink is open |
 """
 
@@ -123,13 +125,12 @@ def _boot_result(machine: VirtualMachine, sent: str, control: tuple[int, int]) -
     """Return the result and the count of the second start; `control` are the unmarked frames of the first."""
     packets, early = _unmarked(machine)
     guarded, marked = _frames(machine, GUARDED), _frames(machine, MARKED)
-    good = packets == guarded == 0 and marked and all(control)
+    good = packets == early == guarded == 0 and marked and all(control)
     counts = [f"{packets} {sent} left, {control[0]} in the start without a policy", f"{marked} marked"]
-    counts.append(f"frames of packet sockets: {control[1]} in the start without a policy, {guarded} after `apply`")
-    if early:  # before Linux 6.18, egress chains need their devices, and all of them
-        counts.append(f"{early} before it, as this kernel takes no link guard for an absent device")
-    passed = "passed, but for packet sockets before `apply`" if early else "passed"
-    return {"result": passed if good else "failed: frames", "count": "; ".join(counts)}
+    counts.append(
+        f"frames of packet sockets: {control[1]} in the start without a policy, {early + guarded} in this one"
+    )
+    return {"result": "passed" if good else "failed: frames", "count": "; ".join(counts)}
 
 
 def _boot(machine: VirtualMachine, names: Sequence[str]) -> Iterator[Mapping[str, Any]]:

@@ -97,7 +97,7 @@ IDLE = {
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"element gone: .*@wan.groups", "only a resolver asks who its clients are"),
     ],
-    "gluon-wireguard": [(r"element gone: .*@wan.group-ports: \(800", "names are asked of the resolver alone")],
+    "gluon-wireguard": [(r"element gone: .*@wan.group-ports: \(800, '\w+', 53\)", "names are asked of the resolver alone")],
     "dual-uplink": [(r"match (gone|negated): .* lte.identity: .*\[ct mark ", "there are no answers")],
     "server-egress": [
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
@@ -117,6 +117,13 @@ IDLE = {
         (r"element gone: .*@wan.groups", "only a resolver asks who its clients are"),
         (r"match gone: .*foreign-source.*\[fib saddr ", "no socket of this machine uses this uplink"),
         (r"count gone: .*kernel\.ndp", "the packets that are tried solicit no neighbour by unicast"),
+    ],
+    "router-wireguard": [
+        (r"nftpolicy restore: icmp\S* type ", "no packet that is tried is an error about a forwarded one"),
+        (r"inward: .*\[?ct direction reply|rules gone: .*inward: ", "answers with NAT: tests/leaks/test_forward.py"),
+        (r"nftpolicy inside: meta iifname .*not-local", "requests to other ports: tests/leaks/test_router_wireguard.py"),
+        (r"arrival: fib daddr type unicast udp sport 67", "no packet that is tried is a DHCP reply by unicast"),
+        (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
     ],
     "14-tunnels": [
         (r"match gone: .* tunnels: .*\[meta mark & 0x3 != 2\]", "no service of the other uplink sends to these ends"),

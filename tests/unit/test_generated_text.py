@@ -28,6 +28,7 @@ WRITERS = {
 # Text of writers that no other program reads as code, by module and function ("": at module level).
 NOT_CODE = {
     ("integration/guard_files.py", "link_guard_path"): "a path that a gate checks later",
+    ("integration/guard_files.py", "device_guard_path"): "a path that a gate checks later",
     ("integration/guard_files.py", "block_path"): "a path that a gate checks later",
     ("integration/netconfig/networkmanager.py", "files"): "the name that a UUID is made of",
     ("integration/netconfig/networkd_parser.py", "parse_sections"): "a file that is read",

@@ -21,6 +21,7 @@ from nftpolicy.cli.common import Failure, read_policy
 from nftpolicy.cli.install_common import StartedBy, require_readable_by_units
 from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.integration import procd, systemd_units
+from nftpolicy.netstate.formats import nft_text
 from nftpolicy.runtime.apply.errors import PolicyNotProved
 from nftpolicy.runtime.install import boot_guard, init_systems, installed_files
 from nftpolicy.runtime.install import installer as place
@@ -86,7 +87,54 @@ def test_second_guard_command_writes_nothing(tmp_path, capsys):
     for _ in range(2):
         guard_command.command(GLUON, tmp_path / "guard.nft", True)
     assert capsys.readouterr().out.splitlines()[-1] == f"gluon-fastd: {tmp_path}/guard.nft is up to date already"
-    assert {path.name for path in tmp_path.iterdir()} == {"guard.nft", "guard-link.nft", "guard-block.nft"}
+    assert {f"etc/nftpolicy/{path.name}" for path in tmp_path.iterdir()} == GUARD_FILES
+
+
+def test_guard_removes_the_file_of_a_lost_device(tmp_path, monkeypatch, capsys):
+    text = GLUON.read_text()
+    (tmp_path / "two.toml").write_text(text.replace('devices = ["br-wan"]', 'devices = ["br-wan", "wwan0"]'))
+    assert (tmp_path / "two.toml").read_text() != text
+    guard, foreign = tmp_path / "guard.nft", tmp_path / "guard-link-foreign.nft"
+    foreign.write_text("# of the administrator\n")
+    guard_command.command(tmp_path / "two.toml", guard, True)
+    listed = {str(path): path.read_bytes() for path in tmp_path.glob("guard*") if path != foreign}
+    assert str(tmp_path / "guard-link-wwan0.nft") in listed
+    read = installed_files.Manifest.read
+    monkeypatch.setattr(installed_files.Manifest, "read", lambda root: read(tmp_path / "root"))
+    before = installed_files.Manifest(tmp_path / "root").with_files(listed)
+    with installed_files.replace_files(before.as_files()):
+        pass
+    guard_command.command(GLUON, guard, True)
+    assert f"removed {tmp_path}/guard-link-wwan0.nft" in capsys.readouterr().out
+    left = {str(path) for path in tmp_path.glob("guard*")}
+    assert left == set(listed) - {str(tmp_path / "guard-link-wwan0.nft")} | {str(foreign)}
+    assert set(read(tmp_path / "root").files) == left - {str(foreign)}
+    guard_command.command(tmp_path / "two.toml", guard, True)
+    assert set(read(tmp_path / "root").files) == set(listed), "uninstall removes what guard added"
+
+
+def test_install_removes_the_guard_of_a_lost_device(root, tmp_path, capsys):
+    text = GLUON.read_text()
+    (tmp_path / "two.toml").write_text(text.replace('devices = ["br-wan"]', 'devices = ["br-wan", "wwan0"]'))
+    install(root, tmp_path / "two.toml")
+    assert (root / "etc/nftpolicy/guard-link-wwan0.nft").exists()
+    install(root, force=True)
+    assert f"removed {root}/etc/nftpolicy/guard-link-wwan0.nft" in capsys.readouterr().out
+    assert {path for path in installed_files_of(root) if "guard" in path and path.endswith("nft")} == GUARD_FILES
+
+
+@pytest.mark.parametrize("file", POLICIES, ids=lambda file: f"{file.parent.name}-{file.stem}")
+def test_guard_files_hold_every_chain_of_the_link_guard(file):
+    found = boot_guard.build_boot_guard(read_policy(file)[0])
+    files = {path.name: content.decode() for path, content in found.files().items()}
+    texts = {name: text for name, text in files.items() if name.startswith("guard-link")}
+    for chain in found.link.chains:
+        name = f"guard-link-{chain.hook.device}.nft" if chain.hook else "guard-link.nft"
+        added = texts[name].split("\ntable netdev nftpolicy {\n")[1]
+        for rule in chain.rules:
+            assert f"\t\t{nft_text.rule_text(rule)}\n" in added
+        assert f"flush chain netdev nftpolicy {chain.name}\n" in texts[name]
+    assert len(texts) == 1 + sum(chain.hook is not None for chain in found.link.chains)
 
 
 def test_guard_on_full_disk_keeps_the_old_files(tmp_path, monkeypatch):
@@ -123,6 +171,16 @@ def test_guard_unit_starts_before_the_network():
         ("", "guard"),
         ("-", "guard-link"),
     ]
+    assert """for file in /etc/nftpolicy/guard-link-*.nft; do /usr/sbin/nft -f "$$file"; done""" in text
+
+
+def test_udev_loads_the_guard_of_a_device_that_appears():
+    ((path, text),) = systemd_units.render_udev_rules("/opt/sbin/nft").items()
+    assert Path(path).name > "80-net-setup-link.rules", "it renames devices"
+    assert text.splitlines()[-1] == (
+        'ACTION=="add|move", SUBSYSTEM=="net", TEST=="/etc/nftpolicy/guard-link-$name.nft", '
+        'RUN+="/opt/sbin/nft -f /etc/nftpolicy/guard-link-$name.nft"'
+    )
 
 
 @pytest.mark.parametrize("program", ["/home/user/.local/bin/nftpolicy", "/root/bin/nftpolicy", "/tmp/nftpolicy"])
@@ -194,9 +252,8 @@ def test_install_is_idempotent_and_uninstall_is_complete(root, capsys):
     first = installed_files_of(root)
     assert set(first) == {
         "etc/nftpolicy/policy.toml",
-        "etc/nftpolicy/guard.nft",
-        "etc/nftpolicy/guard-link.nft",
-        "etc/nftpolicy/guard-block.nft",
+        *GUARD_FILES,
+        "etc/udev/rules.d/85-nftpolicy.rules",
         *(f"etc/systemd/system/{name}" for name in systemd_units.UNIT_NAMES),
         "var/lib/nftpolicy/installed.json",
     }
@@ -205,6 +262,7 @@ def test_install_is_idempotent_and_uninstall_is_complete(root, capsys):
     assert "all files are up to date already" in capsys.readouterr().out
     uninstall_command.command(root, False, None)
     assert set(installed_files_of(root)) == {"etc/nftpolicy/policy.toml", "var/lib/nftpolicy/installed.json"}
+    assert (root / "etc/udev/rules.d").is_dir(), "it is not ours"
     uninstall_command.command(root, True, None)
     assert installed_files_of(root) == {}
     capsys.readouterr()
@@ -364,7 +422,7 @@ def test_procd_plan_starts_only_the_init_scripts():
 # --- on OpenWrt ------------------------------------------------------------------------------
 
 SCRIPTS = {f"etc/init.d/{name}" for name in procd.SCRIPT_NAMES}
-GUARD_FILES = {f"etc/nftpolicy/{name}.nft" for name in ("guard", "guard-link", "guard-block")}
+GUARD_FILES = {f"etc/nftpolicy/{name}.nft" for name in ("guard", "guard-link", "guard-link-br-wan", "guard-block")}
 UPGRADE_LIST = "etc/nftpolicy/kept/installed.json"  # /var is a link to memory there
 
 
@@ -432,6 +490,7 @@ def test_scripts_release_nothing_and_guard_needs_no_python():
     guard = scripts()["nftpolicy-guard"]
     assert "nftpolicy apply" not in guard and "/usr/bin/nftpolicy" not in guard
     assert re.findall(r"nft -f \S+/(\S+)\.nft", guard) == ["guard-block", "guard", "guard-link"]
+    assert "for file in /etc/nftpolicy/guard-link-*.nft; do" in guard
 
 
 def scripts():

@@ -152,10 +152,13 @@ def _exempt(role: UplinkCandidate, network_config: NetworkConfig) -> tuple[str, 
     if "dhcpv6" in protos or protos & MODEM_PROTOCOLS:
         exemptions.append("dhcpv6")
     exemptions += ["ndp", "mld", "igmp"]
-    if any(
-        interface.device in role.devices and interface.proto == "gluon_wired" for interface in network_config.interfaces
-    ):
-        exemptions += ["vxlan-mesh", "respondd"]
+    wired = [
+        interface.section.flag("vxlan", True)
+        for interface in network_config.interfaces
+        if interface.device in role.devices and interface.proto == "gluon_wired"
+    ]
+    exemptions += [word for vxlan, word in ((True, "vxlan-mesh"), (False, "batman-adv")) if vxlan in wired]
+    exemptions += ["respondd"] if wired else []
     if "pppoe" in protos:
         exemptions.append("pppoe")
     return tuple(exemptions)

@@ -72,13 +72,9 @@ def _candidates(
     for section in packages.get("tunneldigger", ()):
         if section.type == "broker" and section.flag("enabled", True):
             yield _tunneldigger(section, uplink, groups)
-    for section in packages.get("wgpeerselector", ()):
-        if section.type == "wgpeerselector" and section.flag("enabled", True):
-            selector, group_steps = _group(section, "unix_group", groups)
-            why = f"{section.location()} looks up WireGuard's peers, and the time"
-            step = f"{section.title}: the ntpd that it calls sets no mark: {_preload(uplink)}"
-            steps = (*group_steps, (section.location(), step))
-            yield ServiceCandidate("wgpeerselector", uplink.name, selector, why, (section,), steps, "preload")
+    for interface in network_config.interfaces:
+        if interface.up and interface.proto in ("wgpeerselector", "gluon_wireguard"):
+            yield _wgpeerselector(interface, packages.get("wgpeerselector", ()), uplink, groups)
     tunnels = [
         interface.section for interface in network_config.interfaces if interface.proto == "wireguard" and interface.up
     ]
@@ -134,6 +130,21 @@ def _tunneldigger(section: ParsedSection, uplink: UplinkCandidate, groups: Mappi
     source = f"{section.location()} {section.title}"
     steps = (*steps, (section.location("bind_interface"), step))
     return ServiceCandidate("tunneldigger", uplink.name, selector, source, (section,), steps, "preload")
+
+
+def _wgpeerselector(
+    interface: Interface, peers: Sequence[ParsedSection], uplink: UplinkCandidate, groups: Mapping[str, int]
+) -> ServiceCandidate:
+    section = interface.section
+    selector, steps = _group(section, "unix_group", groups)
+    how = _preload(uplink)
+    if interface.proto == "gluon_wireguard":  # it makes the interface of wgpeerselector, with Gluon's group
+        selector, steps = ("group", str(groups["gluon-mesh-vpn"])), ()
+        how = "the package gluon-nftpolicy does it"
+    step = f"{section.title}: wgpeerselector and the ntpd that it calls set no mark: {how}"
+    why = f"{section.location()} looks up WireGuard's peers, and the time"
+    steps = (*steps, (section.location("proto"), step))
+    return ServiceCandidate("wgpeerselector", uplink.name, selector, why, (section, *peers), steps, "preload")
 
 
 def _preload(uplink: UplinkCandidate) -> str:

@@ -77,7 +77,21 @@ def uplink_candidates(
         raise NotImportable(
             f"interface {chosen[0].name!r} is a tunnel, which uses an uplink but is not one; name another with --uplink"
         )
-    return tuple(_with_marks_and_tables(packages, groups))
+    return tuple(_with_marks_and_tables(packages, _merged_by_table(groups)))
+
+
+def _merged_by_table(groups: Mapping[str, Sequence[Interface]]) -> dict[str, list[Interface]]:
+    """Return the groups, those with one routing table as one: its mark leads to all of their devices.
+
+    So the WAN and the modem of a node with Gluon are one uplink.
+    """
+    merged: dict[str, list[Interface]] = {}
+    device_by_table: dict[int, str] = {}
+    for device, interfaces in groups.items():
+        table = _configured_table(interfaces)
+        key = device if table in _RESERVED else device_by_table.setdefault(table, device)
+        merged.setdefault(key, []).extend(interfaces)
+    return merged
 
 
 def _named_interfaces(network: NetworkConfig, names: Sequence[str]) -> list[Interface]:
@@ -150,12 +164,13 @@ def _with_marks_and_tables(packages: Packages, groups: Mapping[str, Sequence[Int
         a.overlaps(b) for index, a in enumerate(found_marks) for b in found_marks[:index]
     )
     names: set[str] = set()
+    claimed = {item.device for interfaces in groups.values() for item in interfaces}
     for index, (device, interfaces) in enumerate(groups.items()):
         mark, sections = marks[device]
         if mark is None or not keep_marks:
             mark, sections = (Mark(1, 1), ()) if len(groups) == 1 else (Mark(index + 1, 0xFF), ())
-        below = [item.lower_device for item in interfaces if item.lower_device and item.lower_device not in groups]
-        devices = tuple(dict.fromkeys([device, *below]))
+        below = [item.lower_device for item in interfaces if item.lower_device not in {"", *claimed}]
+        devices = tuple(dict.fromkeys([*(item.device for item in interfaces), *below]))
         yield UplinkCandidate(
             _name(interfaces[0].name, names), tuple(interfaces), devices, mark, tables[device], sections
         )

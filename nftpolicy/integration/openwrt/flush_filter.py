@@ -148,6 +148,30 @@ def drop_filter(mark: Mark, is_port: bool = False) -> CheckedText:
     return program.text()
 
 
+def vlan_filter(numbers: Iterable[int]) -> CheckedText:
+    """Return the program that drops frames of these VLANs which a socket sends by the device below them.
+
+    Their tag is in the frame. A VLAN device leaves the tag to the device below (__vlan_hwaccel_put_tag); its frames
+    have passed its own guard. Another host takes a tag with number 0 for none, and reads the one behind it.
+    """
+    program = _Program()
+    program.load("vlan")
+    program.add(_EQUAL, 0, _NEXT, "next")
+    program.add(_LOAD[2], 12)
+    program.add(_EQUAL, 0x8100, "tag")
+    program.add(_EQUAL, 0x88A8, "tag", "next")
+    program.place("tag")
+    program.add(_LOAD[2], 14)
+    program.add(_AND, 0xFFF)
+    for number in (0, *sorted(numbers)):
+        program.add(_EQUAL, number, "drop")
+    program.place("next")
+    program.add(_RETURN, _CONTINUE)
+    program.place("drop")
+    program.add(_RETURN, _DROP)
+    return program.text()
+
+
 def _by_transport(family: str, packets: Iterable[tuple[Match, ...]]) -> _Alternatives:
     alternatives: _Alternatives = {}
     for matches in packets:

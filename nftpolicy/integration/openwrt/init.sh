@@ -11,6 +11,8 @@ STATE=/var/run/nftpolicy
 MARKS=/usr/lib/libpacketmark.so
 
 start_service() {
+	# netifd does so later; a route by lo needs it.
+	ip link set lo up
 	$PROG apply
 	procd_open_instance watch
 	procd_set_param command "$PROG" watch

@@ -21,7 +21,7 @@ from ...netstate.nft import FULL_MASK, Chain
 from ...netstate.routing import ROUTE_TYPES, IpRule, Route
 from ...policy.objects import DNS_PORT, Policy, Uplink
 from ..dnsmasq_servers import domain_values, server_value
-from .flush_filter import bpdu_filter, drop_filter, pass_filter
+from .flush_filter import bpdu_filter, drop_filter, pass_filter, vlan_filter
 
 _ROUTE_TYPES = {name: number for number, name in ROUTE_TYPES.items()}
 _PORT = "/"  # placeholder for a bridge port; not valid in a device name
@@ -40,6 +40,7 @@ def router_plan(policy: Policy, link_guard: bool = True) -> CheckedText:
     if link_guard:
         lines += [line for uplink in policy.uplink.values() for line in _egress_chains(policy, uplink)]
         lines += [line for name in policy.uplink for line in _flush_filters(policy, name)]
+        lines += _vlan_filters(policy)
     lines += [line for name, uplink in policy.uplink.items() for line in _resolver(name, uplink)]
     for name, uplink in policy.uplink.items():
         devices = join(" ", map(device_name, uplink.devices))
@@ -145,6 +146,18 @@ def _flush_filters(policy: Policy, name: str) -> Iterator[CheckedText]:
             program=program,
             devices=devices,
         )
+
+
+def _vlan_filters(policy: Policy) -> Iterator[CheckedText]:
+    """Yield the filter of each device below uplinks that are named DEVICE.VLAN, as OpenWrt names them."""
+    devices = {device for uplink in policy.uplink.values() for device in uplink.devices}
+    numbers: dict[str, list[int]] = {}
+    for device in sorted(devices):
+        below, _, number = device.rpartition(".")
+        if below and below not in devices and number.isdecimal() and 0 < int(number) < 4095:
+            numbers.setdefault(below, []).append(int(number))
+    for below, tags in numbers.items():
+        yield fill("flush own 73 {program} {device}", program=vlan_filter(tags), device=device_name(below))
 
 
 def _chain_body(chain: Chain) -> CheckedText:

@@ -38,6 +38,7 @@ __all__ = [
     "element_text",
     "elements_text",
     "expression_text",
+    "extension_text",
     "hook_text",
     "identifier",
     "operation_text",
@@ -234,6 +235,18 @@ def replaceable_table_text(item: nft.Table) -> CheckedText:
     The file adds the table before it deletes it, since nft refuses to delete an absent table.
     """
     commands = [operation_text(NftOperation(verb, *item.key, nft.Table(*item.key))) for verb in ("add", "delete")]
+    return CheckedText("\n".join([*commands, table_text(item)]))
+
+
+def extension_text(item: nft.Table) -> CheckedText:
+    """Return a file for `nft -f` that adds the sets and chains of `item` to its table, or replaces them there.
+
+    All other objects of the table stay.
+    """
+    sets = (nft_set for nft_set in item.sets if "dynamic" not in nft_set.flags)
+    replaced: tuple[nft.Set | nft.Chain, ...] = (*sets, *item.chains)
+    commands = [operation_text(NftOperation("add", *item.key, nft.Table(*item.key)))]
+    commands += [operation_text(NftOperation(verb, *item.key, each)) for each in replaced for verb in ("add", "flush")]
     return CheckedText("\n".join([*commands, table_text(item)]))
 
 

@@ -19,8 +19,9 @@ class InitSystem:
     """An init system.
 
     `render` returns file name -> text for (program, nft, policy), as paths on the system; the files
-    go to `directory`. `extra_files` are further files, path -> text. `units_to_start` returns the
-    names to start for the uplinks with a resolver: files, or instances of a template ("@.").
+    go to `directory`. `render_extra_files` returns further files, path -> text, for the path of nft.
+    `units_to_start` returns the names to start for the uplinks with a resolver: files, or instances
+    of a template ("@.").
     `enable_link_pattern` is a glob pattern, relative to `directory`, of the links by which a name
     is enabled; `enable_links` are these links where they can be created without the init system
     (path -> target).
@@ -35,16 +36,16 @@ class InitSystem:
     persistent_dir: str  # the directory for files that outlast a restart
     running_marker: Path  # exists while this init system runs the machine
     enable_link_pattern: str
+    render_extra_files: Callable[[str], Mapping[str, str]]
     enable_commands: Callable[[Iterable[str]], list[Command]]  # names -> commands that enable and start them
     disable_commands: Callable[[Iterable[str]], list[Command]]
     reload_commands: tuple[Command, ...] = ()  # commands after files were written, for running units
     cleanup_commands: tuple[Command, ...] = ()  # commands after files were removed
     enable_links: Mapping[str, str] = Factory(dict)
-    extra_files: Mapping[str, str] = Factory(dict)
 
     def is_startable(self, path: str) -> bool:
         """Return True if the file at this path is a unit or script that can be started."""
-        return Path(path).name in self.file_names and path not in self.extra_files
+        return Path(path).name in self.file_names and path not in self.render_extra_files("/nft")
 
 
 def instance_pattern(name: str) -> str:
@@ -64,6 +65,7 @@ SYSTEMD = InitSystem(
     persistent_dir=PERSISTENT_DIR,
     running_marker=Path("/run/systemd/system"),  # sd_booted(3)
     enable_link_pattern="*.wants/{name}",
+    render_extra_files=systemd_units.render_udev_rules,
     enable_commands=lambda names: [_RELOAD, ("systemctl", "enable", "--quiet", "--now", *names)],
     # "stop" takes a pattern of the instances of a template, "disable" the template's name.
     disable_commands=lambda names: [
@@ -83,6 +85,7 @@ PROCD = InitSystem(
     persistent_dir=PERSISTENT_DIR_OPENWRT,
     running_marker=Path("/var/run/ubus/ubus.sock"),  # the socket of ubus
     enable_link_pattern="../rc.d/[SK][0-9][0-9]{name}",
+    render_extra_files=lambda nft: procd.SYSUPGRADE_KEEP,
     enable_commands=lambda names: [
         (f"{procd.INIT_DIR}/{name}", verb) for name in names for verb in ("enable", "start")
     ],
@@ -90,7 +93,6 @@ PROCD = InitSystem(
         (f"{procd.INIT_DIR}/{name}", verb) for name in names for verb in ("stop", "disable")
     ],
     enable_links=procd.ENABLE_LINKS,
-    extra_files=procd.SYSUPGRADE_KEEP,
 )
 INIT_SYSTEMS: Mapping[str, InitSystem] = {init.name: init for init in (SYSTEMD, PROCD)}
 

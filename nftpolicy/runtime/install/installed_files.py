@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -158,6 +158,11 @@ class Manifest:
         """Return the manifest with these files added."""
         added = {path: sha256_hex(content) for path, content in files.items()}
         return evolve(self, files={**self.files, **added})
+
+    def without_files(self, paths: Iterable[str]) -> Manifest:
+        """Return the manifest without these files."""
+        removed = set(paths)
+        return evolve(self, files={path: digest for path, digest in self.files.items() if path not in removed})
 
     def as_files(self) -> dict[Path, bytes]:
         """Return path -> content of the manifest."""

@@ -61,7 +61,7 @@ def own_program() -> str | None:
 class InstallPlan:
     """The files to install.
 
-    `units`: the files of `init`, path on the system -> text; `boot_guard`: the boot guard;
+    `units`: all files of `init`, path on the system -> text; `boot_guard`: the boot guard;
     `policy_content`: the content to write to the path `policy_path`, None if that file stays as it
     is; `resolver_uplinks`: the uplinks with a resolver; `policy`: the policy, None without one.
     """
@@ -86,8 +86,7 @@ class InstallPlan:
             files[self.policy_path] = self.policy_content
         if self.boot_guard is not None:
             files |= {str(path): content for path, content in self.boot_guard.files().items()}
-        texts = {**self.init.extra_files, **self.units}
-        return files | {path: text.encode() for path, text in texts.items()}
+        return files | {path: text.encode() for path, text in self.units.items()}
 
 
 def install(root: Path, plan: InstallPlan, force: bool = False) -> list[Path]:
@@ -98,7 +97,7 @@ def install(root: Path, plan: InstallPlan, force: bool = False) -> list[Path]:
         ManifestDamaged: the manifest is damaged.
         OSError: a file cannot be written.
     """
-    modes = dict.fromkeys(plan.units, plan.init.mode)
+    modes = {path: plan.init.mode for path in plan.units if plan.init.is_startable(path)}
     return install_files(root, plan.files(), force, {plan.policy_path}, modes, plan.init.persistent_dir)
 
 
@@ -201,7 +200,7 @@ def uninstall(root: Path, purge: bool = False, init: InitSystem | None = None) -
     _shrink(evolve(manifest, files={path: manifest.files[path] for path in kept_files}))
     parents = {target.parent for target in removed_files.values()}
     for directory in parents:
-        if directory.name.endswith(("nftpolicy", ".d")):
+        if directory.name.endswith(("nftpolicy", ".d")) and directory.name != "rules.d":  # of udev
             with suppress(OSError):
                 directory.rmdir()  # if it is empty
     if is_running and any(target.suffix in (".service", ".conf") for target in removed_files.values()):

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from attrs import evolve
-
+from ...integration.guard_files import GUARD_PATH, is_device_guard_path
 from ...integration.netconfig.registry import netconfig_files
 from ...policy.objects import Policy
 from ..paths import under_root
@@ -56,6 +55,12 @@ def obsolete_files(root: Path, policy: Policy) -> list[str]:
     return paths + list(_obsolete_dropins(root, policy))
 
 
+def obsolete_guard_files(root: Path, wanted: Collection[str]) -> list[str]:
+    """Return the paths of the installed link-layer guards of devices that are not in `wanted`. Raises as above."""
+    paths = Manifest.read(root).files
+    return [path for path in paths if is_device_guard_path(GUARD_PATH, path) and path not in wanted]
+
+
 def _obsolete_dropins(root: Path, policy: Policy) -> Iterator[str]:
     for path in Manifest.read(root).files:
         if path.endswith(".service.d/nftpolicy.conf"):
@@ -81,7 +86,6 @@ def remove_files(root: Path, paths: Iterable[str]) -> list[Path]:
             with suppress(OSError):
                 target.parent.rmdir()  # if it is empty
     if removed:
-        remaining = {path: digest for path, digest in manifest.files.items() if path not in removed}
-        with replace_files(evolve(manifest, files=remaining).as_files()):
+        with replace_files(manifest.without_files(removed).as_files()):
             pass
     return list(removed.values())
