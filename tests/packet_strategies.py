@@ -34,7 +34,7 @@ NOBODY = 65533
 TTL = {4: ("ip", "ttl"), 6: ("ip6", "hoplimit")}
 ECHO = {4: ("icmp", "type"), 6: ("icmpv6", "type")}
 REPORT = ("igmp", "type")
-TUNNELS = {"ipip": 4, "6in4": 41, "gre": 47, "l2tp": 115}
+TUNNELS = {"ipip": 4, "6in4": 41, "gre": 47, "esp": 50, "l2tp": 115}
 ETHERTYPES = (0x0806, 0x888E, 0x8863, 0x8864, 0x88B5, 0x8100)
 SYN, RST, ACK = 2, 4, 16
 

@@ -13,7 +13,7 @@ from attrs import evolve
 
 from ..netstate.nft import ACCEPT, Chain, Hook, Match, Meta, Rule, Set, SetRef, Verdict
 from ..policy.objects import Policy, Uplink
-from . import clat, dns, exemptions, forwards, lans, matches, object_names, uplink_addresses, wildcard_replies
+from . import clat, dns, exemptions, forwards, lans, matches, object_names, tunnels, uplink_addresses, wildcard_replies
 from .exemptions import kernel_chains
 from .matches import OUTPUT_DEVICE, TO_DNS
 from .object_names import object_name
@@ -114,6 +114,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) ->
     return Chain(
         object_name(name, "guard"),
         (
+            *tunnels.ipsec_rules(name, policy),
             *clat.network_guard_rules(name, uplink),
             *uplink_addresses.source_rules(name, uplink, forwards.arrival_matches(name, policy)),
             marked,

@@ -65,7 +65,9 @@ def find_shared_tunnels(policy: Policy) -> Iterator[PolicyFault]:
     """Yield destinations of the kernel's packets that belong to two uplinks."""
     senders = [(name, service) for name, service in policy.service.items() if service.by_destination]
     for (first, a), (second, b) in combinations(senders, 2):
-        shared = [port for port in b.ports if any(map(port.overlaps, a.ports))]
+        # To the other end of IPsec, an ip rule leads packets of all protocols.
+        is_whole = any(port.protocol == "esp" for port in (*a.ports, *b.ports)) and a.uplink != b.uplink
+        shared = [port for port in b.ports if is_whole or any(map(port.overlaps, a.ports))]
         if a.uplink == b.uplink:  # tunnels have no overlapping elements of sets
             shared = [port for port in shared if port.protocol == "tcp"]
         if not shared:

@@ -83,13 +83,14 @@ TUNNEL_PROTOCOLS = {
     "ipip": "IP protocol 4, IPv4 in IPv4 or IPv6 (RFC 2003, RFC 2473)",
     "6in4": "IP protocol 41, IPv6 in IPv4 or IPv6 (RFC 4213, RFC 2473)",
     "gre": "IP protocol 47 (RFC 2784)",
+    "esp": "IP protocol 50, IPsec in tunnel mode (RFC 4303)",
     "l2tp": "data packets of L2TP over IP, protocol 115 (RFC 3931 4.1.1)",
 }
 
 # Other protocols, and what to write in their place or why there is nothing.
 UNSUPPORTED_TUNNELS = {
-    "esp": "the guard sees the packets of IPsec before they are encrypted too, with their own destination and without "
-    "a mark; run IPsec in user space, or carry it in another tunnel",
+    "ah": "IPsec authenticates by ESP too; use it without encryption, or write 'esp'",
+    "ipcomp": "compression is no tunnel; leave it out of the proposals of IPsec",
     "icmp": "write 'ping' for echo requests; a service without 'ports' may send other types, too",
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from ..model.conntrack import UNTRACKED_TYPES, can_begin_flow
 from ..model.packet import (
+    ADDRESS_BITS,
     ETHERTYPES,
     EXTENSION_HEADERS,
     FORWARD,
@@ -122,6 +123,11 @@ def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = N
         frame_type,
         fields,
     )
+
+
+def remote_address(family: int, excluded: Ranges = ()) -> int:
+    """Return the address of another host that is not in `excluded`."""
+    return _destination(family, complement(excluded, (1 << ADDRESS_BITS[family]) - 1))
 
 
 def with_usual_source(packet: Packet) -> tuple[Packet, ...]:

@@ -34,8 +34,8 @@ from .spec import (
 )
 
 _PROTOCOLS = {"tcp": TCP, "udp": UDP}
-# RFC 2003 3.1, RFC 4213 3.5, RFC 2784 3: the IP protocol numbers of tunnels.
-_TUNNELS = {"ipip": 4, "6in4": 41, "gre": 47}
+# RFC 2003 3.1, RFC 4213 3.5, RFC 2784 3, RFC 4303 2: the IP protocol numbers of tunnels.
+_TUNNELS = {"ipip": 4, "6in4": 41, "gre": 47, "esp": 50}
 # RFC 3931 4.1.1: a data packet begins with its session ID, which is not 0. The model reads it as two ports.
 _NOT_0 = ((1, 0xFFFF),)
 _L2TP_DATA = (

@@ -16,7 +16,7 @@ from ..model.trace import Trace
 from ..netstate.formats import ip_text
 from ..netstate.routing import LOOPBACK_ADDRESSES, IpRule, Route
 from ..netstate.state import NetState
-from .concretize import REMOTE_ADDRESS
+from .concretize import remote_address
 from .context import ProofContext
 from .entitlement import DNS_PORT
 from .spec import IP_FAMILIES, OwnerSpec, Spec, UplinkSpec
@@ -135,7 +135,8 @@ def _queries(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iterator[
             continue
         for protocol in (UDP, TCP):
             for owner in owners:
-                query = Packet(family, REMOTE_ADDRESS[family], None, protocol, dport=DNS_PORT, mark=0)
+                remote = remote_address(family, spec.ipsec_ends(family))
+                query = Packet(family, remote, None, protocol, dport=DNS_PORT, mark=0)
                 yield evolve_packet(query, **{owner.key: owner.number})
 
 

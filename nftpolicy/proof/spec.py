@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 
 from attrs import Factory, frozen
 
-from ..model.packet import L2TP
+from ..model.packet import ESP, L2TP
 from ..model.symbolic import field_values, mark_bits
-from ..model.symbolic.box import Box, Ranges, intersect_boxes, points
+from ..model.symbolic.box import Box, Ranges, intersect_boxes, merge_ranges, points
 from ..model.symbolic.header_space import HeaderSpace
 from ..netstate.nft import FULL_MASK, OriginPath
 from ..netstate.nft.symbols import CT_DIRECTIONS
@@ -143,6 +143,13 @@ class ServiceSpec:
         """Return True if some of its packets are those of the kernel's tunnels, whatever their owner."""
         regions = [each for listed in self.regions.values() for each in listed]
         return self.kernel and self.unmarked and any("socket" not in each.fields for each in regions)
+
+    def ipsec_ends(self, family: int) -> Ranges:
+        """Return the other ends of IPsec: an ip rule leads all packets to them to the uplink's table."""
+        regions = self.regions.get(family, ()) if self.kernel else ()
+        return merge_ranges(
+            pair for each in regions if each.fields.get("protocol") == points(ESP) for pair in each.fields["daddr"]
+        )
 
     @property
     def is_l2tp(self) -> bool:
@@ -323,6 +330,11 @@ class Spec:
     families: tuple[int, ...] = IP_FAMILIES
     loopback_families: tuple[int, ...] = IP_FAMILIES
     absent_devices: frozenset[str] = frozenset()
+
+    def ipsec_ends(self, family: int) -> Ranges:
+        """Return the other ends of IPsec of all uplinks."""
+        services = (service for uplink in self.uplinks for service in uplink.services)
+        return merge_ranges(pair for service in services for pair in service.ipsec_ends(family))
 
     def frame_devices(self, uplink: UplinkSpec) -> tuple[str, ...]:
         """Return the devices by which frames of an uplink can leave."""

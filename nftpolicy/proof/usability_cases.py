@@ -24,7 +24,7 @@ from ..model.symbolic.box import intersect_boxes, merge_ranges, points, subtract
 from .answer_cases import answer_cases
 from .assumptions import device_matches, sample_device
 from .clat_cases import by_clat, clat_cases, into_clat
-from .concretize import REMOTE_ADDRESS, choose
+from .concretize import REMOTE_ADDRESS, choose, remote_address
 from .context import ProofContext
 from .entitlement import DNS_PORT
 from .exemption_cases import exemption_cases
@@ -203,7 +203,12 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec, names: tupl
             yield UsabilityCase("P2", uplink.name, "no packet is forwarded", origin, forwarded, "dropped")
         for pattern in (spec.inside or ())[:1]:
             reply = Packet(
-                family, REMOTE_ADDRESS[family], None, UDP, 81, flow=CtInfo("established", "reply", uplink.value)
+                family,
+                remote_address(family, spec.ipsec_ends(family)),
+                None,
+                UDP,
+                81,
+                flow=CtInfo("established", "reply", uplink.value),
             )
             yield UsabilityCase(
                 "P2", uplink.name, "replies to the uplink do not leave inside", origin, reply, "dropped",
@@ -260,7 +265,8 @@ def _dns(uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
             title = "queries of the resolver"
             yield UsabilityCase("P3", uplink.name, title, resolver.origin, packet, "leaves", device, mark_test)
         for protocol in (UDP, TCP):
-            query = Packet(family, REMOTE_ADDRESS[family], None, protocol, dport=DNS_PORT)
+            remote = remote_address(family, spec.ipsec_ends(family))
+            query = Packet(family, remote, None, protocol, dport=DNS_PORT)
             for service in uplink.services[:_MAX_SERVICES]:
                 title = f"DNS for service {service.name}"
                 for owner in service.owners:
@@ -319,7 +325,8 @@ def _inside_sender(context: ProofContext, spec: Spec, family: int, bound: str | 
     From an answered port, and from an address of another device, it may be one to a client at the uplink.
     """
     sport = free_source_port(spec)
-    route = context.model.router.lookup(family, REMOTE_ADDRESS[family], oif=bound, protocol=UDP, sport=sport or 0)
+    remote = remote_address(family, spec.ipsec_ends(family))
+    route = context.model.router.lookup(family, remote, oif=bound, protocol=UDP, sport=sport or 0)
     if sport is None:
         return TCP, 40000
     address_type = context.model.address_types.address_type
@@ -331,7 +338,7 @@ def _inside(context: ProofContext, spec: Spec, patterns: tuple[str, ...]) -> Ite
     unnamed, dport = _unnamed_id(spec), free_port(spec)
     for family in IP_FAMILIES:
         for pattern in spec.inside or ():
-            remote, device = REMOTE_ADDRESS[family], sample_device(pattern)
+            remote, device = remote_address(family, spec.ipsec_ends(family)), sample_device(pattern)
             bound = device if family == 4 else None
             chosen = () if bound else patterns  # without a bound device, routes choose
             sender = _inside_sender(context, spec, family, bound)

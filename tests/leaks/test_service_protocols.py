@@ -28,7 +28,8 @@ from tests.lab.netns import Namespace
 from tests.lab.topology import Lab
 
 DOMAIN = {4: socket.AF_INET, 6: socket.AF_INET6}
-IPIP, SIX_IN_FOUR, GRE, L2TP, OTHER = 4, 41, 47, 115, 253
+IPIP, SIX_IN_FOUR, GRE, ESP, L2TP, OTHER = 4, 41, 47, 50, 115, 253
+IPSEC_END = {4: "198.51.100.77", 6: "2001:db8:2::77"}  # beside the server; nothing answers
 MONITOR, PINGER, ANSWERED = 901, 902, 8022
 ECHO_REQUEST, TIMESTAMP = {4: 8, 6: 128}, {4: 13, 6: 139}  # 139: node information query (RFC 4620)
 
@@ -42,6 +43,12 @@ uplink = "wan"
 kernel = true
 ports  = ["ipip", "6in4", "gre", "l2tp"]
 to     = ["{at.SERVER[4]}", "{at.SERVER[6]}"]
+
+[service.ipsec]
+uplink = "wan"
+kernel = true
+ports  = ["esp"]
+to     = ["{IPSEC_END[4]}", "{IPSEC_END[6]}"]
 
 [service.monitor]
 uplink = "wan"
@@ -86,6 +93,9 @@ def sent(lab: Lab, family: int) -> dict[str, set[str]]:
         "<l2tp>": (node, L2TP, server, "", 0),
         "<l2tp-control>": (node, L2TP, server, "", 0),
         "<l2tp-control-marked>": (node, L2TP, server, "", 1),
+        "<esp>": (node, ESP, IPSEC_END[family], "", 0),
+        "<esp-elsewhere>": (node, ESP, server, "", 1),
+        "<other-to-ipsec>": (node, OTHER, IPSEC_END[family], "", 0),
         "<marked>": (node, GRE, server, "", 1),
         "<bound>": (node, GRE, server, at.WAN, 0),
         "<elsewhere>": (node, GRE, at.NEIGHBOUR[family], at.WAN, 0),
@@ -147,11 +157,20 @@ def pinged(lab: Lab, family: int) -> dict[str, set[str]]:
     return found
 
 
-TUNNELS = {"<gre>", "<ipip>", "<6in4>", "<l2tp>", "<marked>", "<bound>"}
+TUNNELS = {"<gre>", "<ipip>", "<6in4>", "<l2tp>", "<esp>", "<marked>", "<bound>"}
 PINGS = {"<user>", "<user-raw>", "<group>", "<group-raw>"}
 REFUSED = {"<user-timestamp>", "<group-timestamp>", "<group-elsewhere>", "<stranger-marked>"}
 UNMARKED = {"<group-unmarked>", "<stranger>"}
-REST = {"<l2tp-control>", "<l2tp-control-marked>", "<elsewhere>", "<elsewhere-marked>", "<other>", "<other-marked>"}
+REST = {
+    "<esp-elsewhere>",
+    "<other-to-ipsec>",
+    "<l2tp-control>",
+    "<l2tp-control-marked>",
+    "<elsewhere>",
+    "<elsewhere-marked>",
+    "<other>",
+    "<other-marked>",
+}
 
 
 def answered(lab: Lab, family: int) -> set[str]:

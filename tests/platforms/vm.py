@@ -20,7 +20,21 @@ from .debian_image import RELEASES, debian_image
 from .early_sender import FRAME_SOURCE, GUARDED, MARKED, REMOVED, UNMARKED
 from .virtual_machine import VirtualMachine
 
-FIRST = ("package", "demo", "leaks", "wireguard", "vlan", "macvlan", "vrf", "gre", "l2tp", "pppoe", "install")
+FIRST = (
+    "package",
+    "demo",
+    "leaks",
+    "wireguard",
+    "vlan",
+    "macvlan",
+    "vrf",
+    "gre",
+    "l2tp",
+    "pppoe",
+    "ipsec",
+    "l2tp-ip",
+    "install",
+)
 SECOND = ("boot", "removal")  # after a restart
 _SECONDS = 3600  # of a boot, at most
 _PREFIX = "nftpolicy-vm-"
@@ -36,6 +50,7 @@ replaces the rows of what it runs. A count without a policy is the control, by t
 | leaks | leak tests and kernel facts of `tests/`, with the installed program |
 | wireguard | the kernel's WireGuard by wg-quick, with `laptop-wireguard.toml`, seen at the far end of the uplink |
 | vlan, macvlan, vrf, gre, l2tp, pppoe | an uplink of that kind: packets of each kind of sender, seen at the far end of the lowest device |
+| ipsec, l2tp-ip | IPsec by xfrm devices and by policies, and L2TP over IP, in both families, with a policy that names the other ends: beside their packets those of processes, to other ends, in clear, in transport mode and in UDP |
 | install, boot | `nftpolicy install --enable` of `vpn-killswitch.toml`; after a restart, QEMU records all frames from power-on, and status and proof are good; packet sockets send as soon as the device exists |
 | removal | `uninstall`, `release`, and a purge of the package: nothing is left, and the uplink is open |
 """

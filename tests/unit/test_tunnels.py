@@ -24,7 +24,7 @@ table = 8
 [service.tunnels]
 uplink = "wan"
 kernel = true
-ports = ["gre", "6in4", "ipip", "l2tp"]
+ports = ["gre", "6in4", "ipip", "esp", "l2tp"]
 to = ["198.51.100.7", "2001:db8::7"]
 [service.other]
 uplink = "lte"

@@ -111,28 +111,3 @@ def match_cache_key(match: nft.Match) -> tuple[object, ...] | None:
     if isinstance(left, nft.Bitwise) and isinstance(left.operand, nft.Meta):
         return left.operand.key, left.and_mask, left.or_bits, match.op, right
     return None
-
-
-_VERDICTS = (nft.Verdict, nft.VerdictMap, nft.VerdictMapRef)
-
-
-def called_chains(table: nft.Table, chain: nft.Chain) -> set[str]:
-    """Return the names of the chains that a chain calls."""
-    names: set[str] = set()
-    for rule in chain.rules:
-        for statement in rule.statements:
-            if isinstance(statement, _VERDICTS):
-                names.update(verdict.target for verdict in _verdicts(table, statement) if verdict.target)
-    return names
-
-
-def _verdicts(table: nft.Table, statement: nft.Statement) -> list[nft.Verdict]:
-    if isinstance(statement, nft.Verdict):
-        return [statement]
-    if isinstance(statement, nft.VerdictMap):
-        return [verdict for _, verdict in statement.entries]
-    if isinstance(statement, nft.VerdictMapRef):
-        named = (each for each in table.maps if each.name == statement.name)
-        contents = (content for each in named for _, content in each.elements)
-        return [content for content in contents if isinstance(content, nft.Verdict)]
-    return []

@@ -10,8 +10,9 @@ from attrs import Factory, define
 from ...netstate import nft
 from ...netstate.formats import nft_text
 from ...netstate.nft import FULL_MASK
+from ..nft.chain_calls import called_chains
 from .identity_cache import IdentityCache
-from .rule_shape import NEUTRAL, PreparedRule, called_chains
+from .rule_shape import NEUTRAL, PreparedRule
 
 DEVICE_KEYS = frozenset({"iifname", "oifname", "iif", "oif"})
 _DEVICE_TYPES = ("ifname", "iface_index")

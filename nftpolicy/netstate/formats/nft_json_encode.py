@@ -18,6 +18,7 @@ from .nft_text_values import unsupported_error
 
 _INTERVAL = re.compile(r"([0-9]+)-([0-9]+)\Z")
 _ADDRESSES = re.compile(r"([0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*)-([0-9.]+|[0-9a-f:.]*:[0-9a-f:.]*)\Z")
+_IPSEC = re.compile(r"ipsec (?P<direction>in|out)( spnum (?P<spnum>[0-9]+))? (?P<family>ip6? )?(?P<key>[a-z]+)\Z")
 _ADDRESS = frozenset({"ipv4_addr", "ipv6_addr"})
 _DEVICE_KEYS = frozenset({"iifname", "oifname", "iif", "oif"})
 _FLAG_FIELDS = (nft.Payload("tcp", "flags"), nft.Ct("state"), nft.Ct("status"), nft.Ct("event"))
@@ -87,6 +88,10 @@ def encode_expression(item: Expression) -> Any:
             return {"socket": {"key": key}}
         case nft.Rt(key, family):
             return {"rt": {"key": key, **({"family": family} if family else {})}}
+        case nft.OpaqueExpression(text) if ipsec := _IPSEC.match(text):
+            family, number = ipsec["family"], ipsec["spnum"]
+            chosen = {**({"family": family.strip()} if family else {}), **({"spnum": int(number)} if number else {})}
+            return {"ipsec": {"key": ipsec["key"], "dir": ipsec["direction"], **chosen}}
         case nft.Option(kind, name, field) if not (field or "").startswith("@"):
             return {kind: {"name": name, **({"field": field} if field else {})}}
         case nft.Bitwise(operand, mask, bits):

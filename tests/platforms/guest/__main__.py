@@ -12,9 +12,9 @@ os.environ.setdefault("NFTPOLICY_TEST_PATIENCE", "4")  # before the lab is impor
 
 def main() -> None:
     """Run the tests; a line of JSON for the versions of the machine, and one for each test."""
-    from . import package, uplink_kinds, wireguard
+    from . import kernel_tunnels, package, uplink_kinds, wireguard
 
-    tests = {**package.TESTS, **uplink_kinds.TESTS, **wireguard.TESTS}
+    tests = {**package.TESTS, **uplink_kinds.TESTS, **kernel_tunnels.TESTS, **wireguard.TESTS}
     print(json.dumps({"versions": _versions()}), flush=True)
     for name in Path("names").read_text().splitlines():
         began = time.monotonic()

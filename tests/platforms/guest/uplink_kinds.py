@@ -221,20 +221,20 @@ def uplink(name: str) -> str:
         leaked = sorted({str(sent.probe) for sent in arrived if not sent.probe.marked})
         assert not leaked, f"{left} of {unmarked} unmarked packets left: {', '.join(leaked)}"
         assert passed * 2 > marked, f"{passed} of {marked} marked packets left"
-        verdict = _verdict(made)
-        return f"{left} of {unmarked} unmarked packets left, {passed} of {marked} marked; without a policy {before[0]} of {before[1]} unmarked; {verdict}"
+        found = verdict(made)
+        return f"{left} of {unmarked} unmarked packets left, {passed} of {marked} marked; without a policy {before[0]} of {before[1]} unmarked; {found}"
 
 
-def _verdict(made: Guarded) -> str:
+def verdict(made: Guarded) -> str:
     """Return the verdict of `verify --live`; AssertionError if it refutes, as no packet leaves here."""
     proof: subprocess.CompletedProcess[str] = made.nftpolicy(
         "verify", "--live", "--json", POLICY, check=False, timeout=60
     )
     report = json.loads(proof.stdout[proof.stdout.index("{") :])
-    verdict = str(report["verdict"])
+    found = str(report["verdict"])
     refuted = [f"{one['property']} {one['subject']}" for one in report["findings"] if one["verdict"] == "refuted"]
-    assert verdict != "refuted", f"verify: refuted: {', '.join(refuted)}"
-    return verdict
+    assert found != "refuted", f"verify: refuted: {', '.join(refuted)}"
+    return found
 
 
 TESTS: Mapping[str, Callable[[], str]] = {name: partial(uplink, name) for name in KINDS}
