@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,8 @@ from .child_process import run_in_child
 from .errors import ChildFailed, RulesetUnreadable, Unavailable
 
 _ERROR = re.compile(r"^(?:[^:\n]*:(\d+):\d+-\d+: )?Error: (?:Could not process rule: )?(.*)$", re.MULTILINE)
+_MODULES = {"ipsec out": "nft_xfrm"}  # by the text of a rule; a kernel can be built without them
+_NEEDS_MODULE = re.compile(rf"\n.*\b({'|'.join(_MODULES)}) ")  # on the line that nft prints below its error
 # The first byte of what the listing process sends: an output follows, or there is no such object.
 _LISTED, _NO_SUCH_OBJECT = b"+", b"-"
 _STDERR = 2
@@ -105,5 +108,7 @@ def parse_error(text: str) -> tuple[str, int | None]:
     """Return the first reason in libnftables' error text, and the line number that it names, or None."""
     match = _ERROR.search(text)
     if match:
-        return match[2], int(match[1]) if match[1] else None
+        lacks = _NEEDS_MODULE.match(text, match.end()) if match[2] == os.strerror(errno.ENOENT) else None
+        module = f" (`{lacks[1]}` needs the kernel module {_MODULES[lacks[1]]})" if lacks else ""
+        return match[2] + module, int(match[1]) if match[1] else None
     return text.strip(), None

@@ -14,6 +14,7 @@ from attrs import Factory, fields, frozen
 ADDRESS_BITS = {4: 32, 6: 128}
 ETHERTYPES = {4: 0x0800, 6: 0x86DD}
 TCP, UDP, ICMP, ICMPV6, IGMP, ESP, L2TP = 6, 17, 1, 58, 2, 50, 115
+TRANSFORMED = "ipsec out"  # in `Packet.fields`, the header of packets that IPsec is about to transform
 EXTENSION_HEADERS = (0, 43, 44, 51, 60)  # behind which IPv6 looks for the protocol (ipv6_find_hdr)
 
 # Origin of a packet: a socket of this machine, an AF_PACKET socket (which only netdev egress sees),

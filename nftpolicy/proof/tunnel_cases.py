@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..model.packet import FORWARD, KERNEL, TCP, Packet, evolve_packet
+from ..model.packet import ESP, FORWARD, KERNEL, TCP, TRANSFORMED, UDP, Packet, evolve_packet
 from .assumptions import sample_device
-from .concretize import REMOTE_ADDRESS
+from .concretize import REMOTE_ADDRESS, remote_address
 from .spec import ServiceSpec, Spec, UplinkSpec
 from .usability_case import UsabilityCase
 
@@ -23,6 +23,14 @@ def tunnel_cases(uplink: UplinkSpec, service: ServiceSpec, packet: Packet, spec:
         if not is_tcp:
             through = f"{title}: packets that a process sends through it"
             yield UsabilityCase("P3", uplink.name, through, service.origin, outer, "leaves", device, mark)
+    if packet.protocol == ESP:
+        key = "ip daddr" if packet.family == 4 else "ip6 daddr"
+        inner = evolve_packet(  # with a mark that it may not have, as it has the route of a marked packet
+            packet, mark=uplink.value, protocol=UDP, fields={(TRANSFORMED, key): packet.destination},
+            destination=remote_address(packet.family, spec.ipsec_ends(packet.family)),
+        )  # fmt: skip
+        encrypted = f"{title}: packets that it encrypts"
+        yield UsabilityCase("P3", uplink.name, encrypted, service.origin, inner, "leaves", device, mark)
     if is_tcp:
         packet = evolve_packet(packet, origin=KERNEL)
     for pattern in (spec.inside or ())[:1]:

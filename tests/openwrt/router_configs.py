@@ -133,7 +133,7 @@ CASES = {
               "config interface tend\n option proto grev6\n option peer6addr 2001:db8::9\n\n"
               "config interface toff\n option proto gre\n option disabled 1\n"},
         said=("interface 't0': the kernel sends the packets of a tunnel of proto 'gre'", "proto 'vxlan'", "proto '6in4'",
-              "proto 'ipip'", "interface 't4': ESP is neither TCP nor UDP", "interface 't5': xl2tpd runs as root",
+              "proto 'ipip'", "interface 't4': the guard drops packets of IPsec", "interface 't5': xl2tpd runs as root",
               'ports = ["gre"], to = the address', 'ports = ["gre"], to = ["2001:db8::9"]', 'ports = ["6in4"]',
               "interface 't6': openconnect runs as root and sets no mark", "interface 'tout'"),
         unsaid=("'tin': the", "'toff': the"),

@@ -126,6 +126,7 @@ IDLE = {
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
     ],
     "14-tunnels": [
+        (r"match gone: .* tunnels: .*\[meta mark & 0x3 != 2\]", "no service of the other uplink sends to these ends"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"nftpolicy arrival: ct status ! confirmed ct mark ", "nobody inside could borrow the mark of a flow"),
     ],

@@ -6,8 +6,10 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.compiler.compile import compile_policy
-from nftpolicy.model.nft.transformed import without_transformed
-from nftpolicy.model.packet import format_address
+from nftpolicy.kernel.libnft import parse_error
+from nftpolicy.model.nft.transformed import name_transformed
+from nftpolicy.model.packet import Packet, format_address, parse_address
+from nftpolicy.model.trace import Model
 from nftpolicy.netstate.nft import (
     ACCEPT,
     DROP,
@@ -23,6 +25,7 @@ from nftpolicy.netstate.nft import (
     Table,
     Verdict,
 )
+from nftpolicy.netstate.routing import Route
 from nftpolicy.policy.errors import PolicyError
 from nftpolicy.policy.load import load
 from nftpolicy.proof.concretize import remote_address
@@ -94,8 +97,42 @@ def test_other_rules_with_ipsec_are_not_proved(statements):
     assert verdict(*statements) != "proved"
 
 
+@pytest.mark.parametrize("chain", ["wan.guard", "wan.identity", "tunnels"])
+def test_esp_without_its_rules_is_refuted(chain):
+    inet, *others = STATE.tables
+    chains = tuple(
+        evolve(each, rules=tuple(rule for rule in each.rules if "wan.esp" not in str(rule)))
+        if each.name == chain
+        else each
+        for each in inet.chains
+    )
+    found = prove(evolve(STATE, tables=(evolve(inet, chains=chains), *others)), SPEC).findings
+    refuted = {finding.property for finding in found if finding.verdict == "refuted"}
+    assert "P3" in refuted and "P1" not in refuted
+
+
+def test_packet_to_encrypt_passes_to_the_other_end_alone():
+    model = Model(evolve(STATE, routes=(*STATE.routes, Route(4, 7, device="eth0"))))
+    for end, outcome in (("198.51.100.7", "leaves"), ("198.51.100.8", "dropped")):
+        fields = {("ipsec out", "ip daddr"): parse_address(end)}
+        packet = Packet(4, parse_address("192.0.2.77"), mark=1, uid=4711, fields=fields)
+        assert model.trace(packet).outcome == outcome
+
+
+@pytest.mark.parametrize(("rule", "named"), [("ipsec out ip daddr @wan.esp4 accept", True), ("osf name Linux", False)])
+def test_missing_module_is_named(rule, named):
+    error = (
+        f"/proc/self/fd/4:4:2-6: Error: Could not process rule: No such file or directory\nadd rule inet t c {rule}\n"
+    )
+    reason, line = parse_error(f"{error}    ^^^^^\n")
+    assert (reason.startswith("No such file or directory"), line) == (True, 4)
+    assert ("needs the kernel module nft_xfrm" in reason) is named
+
+
 def rules_left(*chains):
-    return [len(chain.rules) for chain in without_transformed(Table("inet", "t", chains)).chains]
+    """Return by chain how many rules still have an expression without a value."""
+    table = name_transformed(Table("inet", "t", chains))
+    return [sum("Opaque" in str(rule) or len(rule.statements) == 1 for rule in chain.rules) for chain in table.chains]
 
 
 @pytest.mark.parametrize(("hook", "left"), [

@@ -255,7 +255,11 @@ def tunnels_without_service(
                 f"packet, never an uplink's; 'kernel' and 'sport' do not help: {_NO_SERVICE}"
             )
         elif interface.proto in _IPSEC:
-            fact = f"ESP is neither TCP nor UDP, so no service can allow it: {_NO_SERVICE}"
+            fact = (
+                "the guard drops packets of IPsec, before and after they are encrypted; allow those to the other end "
+                'by a service of its own: kernel = true, ports = ["esp"], to = the address of its other end, on a '
+                "kernel with nft_xfrm, and its key exchange (UDP 500) by another"
+            )
         elif interface.proto in _BY_PROGRAM:
             fact = (
                 f"{_BY_PROGRAM[interface.proto]} runs as root and sets no mark, so its packets are dropped; add a "

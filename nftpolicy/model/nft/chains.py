@@ -16,7 +16,7 @@ from ..trace_step import TraceLog, TraceStep
 from .match import EvalContext, NamedSets
 from .readers import HookPoint
 from .statements import CompiledStatement, compile_statement
-from .transformed import without_transformed
+from .transformed import name_transformed
 
 ACCEPT, DROP = "accept", "drop"
 # Priorities at which nat chains run, whatever their own (include/uapi/linux/netfilter_ipv4.h).
@@ -138,7 +138,7 @@ class Ruleset:
     """Tables of a kernel, indexed once."""
 
     def __init__(self, tables: Iterable[Table]) -> None:
-        self.tables = tuple(map(without_transformed, tables))
+        self.tables = tuple(map(name_transformed, tables))
         self._met: dict[tuple[int, str, str | None], list[PreparedBaseChain]] = {}
         self._bases: dict[tuple[str, str, str], PreparedBaseChain] = {}
         self._hooked: dict[tuple[int, str, str | None], list[tuple[Table, Chain]]] = {}

@@ -28,7 +28,7 @@ from ...netstate.nft.symbols import (
     PROTOCOL_NUMBERS,
     TCP_FLAG_BITS,
 )
-from ..packet import address_range
+from ..packet import TRANSFORMED, address_range
 
 Interval = tuple[int, int]
 
@@ -95,6 +95,11 @@ _PAYLOAD = {
     ("ip", "protocol"): _META["l4proto"],
     ("ip6", "nexthdr"): _META["l4proto"],
     ("arp", "operation"): DataType("operation", 16, ARP_OPERATIONS),
+    **{
+        (TRANSFORMED, f"{ip} {name}"): ADDRESS_TYPES[family]
+        for ip, family in (("ip", 4), ("ip6", 6))
+        for name in ("saddr", "daddr")
+    },
     **{("ip", name): ADDRESS_TYPES[4] for name in ("saddr", "daddr")},
     **{("ip6", name): ADDRESS_TYPES[6] for name in ("saddr", "daddr")},
     **{(ip, "dscp"): DataType("dscp", 6, _DSCP) for ip in ("ip", "ip6")},

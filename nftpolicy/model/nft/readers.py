@@ -15,7 +15,7 @@ from attrs import frozen
 from ...netstate import nft
 from ...netstate.nft.symbols import CT_STATE_BITS, CT_STATUS_BITS, FAMILIES
 from ..conntrack import UNTRACKED_TYPES
-from ..packet import ETHERTYPES, FORWARD, FRAME, ICMP, ICMPV6, IGMP, L2TP, TCP, UDP
+from ..packet import ETHERTYPES, FORWARD, FRAME, ICMP, ICMPV6, IGMP, L2TP, TCP, TRANSFORMED, UDP
 from ..packet_view import PacketView
 from . import arp_form
 from .datatypes import NFPROTO_NETDEV, data_type, device_number, parse_value
@@ -260,6 +260,8 @@ def known_status_bits(view: PacketView) -> int:
 
 def _payload(protocol: str, name: str, point: HookPoint) -> Reader:
     field = (protocol, name)
+    if protocol == TRANSFORMED:
+        return lambda view: view.fields.get(field, NFT_BREAK)
     if protocol in ("ip", "ip6"):
         return _header(protocol, name)
     if protocol == "th" or protocol in _TRANSPORT:

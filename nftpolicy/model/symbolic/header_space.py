@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from ...netstate import nft
 from ...netstate.formats import nft_text
 from ...netstate.nft import FULL_MASK
-from ..packet import ADDRESS_BITS, ETHERTYPES
+from ..packet import ADDRESS_BITS, ETHERTYPES, TRANSFORMED
 from . import ct_status, field_values, mark_bits, mark_tests, tcp_flags
 from .box import Box, Ranges, complement, intersect_boxes, intersect_ranges, merge_ranges, points, subtract_boxes
 from .header_field import FieldTest, HeaderField
@@ -147,6 +147,8 @@ class HeaderSpace:
 
     def _match(self, table: nft.Table, match: nft.Match) -> list[Box] | None:
         right = match.right
+        if isinstance(match.left, nft.Payload) and match.left.protocol == TRANSFORMED:
+            return []  # no packet that leaves as it is
         op = "==" if match.op == "in" else match.op  # a set has whole values, not flags
         if isinstance(right, nft.SetRef):
             name = (*table.key, right.name)
