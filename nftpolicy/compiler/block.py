@@ -56,11 +56,7 @@ def minimal_block_table(policy: Policy) -> Table:
     Packets of users without marks and requests to published ports do not go inside either.
     """
     rules = [Rule((Match(OUTPUT_DEVICE, "lo"), ACCEPT))]
-    for name, uplink in policy.uplink.items():
-        if forwards.uplink_publishes(policy, name):
-            rules += [Rule((Match(INPUT_DEVICE, device), DROP)) for device in uplink.devices]
-    users = [service.user.number for service in policy.service.values() if service.unmarked and service.user]
-    rules += [Rule((Match(matches.SOCKET_UID, number), DROP)) for number in users]
+    rules += [Rule((match, DROP)) for match in _not_inside([policy])]
     rules += [Rule((matches.has_mark(uplink.mark), DROP)) for uplink in policy.uplink.values()]
     rules += [Rule((Match(OUTPUT_DEVICE, device), ACCEPT)) for device in policy.inside]
     hook = Hook("filter", "postrouting", object_names.GUARD_PRIORITY, "drop")
@@ -85,6 +81,7 @@ def _ip_chains(policies: Sequence[Policy], uplinks: Sequence[_NamedUplink]) -> I
         rules.append(Rule((Match(OUTPUT_DEVICE, device), Verdict("jump", object_name(name, "passes")))))
     for device in dict.fromkeys(device for _, device in devices):
         rules.append(matches.count_and_drop(STOPPED_COUNTER, Match(OUTPUT_DEVICE, device)))
+    rules += [matches.count_and_drop(STOPPED_COUNTER, match) for match in _not_inside(policies)]
     # The kernel's membership reports can have arbitrary marks, and may go inside.
     rules += [Rule((*matches, Verdict("goto", "inside"))) for matches in exemptions.report_matches()]
     marks = dict.fromkeys(uplink.mark for _, uplink in uplinks)
@@ -99,6 +96,17 @@ def _ip_chains(policies: Sequence[Policy], uplinks: Sequence[_NamedUplink]) -> I
         yield Chain(object_name(name, "passes"), (*sources, *exempt, *_replies(name, uplink)))
         yield from _kernel_chains(name, uplink)
     yield Chain("block", (*rules, *to_inside, drop), _HOOK)
+
+
+def _not_inside(policies: Sequence[Policy]) -> Iterator[Match]:
+    """Yield matches for packets that do not go inside: requests to published ports, packets of users without marks."""
+    uplinks = [(policy, name, uplink) for policy in policies for name, uplink in policy.uplink.items()]
+    publishing = [uplink for policy, name, uplink in uplinks if forwards.uplink_publishes(policy, name)]
+    for device in dict.fromkeys(device for uplink in publishing for device in uplink.devices):
+        yield Match(INPUT_DEVICE, device)
+    services = [service for policy in policies for service in policy.service.values()]
+    for user in dict.fromkeys(service.user for service in services if service.unmarked and service.user):
+        yield Match(matches.SOCKET_UID, user.number)
 
 
 def _policy_of_each_uplink(policies: Sequence[Policy]) -> Iterator[Policy]:

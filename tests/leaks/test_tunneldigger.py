@@ -28,7 +28,6 @@ from tests.vpn_programs import (
     L2TP,
     addressed,
     broker,
-    cgroups,
     digger,
     echoes,
     of,
@@ -46,7 +45,7 @@ def policy(lab: Lab) -> str:
 
 @pytest.fixture(scope="module")
 def node() -> Iterator[Guarded]:
-    with cgroups() as placed, guarded_lab(lambda lab: placed(policy(lab)), resolver=True) as made, broker(made.lab):
+    with guarded_lab(policy, resolver=True) as made, broker(made.lab):
         yield made
 
 

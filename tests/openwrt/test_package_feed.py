@@ -20,6 +20,7 @@ WRAPPER = FEED / "gluon-nftpolicy/files/usr/sbin/wgpeerselector"
 LUA = [FEED / "gluon-nftpolicy/check_site.lua", FEED / "gluon-nftpolicy/luasrc/lib/gluon/upgrade/600-nftpolicy"]
 POLICY = ROOT / "rulesets/gluon-fastd.toml"
 
+DIGGER = "/etc/init.d/tunneldigger"
 RELOAD = "/lib/gluon/reload.d/760-gluon-wan-dnsmasq-start"
 
 RULES = 'CP := cp -fpR\nqstrip = $(strip $(subst ",,$(1)))\n'
@@ -188,6 +189,7 @@ def test_upgrade_migrates_settings_of_gluon(upgraded):
         "/etc/init.d/gluon-wan-dnsmasq disable",
         "/etc/init.d/gluon-wan-dnsmasq stop",
         f"rm {RELOAD}",
+        next(one for one in left["ran"] if DIGGER in one),
         "sh /rom/etc/uci-defaults/95-nftpolicy",
         "/etc/init.d/nftpolicy enable",
     ]
@@ -224,13 +226,24 @@ def test_wgpeerselector_starts_with_the_mark(tmp_path):
     assert os.access(WRAPPER, os.X_OK)
 
 
+@pytest.mark.parametrize("path", ['"/usr/bin/tunneldigger"', "/usr/bin/tunneldigger -f"])
+def test_upgrade_starts_tunneldigger_with_the_mark(upgraded, tmp_path, path):
+    """The lines of its init script in OpenWrt's package feed; a second run changes nothing."""
+    line = "\tprocd_set_param command {}\n\tprocd_append_param command -f\n"
+    (script := tmp_path / "init").write_text(line.format(path))
+    (command,) = (one for one in upgraded(True)["ran"] if DIGGER in one)
+    for _ in range(2):
+        subprocess.run(["sh", "-c", command.replace(DIGGER, str(script))], check=True)
+        assert script.read_text() == line.format(f"env LD_PRELOAD=libpacketmark.so LIBPACKETMARK_MARK=1 {path}")
+
+
 def test_upgrade_of_disabled_node_keeps_gluon_settings(upgraded):
     left = upgraded(False)
     assert not any("nftpolicy_" in one for one in left["section"])
     assert {"network.wan6_lookup", "network.mine", "firewall.mesh_vpn_dns"} <= {*left["section"]}
     assert "network.wan.ip4table" not in left["option"] and "network.wan6.ip6table" in left["option"]
-    restored = f"cp -p /rom{RELOAD} {RELOAD}"
-    assert left["ran"] == ["/etc/init.d/nftpolicy disable", "/etc/init.d/gluon-wan-dnsmasq enable", restored]
+    restored = [f"cmp -s /rom{path} {path} || cp -p /rom{path} {path}" for path in (RELOAD, DIGGER)]
+    assert left["ran"] == ["/etc/init.d/nftpolicy disable", "/etc/init.d/gluon-wan-dnsmasq enable", *restored]
 
 
 # Scripts of Gluon's packages (main in August 2026) that write what ours deletes or reads.

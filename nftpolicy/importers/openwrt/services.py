@@ -125,7 +125,7 @@ def _tunneldigger(section: ParsedSection, uplink: UplinkCandidate, groups: Mappi
     selector, steps = _group(section, "group", groups)
     step = (
         f"{section.title}: tunneldigger binds its socket to a device and sets no mark, so the guard drops its "
-        f"packets: {_preload(uplink)}"
+        f"packets: {_preload(uplink)}; on a node with Gluon, the package gluon-nftpolicy does it"
     )
     source = f"{section.location()} {section.title}"
     steps = (*steps, (section.location("bind_interface"), step))

@@ -39,7 +39,7 @@ def _service_features(service: Service, mark: int) -> Iterator[tuple[str, str]]:
         yield (
             "marks",
             "no program on the router marks its sockets, so they are dropped; "
-            f"start it with {preload_environment(mark)}, as the package gluon-nftpolicy starts wgpeerselector",
+            f"start it with {preload_environment(mark)}, as gluon-nftpolicy starts wgpeerselector and tunneldigger",
         )
     if service.confine:
         yield (

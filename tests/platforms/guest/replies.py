@@ -7,12 +7,13 @@ from itertools import product
 
 from tests.reply_matrix import cells
 from tests.reply_matrix.cells import Network
-from tests.reply_matrix.measure import all_cells, measure
 from tests.reply_matrix.page import faults
 
 
 def sctp() -> str:
     """Measure the replies of SCTP servers in each network, with a policy and without one."""
+    from tests.reply_matrix.measure import all_cells, measure  # it needs the package, which a test installs
+
     subprocess.run(["modprobe", "sctp"], check=True)
     chosen = all_cells(protocols=[cells.SCTP])
     assert chosen, "the kernel has no SCTP"
