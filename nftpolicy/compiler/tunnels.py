@@ -185,7 +185,7 @@ def ip_rules(policy: Policy) -> Iterator[IpRule]:
     """Yield the ip rules that confine these packets to their uplink's table.
 
     Those of processes to a server of the kernel too: no rule knows the owner of a packet. And all to the other
-    end of IPsec: before Linux 6.12 its route is looked up without a protocol (xfrm_dst_lookup).
+    end of IPsec: older kernels look its route up without a protocol (xfrm_dst_lookup).
     """
     for name, uplink in policy.uplink.items():
         for by_protocol in _ends(name, policy).values():
