@@ -134,6 +134,7 @@ def _clat(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) -> C
     origin = ("uplink", name, "clat")
     to_owners = Rule((matches.has_mark(uplink.mark), Verdict("goto", object_name(name, "identity"))), origin=origin)
     rules = (
+        *tunnels.ipsec_rules(name, policy, (4,)),
         *clat.device_guard_rules(name, uplink),
         *uplink_addresses.source_rules(name, uplink, forwards.arrival_matches(name, policy), (4,)),
         to_owners,

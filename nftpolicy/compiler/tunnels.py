@@ -141,8 +141,8 @@ def tunnel_matches(name: str, policy: Policy) -> list[tuple[Match, ...]]:
     return tunnels
 
 
-def ipsec_rules(name: str, policy: Policy) -> tuple[Rule, ...]:
-    """Return the rules of the guard that accept what IPsec is about to transform for these other ends.
+def ipsec_rules(name: str, policy: Policy, families: tuple[int, ...] = (4, 6)) -> tuple[Rule, ...]:
+    """Return the rules of the guard that accept what IPsec is about to transform for the other ends of these families.
 
     Such a packet has its own destination, and the device of the outer route. The result passes the guard again.
     """
@@ -153,7 +153,7 @@ def ipsec_rules(name: str, policy: Policy) -> tuple[Rule, ...]:
             origin=("uplink", name),
         )
         for family, (header, _) in IP_HEADERS.items()
-        if _ESP in ends.get(family, {})
+        if family in families and _ESP in ends.get(family, {})
     )
 
 
