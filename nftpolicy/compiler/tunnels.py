@@ -201,8 +201,11 @@ def _confining_rules(
     net: Network, number: int | None, uplink: str, table: int, ports: tuple[int, int] | None = None
 ) -> Iterator[IpRule]:
     for priority, action in (
-        (object_names.TUNNEL_RULE_PRIORITY, "lookup"),
-        (object_names.TUNNEL_UNREACHABLE_PRIORITY, "unreachable"),
+        (object_names.TUNNEL_RULE_PRIORITY if number else object_names.IPSEC_RULE_PRIORITY, "lookup"),
+        (
+            object_names.TUNNEL_UNREACHABLE_PRIORITY if number else object_names.IPSEC_UNREACHABLE_PRIORITY,
+            "unreachable",
+        ),
     ):
         yield IpRule(
             net.version,

@@ -11,6 +11,7 @@ from nftpolicy.compiler.compile import compile_policy
 from nftpolicy.netstate.formats import nft_json_encode, nft_text
 from nftpolicy.netstate.state import NetState
 from nftpolicy.planner.plan import plan
+from nftpolicy.policy.load import load
 from nftpolicy.runtime.apply.executor import roll_back, run_plan
 from tests import policy_strategies
 from tests.unit.forked_namespace import clear, kernel, linux, normal, observe
@@ -96,3 +97,26 @@ def _of_present_devices(state):
 @given(PAIRS)
 def test_policy_changes_are_reversible_in_linux(namespace, pair):
     namespace.call(_change_and_return, [_of_present_devices(compile_policy(policy)) for policy in pair])
+
+
+TUNNELS = b"""
+name = "tunnels"
+inside = ["lo"]
+[uplink.wan]
+devices = ["eth0"]
+mark = "1/3"
+table = 7
+[service.site]
+uplink = "wan"
+kernel = true
+ports = ["l2tp", "gre"]
+to = ["198.51.100.0/24"]
+"""
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_rules_to_one_network_change_one_by_one(namespace, turned):
+    """The rule of IPsec names no protocol, and a deletion without a protocol is one of the first rule with any."""
+    texts = [TUNNELS, TUNNELS.replace(b'"gre"', b'"gre", "esp"'), TUNNELS]
+    policies = [load(text)[0] for text in (texts[1:] if turned else texts[:2])]
+    namespace.call(_change_and_return, [_of_present_devices(compile_policy(policy)) for policy in policies])
