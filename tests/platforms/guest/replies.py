@@ -30,12 +30,12 @@ def sctp() -> str:
             is_stray = network.has_policy and outcome.seen == cells.STRAY
             if is_stray or (outcome.seen != cells.NOWHERE and not outcome.agrees):
                 faults.append(f"{network}, {cell}: {outcome}")
-    control = seen[False]
     assert not faults, f"{len(faults)} faults: " + "\n".join(faults)
-    assert control[cells.ANSWERED] and control[cells.STRAY], f"inconclusive: without a policy {dict(control)}"
+    left = {has_policy: (each[cells.ANSWERED], each[cells.STRAY]) for has_policy, each in seen.items()}
+    assert left[False][0], f"inconclusive: without a policy {dict(seen[False])}"
     return (
-        f"0 of {sum(seen[True].values())} replies left by another device or address, {seen[True][cells.ANSWERED]} were "
-        f"answered; without a policy {control[cells.STRAY]} and {control[cells.ANSWERED]}, all as the model predicts"
+        f"{sum(left[True])} of {sum(seen[True].values())} replies left; without a policy {left[False][0]} by the "
+        f"device of the request and {left[False][1]} by another one, all as the model predicts"
     )
 
 
