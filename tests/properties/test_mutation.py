@@ -127,6 +127,7 @@ IDLE = {
     ],
     "14-tunnels": [
         (r"match gone: .* tunnels: .*\[meta mark & 0x3 != 2\]", "no service of the other uplink sends to these ends"),
+        (r"ip rule gone: IPv\d: 86[56]", "the uplink's table has a default route; without one, the guard drops them inside"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"nftpolicy arrival: ct status ! confirmed ct mark ", "nobody inside could borrow the mark of a flow"),
     ],
