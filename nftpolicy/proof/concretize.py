@@ -24,6 +24,7 @@ from ..model.symbolic.box import Box, Ranges, complement, intersect_ranges, poin
 from ..model.symbolic.header_space import HeaderSpace
 from ..netstate.nft import symbols
 from .header_search import choose_header
+from .spec import Spec
 
 # Documentation addresses (RFC 5737, RFC 3849), the default destination.
 REMOTE_ADDRESS = {4: parse_address("198.51.100.9"), 6: parse_address("2001:db8:9::9")}
@@ -125,9 +126,9 @@ def concretize(space: HeaderSpace, box: Box, origin: str, device: str | None = N
     )
 
 
-def remote_address(family: int, excluded: Ranges = ()) -> int:
-    """Return the address of another host that is not in `excluded`."""
-    return _destination(family, complement(excluded, (1 << ADDRESS_BITS[family]) - 1))
+def remote_address(family: int, spec: Spec) -> int:
+    """Return the address of another host that is no other end of IPsec."""
+    return _destination(family, complement(spec.ipsec_ends(family), (1 << ADDRESS_BITS[family]) - 1))
 
 
 def with_usual_source(packet: Packet) -> tuple[Packet, ...]:

@@ -135,7 +135,7 @@ def _queries(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iterator[
             continue
         for protocol in (UDP, TCP):
             for owner in owners:
-                remote = remote_address(family, spec.ipsec_ends(family))
+                remote = remote_address(family, spec)
                 query = Packet(family, remote, None, protocol, dport=DNS_PORT, mark=0)
                 yield evolve_packet(query, **{owner.key: owner.number})
 

@@ -27,7 +27,7 @@ def tunnel_cases(uplink: UplinkSpec, service: ServiceSpec, packet: Packet, spec:
         key = "ip daddr" if packet.family == 4 else "ip6 daddr"
         inner = evolve_packet(  # with a mark that it may not have, as it has the route of a marked packet
             packet, mark=uplink.value, protocol=UDP, fields={(TRANSFORMED, key): packet.destination},
-            destination=remote_address(packet.family, spec.ipsec_ends(packet.family)),
+            destination=remote_address(packet.family, spec),
         )  # fmt: skip
         encrypted = f"{title}: packets that it encrypts"
         yield UsabilityCase("P3", uplink.name, encrypted, service.origin, inner, "leaves", device, mark)

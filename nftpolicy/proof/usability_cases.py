@@ -204,7 +204,7 @@ def _arrivals(context: ProofContext, uplink: UplinkSpec, spec: Spec, names: tupl
         for pattern in (spec.inside or ())[:1]:
             reply = Packet(
                 family,
-                remote_address(family, spec.ipsec_ends(family)),
+                remote_address(family, spec),
                 None,
                 UDP,
                 81,
@@ -265,7 +265,7 @@ def _dns(uplink: UplinkSpec, spec: Spec) -> Iterator[UsabilityCase]:
             title = "queries of the resolver"
             yield UsabilityCase("P3", uplink.name, title, resolver.origin, packet, "leaves", device, mark_test)
         for protocol in (UDP, TCP):
-            remote = remote_address(family, spec.ipsec_ends(family))
+            remote = remote_address(family, spec)
             query = Packet(family, remote, None, protocol, dport=DNS_PORT)
             for service in uplink.services[:_MAX_SERVICES]:
                 title = f"DNS for service {service.name}"
@@ -325,7 +325,7 @@ def _inside_sender(context: ProofContext, spec: Spec, family: int, bound: str | 
     From an answered port, and from an address of another device, it may be one to a client at the uplink.
     """
     sport = free_source_port(spec)
-    remote = remote_address(family, spec.ipsec_ends(family))
+    remote = remote_address(family, spec)
     route = context.model.router.lookup(family, remote, oif=bound, protocol=UDP, sport=sport or 0)
     if sport is None:
         return TCP, 40000
@@ -338,7 +338,7 @@ def _inside(context: ProofContext, spec: Spec, patterns: tuple[str, ...]) -> Ite
     unnamed, dport = _unnamed_id(spec), free_port(spec)
     for family in IP_FAMILIES:
         for pattern in spec.inside or ():
-            remote, device = remote_address(family, spec.ipsec_ends(family)), sample_device(pattern)
+            remote, device = remote_address(family, spec), sample_device(pattern)
             bound = device if family == 4 else None
             chosen = () if bound else patterns  # without a bound device, routes choose
             sender = _inside_sender(context, spec, family, bound)
