@@ -60,7 +60,7 @@ def by_clat(context: ProofContext, uplink: UplinkSpec, case: UsabilityCase) -> U
     return evolve(case, device=clat.device)
 
 
-def into_clat(context: ProofContext, uplink: UplinkSpec, case: UsabilityCase) -> Iterator[UsabilityCase]:
+def into_clat(uplink: UplinkSpec, case: UsabilityCase) -> Iterator[UsabilityCase]:
     """Yield the case of a service, once more by a socket that is bound to the CLAT's device."""
     packet, clat = case.packet, uplink.clat
     if clat is not None and packet.family == 4 and packet.origin == SOCKET and packet.bound is None:
