@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ...integration.guard_files import GUARD_PATH, is_device_guard_path
 from ...integration.netconfig.registry import netconfig_files
 from ...policy.objects import Policy
 from ..paths import under_root
@@ -55,12 +54,6 @@ def obsolete_files(root: Path, policy: Policy) -> list[str]:
     return paths + list(_obsolete_dropins(root, policy))
 
 
-def obsolete_guard_files(root: Path, wanted: Collection[str]) -> list[str]:
-    """Return the paths of the installed link-layer guards of devices that are not in `wanted`. Raises as above."""
-    paths = Manifest.read(root).files
-    return [path for path in paths if is_device_guard_path(GUARD_PATH, path) and path not in wanted]
-
-
 def _obsolete_dropins(root: Path, policy: Policy) -> Iterator[str]:
     for path in Manifest.read(root).files:
         if path.endswith(".service.d/nftpolicy.conf"):
@@ -69,23 +62,23 @@ def _obsolete_dropins(root: Path, policy: Policy) -> Iterator[str]:
                 yield path
 
 
-def remove_files(root: Path, paths: Iterable[str]) -> list[Path]:
-    """Remove installed files that are unchanged, and return them; directories that are empty then, too.
+def remove_files(manifest: Manifest, paths: Iterable[str]) -> list[Path]:
+    """Remove files, and return them, but for those that were changed since they were installed.
 
-    Raises ManifestDamaged, OSError.
+    Directories that are empty then are removed, too. Raises OSError.
     """
-    manifest = Manifest.read(root)
+    targets = {path: under_root(manifest.root, path) for path in paths}
     removed: Mapping[str, Path] = {
-        path: under_root(root, path)
-        for path in paths
-        if manifest.matches(path, read_if_exists(under_root(root, path)) or b"")
+        path: target
+        for path, target in targets.items()
+        if path not in manifest.files or manifest.matches(path, read_if_exists(target) or b"")
     }
     for target in removed.values():
         target.unlink()
         if target.parent.name.endswith(".d"):
             with suppress(OSError):
                 target.parent.rmdir()  # if it is empty
-    if removed:
+    if not manifest.files.keys().isdisjoint(removed):
         with replace_files(manifest.without_files(removed).as_files()):
             pass
     return list(removed.values())
