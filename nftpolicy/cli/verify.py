@@ -24,6 +24,7 @@ from .common import (
     warn,
     write_output,
 )
+from .findings_text import source_locator
 from .options import (
     STATE,
     UPLINKS,
@@ -177,7 +178,7 @@ def command(
     elif str(script) == "-":
         warn(verdict_headline(judged_state))
     else:
-        print_proof(judged_state, _source_locator(policy), inputs.suggested_commands())
+        print_proof(judged_state, source_locator(policy and policy[1]), inputs.suggested_commands())
     status = {"proved": 0, "refuted": EXIT_REFUTED, "unknown": EXIT_UNKNOWN}[judged_state.proof.verdict]
     if status:
         raise typer.Exit(status)
@@ -222,16 +223,10 @@ def _prove(
 # --- output -----------------------------------------------------------------------------------
 
 
-def _source_locator(policy: tuple[Policy, PolicyText] | None) -> Callable[[tuple[str, ...]], str]:
-    from .render.trace import no_source, source_locator
-
-    return source_locator(policy[1].name, policy[1].line_of) if policy else no_source
-
-
 def _print_json(judged_state: Verification, policy: tuple[Policy, PolicyText] | None) -> None:
     from .render.proof_report import proof_json
 
-    print_json(proof_json(judged_state, _source_locator(policy)))
+    print_json(proof_json(judged_state, source_locator(policy and policy[1])))
 
 
 def _write_script(judged_state: Verification, file: Path) -> None:
