@@ -280,7 +280,7 @@ def _applied_policy_if_valid() -> tuple[Policy, PolicyText] | None:
     try:
         return applied_policy()
     except Failure as failure:  # an account was removed; only the policy lines are lost
-        warn(f"no policy lines are shown: the policy that was applied last is invalid: {failure}")
+        warn(f"no policy lines are shown: the policy that was applied last cannot be used: {failure}")
         return None
 
 

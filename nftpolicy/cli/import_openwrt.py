@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    dir: Annotated[Path, argument(help="A router's /etc/config, or a directory with etc/config in it.")],
+    dir: Annotated[Path, argument(metavar="DIR", help="A router's /etc/config, or a directory with etc/config in it.")],
     out: Annotated[Path | None, option(help="Write the policy to this file, not to standard output.")] = None,
     force: Annotated[bool, option("--force", help="Replace the file of --out if it differs.")] = False,
     uplink: Annotated[

@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    file: Annotated[Path | None, argument(help="Policy file (TOML); default: the installed one.")] = None,
+    file: Annotated[
+        Path | None, argument(metavar="[FILE]", help="Policy file (TOML); default: the installed one.")
+    ] = None,
     destdir: DestDir = None,
     unitdir: Annotated[Path | None, option(help="Directory of systemd units.")] = None,
     program: ProgramPath = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .common import EXIT_REFUTED, EXIT_UNAVAILABLE, EXIT_UNKNOWN, Failure, last_policy, read_policy, this_kernel
+from .common import EXIT_REFUTED, EXIT_UNKNOWN, last_policy, read_policy, root_needed, this_kernel
 from .options import AppliedPolicyFile, PrintJson, UplinkDevices, UplinkMarks
 from .plain_output import print_json
 from .render.phrases import and_more
@@ -66,7 +66,7 @@ def command(
     try:
         report = probe(kernel, Rtnetlink().devices(), policy or uplinks)
     except PermissionError:
-        raise Failure("this needs root (CAP_NET_RAW): try again with sudo", EXIT_UNAVAILABLE) from None
+        raise root_needed("CAP_NET_RAW") from None
     if as_json:
         print_json(_report_json(report, policy, file))
     else:

@@ -124,7 +124,7 @@ def _repeat_option(option: str, values: Sequence[str]) -> list[str]:
 
 
 def command(
-    file: Annotated[Path | None, argument(help="Policy file (TOML). - reads standard input.")] = None,
+    file: Annotated[Path | None, argument(metavar="[FILE]", help="Policy file (TOML). - reads standard input.")] = None,
     live: Annotated[
         bool,
         option("--live", group=STATE, help="Verify the state of this kernel, not what FILE compiles to."),
