@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from ...integration.netconfig.registry import netconfig_files
+from ...integration.systemd_dropins import DROPIN_NAME
 from ...policy.objects import Policy
 from ..paths import under_root
 from .installed_files import Manifest, read_if_exists, replace_files
@@ -51,15 +52,23 @@ def obsolete_netconfig_files(root: Path, policy: Policy, program: str) -> list[s
 def obsolete_files(root: Path, policy: Policy) -> list[str]:
     """Return the paths of all installed files for devices and services that are not in the policy. Raises as above."""
     paths = [path for program in _DEVICE_FILES for path in obsolete_netconfig_files(root, policy, program)]
-    return paths + list(_obsolete_dropins(root, policy))
+    return paths + list(_dropins_of_lost_services(root, policy))
 
 
-def _obsolete_dropins(root: Path, policy: Policy) -> Iterator[str]:
-    for path in Manifest.read(root).files:
-        if path.endswith(".service.d/nftpolicy.conf"):
-            header = _SERVICE.match((read_if_exists(under_root(root, path)) or b"").decode(errors="replace"))
-            if header and header[1] not in policy.service:
-                yield path
+def obsolete_dropins(root: Path, wanted: Collection[str], directory: Path) -> list[str]:
+    """Return the paths of the installed drop-ins below `directory` that are not in `wanted`. Raises as above."""
+    return [path for path in _dropins(root) if path not in wanted and Path(path).parents[1] == directory]
+
+
+def _dropins_of_lost_services(root: Path, policy: Policy) -> Iterator[str]:
+    for path in _dropins(root):
+        header = _SERVICE.match((read_if_exists(under_root(root, path)) or b"").decode(errors="replace"))
+        if header and header[1] not in policy.service:
+            yield path
+
+
+def _dropins(root: Path) -> list[str]:
+    return [path for path in Manifest.read(root).files if path.endswith(f".service.d/{DROPIN_NAME}")]
 
 
 def remove_files(manifest: Manifest, paths: Iterable[str]) -> list[Path]:
