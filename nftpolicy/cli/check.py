@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy check FILE"""
+"""nftpolicy check [FILE]"""
 
 from __future__ import annotations
 

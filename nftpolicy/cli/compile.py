@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy compile FILE --to FORM [DIR]"""
+"""nftpolicy compile FILE [--to FORM] [DIR]"""
 
 from __future__ import annotations
 

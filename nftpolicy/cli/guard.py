@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy guard FILE"""
+"""nftpolicy guard [FILE]"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy netconfig FILE --for PROGRAM"""
+"""nftpolicy netconfig [FILE] --for PROGRAM"""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy units FILE"""
+"""nftpolicy units [FILE]"""
 
 from __future__ import annotations
 
