@@ -42,7 +42,7 @@ class StateProof:
                 yield finding
 
 
-def prove_states(states: Sequence[NetState], promises: Sequence[NamedSpec | None]) -> tuple[StateProof, ...]:
+def prove_states(states: Sequence[NetState], specs: Sequence[NamedSpec | None]) -> tuple[StateProof, ...]:
     """Return the proof of each state against its specification.
 
     The proof of the guard reads tables, devices and looks; it reads ip rules and routes only to search for
@@ -50,30 +50,30 @@ def prove_states(states: Sequence[NetState], promises: Sequence[NamedSpec | None
     """
     results: list[StateProof] = []
     proved: list[tuple[NetState, NamedSpec, Proof]] = []
-    for state, promise in zip(states, promises, strict=True):
-        if promise is None:
+    for state, named_spec in zip(states, specs, strict=True):
+        if named_spec is None:
             results.append(StateProof(None, None))
             continue
-        proof = _proof_of_equal_state(proved, state, promise)
+        proof = _proof_of_equal_state(proved, state, named_spec)
         if proof is None:
-            proof = prove_guard(state, promise.spec)
+            proof = prove_guard(state, named_spec.spec)
             if proof.verdict == PROVED:
-                proved.append((state, promise, proof))
-        results.append(StateProof(promise, proof))
+                proved.append((state, named_spec, proof))
+        results.append(StateProof(named_spec, proof))
     return tuple(results)
 
 
 def _proof_of_equal_state(
-    proved: Sequence[tuple[NetState, NamedSpec, Proof]], state: NetState, promise: NamedSpec
+    proved: Sequence[tuple[NetState, NamedSpec, Proof]], state: NetState, named_spec: NamedSpec
 ) -> Proof | None:
     """Return the proof of a state with equal tables, devices, looks and specification, or None."""
-    for proved_state, proved_promise, proof in proved:
+    for proved_state, proved_spec, proof in proved:
         is_equal = (proved_state.devices, proved_state.tables, proved_state.looks) == (
             state.devices,
             state.tables,
             state.looks,
         )
-        if proved_promise is promise and is_equal:
+        if proved_spec is named_spec and is_equal:
             return proof
     return None
 
