@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ..kernel.errors import StepRefused
     from ..kernel.linux import Linux
     from ..planner.plan import Plan
-    from ..policy.toml_positions import KeyPath as KeyPath
+    from ..policy.toml_positions import KeyPath
     from ..runtime.apply.executor import PlannedChange
     from ..runtime.apply.state_dir import StateDir
 

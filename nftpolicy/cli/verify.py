@@ -41,7 +41,7 @@ from .parameters import argument, option
 from .plain_output import plain_line, print_json, write_controls
 from .snapshot import read_snapshot
 from .state_files import CHAIN_DEVICE_ALONE, state_from_files
-from .uplink_options import require_no_policy, uplinks_from_options
+from .uplink_options import uplinks_from_options
 
 if TYPE_CHECKING:
     from ..policy.errors import PolicyText
@@ -157,8 +157,7 @@ def command(
     inputs.check()
     if as_json and script is not None and str(script) == "-":
         raise Failure("--script -: standard output is taken by --json", EXIT_BAD_INPUT)
-    uplinks = uplinks_from_options(inputs.uplinks, inputs.marks, inputs.exempt)
-    require_no_policy(bool(uplinks), file is not None)
+    uplinks = uplinks_from_options(file, inputs.uplinks, inputs.marks, inputs.exempt)
     policy = read_policy(file) if file is not None else None
     stored = read_snapshot(snapshot) if snapshot is not None else None
     if policy is None and not uplinks and stored is not None:
