@@ -8,6 +8,7 @@ from itertools import chain, count, islice, product
 
 from attrs import evolve, frozen
 
+from ..model.fib.source_address import is_link_local6, is_multicast6
 from ..model.packet import KERNEL, SOCKET, Packet, address_range
 from ..model.symbolic.box import Ranges, intersect_ranges, points, subtract_ranges
 from ..model.trace import Trace
@@ -19,8 +20,6 @@ from .context import ProofContext
 from .source_addresses import own_sources
 from .spec import Region, Spec, UplinkSpec
 
-_LINK_LOCAL_BITS = 0x3FA  # the upper 10 bits of fe80::/10
-_GROUP_BITS = 0xFF  # the upper 8 bits of ff00::/8
 _MAX_PARTS = 64  # of one region
 
 
@@ -123,7 +122,7 @@ def region_parts(family: int, region: Region, with_ends: bool = False) -> Iterat
 
 def needs_device(address: int) -> bool:
     """Return True if an IPv6 address is link-local or a group, which a socket uses by a device."""
-    return address >> 118 == _LINK_LOCAL_BITS or address >> 120 == _GROUP_BITS
+    return is_link_local6(address) or is_multicast6(address)
 
 
 def is_loopback(family: int, address: int) -> bool:
@@ -202,7 +201,7 @@ def device_address(state: NetState, family: int, device: str) -> int | None:
     for route in state.routes:
         if (route.family, route.table, route.kind, route.device) == (family, TABLE_LOCAL, "local", device):
             low, _ = address_range(route.destination, family)
-            if family == 4 or low >> 118 != _LINK_LOCAL_BITS:
+            if family == 4 or not is_link_local6(low):
                 return low
     return None
 

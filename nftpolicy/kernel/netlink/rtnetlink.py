@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """ip rules, routes, devices and route lookups by rtnetlink(7).
 
-pyroute2 writes rules and routes; rtmessages decodes what is read. pyroute2 ignores keys that it
+pyroute2 writes rules and routes; rtnl_decode.py decodes what is read. pyroute2 ignores keys that it
 does not know, which would silently widen a rule. So only the keys that are listed here are passed,
 and the caller reads back the result.
 """

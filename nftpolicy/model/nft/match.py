@@ -18,7 +18,8 @@ from ..branching import Choices
 from ..packet_view import PacketView
 from ..trace_step import NullLog, TraceStep
 from .datatypes import Interval, data_type, data_types, parse_value
-from .readers import NFT_BREAK, NOT_MODELLED, FieldValue, HookPoint, Sentinel, known_status_bits, reader
+from .field_value import NFT_BREAK, NOT_MODELLED, FieldValue, Sentinel
+from .readers import HookPoint, known_status_bits, reader
 from .set_index import SetIndex
 
 LOOPBACK_ADDRESS = {4: 0x7F000001, 6: 1}

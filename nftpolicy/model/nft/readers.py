@@ -381,17 +381,3 @@ def _binary(op: str, left: Reader, right: Reader, highest: int) -> Reader:
         return result & highest if is_word or result <= highest else NOT_MODELLED
 
     return read
-
-
-__all__ = [
-    "NFT_BREAK",
-    "NOT_MODELLED",
-    "PORTED",
-    "FieldValue",
-    "HookPoint",
-    "Reader",
-    "Sentinel",
-    "is_untracked",
-    "known_status_bits",
-    "reader",
-]

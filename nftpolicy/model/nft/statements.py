@@ -10,8 +10,9 @@ from ...netstate import nft
 from ..packet import TCP, UDP, format_address
 from ..packet_view import PacketView
 from .datatypes import DataType, data_type, parse_value
+from .field_value import NFT_BREAK, NOT_MODELLED, Sentinel
 from .match import LOOPBACK_ADDRESS, EvalContext, LazyText, NamedSets, compile_lookup, compile_match
-from .readers import NFT_BREAK, NOT_MODELLED, PORTED, HookPoint, Sentinel, is_untracked, reader
+from .readers import PORTED, HookPoint, is_untracked, reader
 
 # Returns True if the rule continues (as a match does), False if it ends, or a verdict.
 CompiledStatement = Callable[[EvalContext], bool | nft.Verdict]

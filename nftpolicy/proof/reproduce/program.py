@@ -8,6 +8,7 @@ Python's standard library. Its exit status is SEEN, NOT_SEEN, or another one for
 from __future__ import annotations
 
 from nftpolicy.model.conntrack import can_begin_flow
+from nftpolicy.model.fib.source_address import is_link_local6
 from nftpolicy.model.packet import ETHERTYPES, FORWARD, FRAME, ICMP, ICMPV6, KERNEL, TCP, UDP, Packet, format_address
 
 from . import flow, headers
@@ -15,7 +16,6 @@ from .topology import NotReproducible, Topology
 
 PACKET_SEEN, PACKET_NOT_SEEN = 0, 4  # 1 is the status of an uncaught exception
 
-_LINK_LOCAL_BITS = 0x3FA  # the upper 10 bits of fe80::/10
 _MAX_ID = 0xFFFFFFFF  # (uid_t)-1, never a process's
 _RAW_IP = 255  # sockets of this protocol send packets with their headers
 _TRANSPARENT = {4: 19, 6: 75}  # IP_TRANSPARENT, IPV6_TRANSPARENT
@@ -188,7 +188,7 @@ def _by_socket(packet: Packet, device: str, scene: Topology) -> _Sender:
 
 
 def _is_link_local(packet: Packet, address: int) -> bool:
-    return packet.family == 6 and address >> 118 == _LINK_LOCAL_BITS
+    return packet.family == 6 and is_link_local6(address)
 
 
 def _destination(packet: Packet, port: int) -> str:
