@@ -12,12 +12,12 @@ from collections.abc import Collection, Iterator, Mapping
 
 from ..netstate.nft import Chain, CounterRef, Fib, Hook, Match, OriginPath, Payload, Reject, Rule
 from ..netstate.routing import LOOPBACK_ADDRESSES, IpRule, Route
-from ..policy.objects import Policy
+from ..policy.objects import DNS_PORT, Policy
 from ..policy.validate import QUERY_TABLE
 from . import matches, object_names
 
 FAMILIES = (4, 6)
-_TCP, _UDP, _DNS_PORT = 6, 17, 53
+_TCP, _UDP = 6, 17
 _IS_NOT_LOCAL = Match(Fib("type", ("daddr",)), "local", "!=")
 _REFUSALS = {"udp": Reject("icmpx", "no-route"), "tcp": Reject("tcp reset", None)}
 
@@ -32,7 +32,7 @@ def ip_rules(policy: Policy) -> Iterator[IpRule]:
                 table=QUERY_TABLE,
                 iif="lo",  # packets of this machine; so the kernel dissects no packet that it forwards
                 l4proto=protocol,
-                dports=(_DNS_PORT, _DNS_PORT),
+                dports=(DNS_PORT, DNS_PORT),
                 origin=origin,
             )
 
@@ -64,7 +64,7 @@ def refusal_chain(policy: Policy) -> Chain | None:
         Rule(
             (
                 to_lo,
-                Match(Payload(protocol, "dport"), _DNS_PORT),
+                Match(Payload(protocol, "dport"), DNS_PORT),
                 _IS_NOT_LOCAL,
                 CounterRef(object_names.UNROUTED_QUERIES),
                 refusal,

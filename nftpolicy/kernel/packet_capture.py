@@ -28,7 +28,6 @@ from .netlink.rtnetlink import dump_objects, open_rtnetlink
 
 _SOL_PACKET, _PACKET_STATISTICS, _ETH_P_ALL = 263, 6, 3
 _PACKET_HOST, _PACKET_OUTGOING = 0, 4
-_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33
 # include/uapi/linux/filter.h: SKF_AD_OFF + SKF_AD_PKTTYPE, SKF_AD_OFF + SKF_AD_IFINDEX
 _PACKET_TYPE, _INPUT_DEVICE = 0xFFFFF000 + 4, 0xFFFFF000 + 8
 _SOURCE_MAC = 0xFFE00000 + 6  # SKF_LL_OFF, and the offset in an Ethernet header
@@ -51,7 +50,7 @@ def _attach_filter(receiver: socket.socket, field: int, value: int, size: int) -
     code = ClassicFilter(
         ((LOAD_WORD, 0, 0, field), (JUMP_IF_EQUAL, 0, 1, value), (RETURN, 0, 0, size), (RETURN, 0, 0, 0))
     )
-    receiver.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, code.program)
+    receiver.setsockopt(socket.SOL_SOCKET, nl.SO_ATTACH_FILTER, code.program)
 
 
 def receive_only_from(receiver: socket.socket, device: str) -> None:
@@ -98,7 +97,7 @@ class PacketCapture:
             else:
                 _attach_filter(self._socket, _PACKET_TYPE, _PACKET_OUTGOING, _CAPTURED)
             try:
-                self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+                self._socket.setsockopt(socket.SOL_SOCKET, nl.SO_RCVBUFFORCE, _RECEIVE_BUFFER)
             except PermissionError:  # in a user namespace; `lost_packets` shows if the permitted size was too small
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
             if device:

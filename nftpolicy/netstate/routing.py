@@ -14,7 +14,7 @@ TABLE_DEFAULT, TABLE_MAIN, TABLE_LOCAL = 253, 254, 255
 # Routing protocol number of our rules and routes (rtm_protocol, FRA_PROTOCOL). Unassigned in
 # iproute2's etc/iproute2/rt_protos; 78 is "N".
 RTPROT_NFTPOLICY = 78
-RTPROT_KERNEL, RTPROT_STATIC, RTPROT_RA = 2, 4, 9
+RTPROT_KERNEL, RTPROT_BOOT, RTPROT_STATIC, RTPROT_RA = 2, 3, 4, 9
 # The highest metric that both families accept; 0xffffffff is IPv6's own null route.
 WORST_METRIC = 0xFFFFFFFE
 LOOPBACK_ADDRESSES = {4: "127.0.0.1", 6: "::1"}  # of lo, by family

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 
 from .known_marks import conflicting_users
 from .mark import Mark
-from .objects import Policy, Port, Resolver, Server
+from .objects import DNS_PORT, Policy, Port, Resolver, Server
 from .toml_positions import KeyPath
 from .vocabulary import UNSUPPORTED_ANSWERS
 
-_DNS_PORT, _TFTP = 53, Port("udp", 69, 69)
+_TFTP = Port("udp", 69, 69)
 PolicyWarning = tuple[KeyPath, str]  # key path, and what to do
 
 # Files that the system resolver reads or writes: they contain the servers of all links.
@@ -142,7 +142,7 @@ def _forwards(policy: Policy) -> Iterator[PolicyWarning]:
 def _lans(policy: Policy) -> Iterator[PolicyWarning]:
     for name, lan in policy.lan.items():
         for index, port in enumerate(lan.ports):
-            if port.low <= _DNS_PORT <= port.high:
+            if port.low <= DNS_PORT <= port.high:
                 yield (
                     ("lan", name, "ports", index),
                     "lets programs query the name server of the uplink's network, which learns the names that they "

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from itertools import combinations
 
 from . import vocabulary
-from .objects import Policy, Service
+from .objects import DNS_PORT, Policy, Service
 from .scalars import is_routed
 from .toml_positions import KeyPath
 from .validate_forwards import PolicyFault
 
-_DNS_PORT = 53
 _MAX_RULE_PORT = 65534  # include/net/fib_rules.h: fib_rule_port_range_valid
 
 
@@ -44,7 +43,7 @@ def _kernel_destinations(path: KeyPath, service: Service) -> Iterator[PolicyFaul
                 f"the kernel's packets to {port} look like those of other programs; name the port that the "
                 "kernel sends from in 'sport' (UDP), or run the program with a group or user of its own",
             )
-        elif port.protocol == "tcp" and port.low <= _DNS_PORT <= port.high:
+        elif port.protocol == "tcp" and port.low <= DNS_PORT <= port.high:
             yield (*path, "ports", index), "the kernel sends no DNS queries; name the ports of the server alone"
         elif port.protocol == "tcp" and port.high > _MAX_RULE_PORT:
             yield (*path, "ports", index), f"an ip rule takes no port above {_MAX_RULE_PORT}"

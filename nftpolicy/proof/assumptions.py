@@ -13,13 +13,18 @@ from attrs import evolve
 
 from ..model.packet import ADDRESS_BITS, format_address, parse_address
 from ..model.symbolic.field_values import representative_name
-from ..netstate.routing import TABLE_MAIN, IpRule, Route
+from ..netstate.routing import (
+    RTPROT_BOOT,
+    RTPROT_KERNEL,
+    TABLE_DEFAULT,
+    TABLE_LOCAL,
+    TABLE_MAIN,
+    IpRule,
+    Route,
+)
 from ..netstate.state import NetState
 from .spec import IP_FAMILIES, Spec, UplinkSpec
 
-TABLE_LOCAL, TABLE_DEFAULT = 255, 253
-RTPROT_KERNEL = 2  # RTPROT_KERNEL, include/uapi/linux/rtnetlink.h
-RTPROT_BOOT = 3  # RTPROT_BOOT
 # First assumed address, and the distance to that of the next device: RFC 5737, RFC 3849.
 _ADDRESSES = {4: (parse_address("192.0.2.2"), 16), 6: (parse_address("2001:db8:77::2"), 1 << 24)}
 _LOOPBACK = {4: "127.0.0.0/8", 6: "::1/128"}

@@ -29,8 +29,8 @@ from ..netstate.nft import (
     Tproxy,
     UnknownStatement,
 )
+from ..netstate.routing import TABLE_LOCAL
 from ..netstate.state import NetState
-from .assumptions import TABLE_LOCAL
 from .device_paths import DevicePaths
 
 _HOOK_ORDER = {"ingress": -1, "prerouting": 0, "input": 1, "forward": 1, "output": 1, "postrouting": 2, "egress": 3}

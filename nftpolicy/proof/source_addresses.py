@@ -14,7 +14,7 @@ from ..model.packet import Packet, address_range, evolve_packet
 from ..model.symbolic.box import Ranges, complement, intersect_boxes, merge_ranges
 from ..model.trace import Trace
 from ..netstate.nft import Fib
-from .assumptions import TABLE_LOCAL
+from ..netstate.routing import TABLE_LOCAL
 from .concretize import REMOTE_ADDRESS, concretize
 from .context import ProofContext
 from .counterexample import local_origins, trace_candidate

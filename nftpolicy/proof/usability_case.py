@@ -13,8 +13,9 @@ from ..model.packet import KERNEL, SOCKET, Packet, address_range
 from ..model.symbolic.box import Ranges, intersect_ranges, points, subtract_ranges
 from ..model.trace import Trace
 from ..netstate.nft import OriginPath
+from ..netstate.routing import TABLE_LOCAL
 from ..netstate.state import NetState
-from .assumptions import TABLE_LOCAL, device_matches
+from .assumptions import device_matches
 from .concretize import concretize, host_ranges
 from .context import ProofContext
 from .source_addresses import own_sources

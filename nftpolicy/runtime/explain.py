@@ -20,12 +20,11 @@ from ..model.trace import Model, Trace
 from ..model.trace_step import TraceStep
 from ..netstate.formats.nft_implied_tests import RuleProgram, program_of
 from ..netstate.nft import Chain, Concat, Match, Meta, OriginPath, Rule, SetRef, Table
-from ..netstate.routing import RTPROT_NFTPOLICY, TABLE_LOCAL, TABLE_MAIN, IpRule, Route
+from ..netstate.routing import RTPROT_KERNEL, RTPROT_NFTPOLICY, TABLE_LOCAL, TABLE_MAIN, IpRule, Route
 from ..netstate.state import NetState
 from ..policy.objects import Policy
 from ..proof.assumptions import assumed_address
 
-_RTPROT_KERNEL = 2  # rtnetlink(7)
 _PRIORITY_MAIN = 32766  # of the ip rule for table main, ip-rule(8)
 _GETROUTE_PROTOCOLS = (TCP, UDP, ICMP, ICMPV6)  # accepted by RTM_GETROUTE; 0 is any protocol
 _SERVICE_ORIGIN_PARTS = 2  # ("uplink", NAME)
@@ -341,10 +340,10 @@ def assumed_environment(policy: Policy) -> tuple[NetState, tuple[str, ...]]:
 
     The machine has no known address but those that a rule asks for; each routing table has its default route.
     """
-    rules = [IpRule(family, 0, table=TABLE_LOCAL, protocol=_RTPROT_KERNEL) for family in (4, 6)]
-    rules += [IpRule(family, _PRIORITY_MAIN, table=TABLE_MAIN, protocol=_RTPROT_KERNEL) for family in (4, 6)]
+    rules = [IpRule(family, 0, table=TABLE_LOCAL, protocol=RTPROT_KERNEL) for family in (4, 6)]
+    rules += [IpRule(family, _PRIORITY_MAIN, table=TABLE_MAIN, protocol=RTPROT_KERNEL) for family in (4, 6)]
     routes = [
-        Route(family, TABLE_LOCAL, prefix, "local", device="lo", protocol=_RTPROT_KERNEL)
+        Route(family, TABLE_LOCAL, prefix, "local", device="lo", protocol=RTPROT_KERNEL)
         for family, prefix in ((4, "127.0.0.0/8"), (6, "::1/128"))
     ]
     descriptions = ["the kernel's own ip rules", "127.0.0.0/8 and ::1 are this machine"]
@@ -363,9 +362,7 @@ def assumed_environment(policy: Policy) -> tuple[NetState, tuple[str, ...]]:
     for index, device in enumerate(named):
         texts = [format_address(family, assumed_address(family, index)) for family in (4, 6)]
         routes += [
-            Route(
-                family, TABLE_LOCAL, f"{text}/{ADDRESS_BITS[family]}", "local", device=device, protocol=_RTPROT_KERNEL
-            )
+            Route(family, TABLE_LOCAL, f"{text}/{ADDRESS_BITS[family]}", "local", device=device, protocol=RTPROT_KERNEL)
             for family, text in zip((4, 6), texts, strict=True)
         ]
         descriptions.append(f"{device} has the addresses {' and '.join(texts)}")

@@ -11,16 +11,9 @@ from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 
 from attrs import evolve
 
-from ...netstate.routing import TABLE_LOCAL, TABLE_MAIN, Route
+from ...netstate.routing import RTPROT_KERNEL, RTPROT_STATIC, TABLE_LOCAL, TABLE_MAIN, Route
 from .interfaces import LEASE_PROTOCOLS_IPV6, Interface, NetworkConfig, parse_unsigned, table_number
-from .netifd_sections import (
-    RTPROT_KERNEL,
-    RTPROT_STATIC,
-    SECTION_FAMILIES,
-    IgnoredSection,
-    section_number,
-    section_origin,
-)
+from .netifd_sections import SECTION_FAMILIES, IgnoredSection, section_number, section_origin
 from .rule_warnings import UciWarning
 from .uci_parser import ParsedSection
 

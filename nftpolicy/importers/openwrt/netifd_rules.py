@@ -12,9 +12,9 @@ from ipaddress import ip_interface
 
 from attrs import evolve
 
-from ...netstate.routing import TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, IpRule
+from ...netstate.routing import RTPROT_KERNEL, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, IpRule
 from .interfaces import NetworkConfig, parse_unsigned, table_number
-from .netifd_sections import RTPROT_KERNEL, SECTION_FAMILIES, IgnoredSection, section_number, section_origin
+from .netifd_sections import SECTION_FAMILIES, IgnoredSection, section_number, section_origin
 from .rule_warnings import UciWarning, rule_warnings
 from .uci_parser import ParsedSection
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 from .interfaces import parse_unsigned
 from .uci_parser import ParsedSection
 
-RTPROT_KERNEL, RTPROT_STATIC = 2, 4  # RTPROT_*, include/uapi/linux/rtnetlink.h
 SECTION_FAMILIES = {"rule": 4, "rule6": 6, "route": 4, "route6": 6}
 
 

@@ -13,6 +13,7 @@ import struct
 
 ADDRESS_FAMILY = {4: socket.AF_INET, 6: socket.AF_INET6}
 AF_BRIDGE = 7
+SO_ATTACH_FILTER, SO_RCVBUFFORCE = 26, 33  # include/uapi/asm-generic/socket.h
 
 # --- netlink.h ---
 

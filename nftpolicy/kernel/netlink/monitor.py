@@ -55,7 +55,6 @@ from .route_filter import attach_damage_filter, attach_news_filter
 from .router_withdrawals import WithdrawalListener
 from .socket import pending_notifications, subscribe
 
-_SO_RCVBUFFORCE = 33
 _ROUTES = (nl.RTNLGRP_IPV4_ROUTE, nl.RTNLGRP_IPV6_ROUTE)
 _DAMAGE_GROUPS = (
     *_ROUTES,
@@ -194,7 +193,7 @@ class Monitor(PollGroup):
     @staticmethod
     def _subscribe(notifications: socket.socket, groups: Iterable[int]) -> None:
         with suppress(OSError):  # needs CAP_NET_ADMIN in the initial user namespace
-            notifications.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+            notifications.setsockopt(socket.SOL_SOCKET, nl.SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         subscribe(notifications, groups)
 
     def ignore_ports(self, ports: Collection[int]) -> None:

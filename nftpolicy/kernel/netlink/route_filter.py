@@ -24,7 +24,6 @@ from ..bpf.classic import (
 )
 from . import constants as nl
 
-_SO_ATTACH_FILTER = 26
 _TYPE, _FLAGS, _PORT = 4, 6, 12  # struct nlmsghdr
 _TABLE, _PROTOCOL, _KIND = (
     nl.NLMSGHDR.size + offset for offset in (nl.RTMSG_TABLE_OFFSET, nl.RTMSG_PROTOCOL_OFFSET, nl.RTMSG_TYPE_OFFSET)
@@ -84,4 +83,4 @@ def attach_news_filter(notifications: socket.socket, own_ports: Collection[int])
 
 def _attach(notifications: socket.socket, program: Sequence[Instruction]) -> None:
     memory = ClassicFilter(program)
-    notifications.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, memory.program)
+    notifications.setsockopt(socket.SOL_SOCKET, nl.SO_ATTACH_FILTER, memory.program)

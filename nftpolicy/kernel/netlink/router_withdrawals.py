@@ -14,8 +14,8 @@ from contextlib import suppress
 from ipaddress import IPv6Address
 
 from ..bpf.classic import JUMP_IF_EQUAL, LOAD_BYTE, LOAD_HALF, RETURN, ClassicFilter, Instruction
+from . import constants as nl
 
-_SO_ATTACH_FILTER = 26
 _ETH_P_IPV6 = 0x86DD
 _PACKET_OUTGOING = 4  # include/uapi/linux/if_packet.h
 _NEXT_HEADER, _HOP_LIMIT, _SOURCE, _HEADER_SIZE = 6, 7, 8, 40  # struct ipv6hdr
@@ -86,7 +86,7 @@ def _open_socket() -> socket.socket | None:
     except OSError:
         return None
     memory = ClassicFilter(_program())
-    packets.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, memory.program)
+    packets.setsockopt(socket.SOL_SOCKET, nl.SO_ATTACH_FILTER, memory.program)
     return packets
 
 

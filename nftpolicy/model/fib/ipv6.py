@@ -21,11 +21,10 @@ from .lookup import (
     nexthop_result,
 )
 from .rpdb import LOOPBACK, FlowKey
-from .source_address import LocalAddresses
+from .source_address import LOOPBACK6, LocalAddresses
 from .tables import FibQuery
 
 _KERNEL = 2  # RTPROT_KERNEL
-_LOOPBACK6 = 1  # ::1
 
 
 class Ipv6Router(FibLookup):
@@ -78,7 +77,7 @@ class Ipv6Router(FibLookup):
         if route.kind == "local" or is_anycast:
             has_owner = self.addresses.device_of(6, destination) is not None
             own = None
-            if has_owner and destination != _LOOPBACK6:
+            if has_owner and destination != LOOPBACK6:
                 own = source_address.format_ipv6(destination)
             return local_result(result, route.prefsrc or own)
 

@@ -24,9 +24,8 @@ from ..trace_step import NullLog, TraceLog, TraceStep, empty_like
 from .lookup import RouteResult
 from .router import Router
 from .rpdb import LOOPBACK
-from .source_address import is_link_local6, is_link_multicast6, is_loopback4, is_multicast6
+from .source_address import LOOPBACK6, is_link_local6, is_link_multicast6, is_loopback4, is_multicast6
 
-_LOOPBACK6 = 1  # ::1
 _NEIGHBOUR_DISCOVERY = frozenset({133, 134, 135, 136, 137})  # RFC 4861 4
 
 
@@ -240,8 +239,8 @@ class _SourceAddresses:
             return [address for address in near if not is_loopback4(address)] or every
         # An address of the destination's scope is preferred, then one of the device (RFC 6724,
         # rules 2 and 5).
-        narrow = [address for address in near if is_link_local6(address) or address == _LOOPBACK6]
-        if is_link_local6(destination) or destination == _LOOPBACK6 or is_link_multicast6(destination):
+        narrow = [address for address in near if is_link_local6(address) or address == LOOPBACK6]
+        if is_link_local6(destination) or destination == LOOPBACK6 or is_link_multicast6(destination):
             return narrow
         if destination in every:  # rule 1
             return [destination]

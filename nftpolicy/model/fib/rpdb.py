@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from attrs import frozen
 
 from ...netstate.formats import ip_text
-from ...netstate.routing import TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, IpRule
+from ...netstate.routing import RTPROT_KERNEL, TABLE_DEFAULT, TABLE_LOCAL, TABLE_MAIN, IpRule
 from ...netstate.state import Device
 from ..branching import Choices
 from .tables import parse_prefix
@@ -16,7 +16,6 @@ from .tables import parse_prefix
 LOOPBACK = "lo"  # the iif of packets that this machine sends
 _TOS_MASK = {4: 0x1C, 6: 0xFC}
 _MAIN_PRIORITY, _DEFAULT_PRIORITY = 32766, 32767
-_RTPROT_KERNEL = 2
 
 
 @frozen
@@ -44,7 +43,7 @@ def default_rules(family: int) -> tuple[IpRule, ...]:
     tables = {0: TABLE_LOCAL, _MAIN_PRIORITY: TABLE_MAIN}
     if family == 4:
         tables[_DEFAULT_PRIORITY] = TABLE_DEFAULT
-    return tuple(IpRule(family, priority, table=table, protocol=_RTPROT_KERNEL) for priority, table in tables.items())
+    return tuple(IpRule(family, priority, table=table, protocol=RTPROT_KERNEL) for priority, table in tables.items())
 
 
 def are_kernel_defaults(rules: Iterable[IpRule], family: int) -> bool:

@@ -14,7 +14,7 @@ from .tables import parse_prefix
 IPV4_BROADCAST = 0xFFFFFFFF
 LOCAL_MULTICAST = 0xE00000  # 224.0.0.0/24
 LOOPBACK_NET = 127  # 127.0.0.0/8
-_LOOPBACK6 = 1  # ::1
+LOOPBACK6 = 1  # ::1
 _NODE_SCOPE = 1  # IPV6_ADDR_SCOPE_NODELOCAL
 _LINK_SCOPE = 2  # RFC 4291 2.7: scopes 1 and 2 of a multicast address do not leave the link
 
@@ -39,7 +39,7 @@ def are_loopback_only6(source: int, destination: int) -> bool:
 
     These are ::1, groups of the node, and a group as the source.
     """
-    has_loopback = _LOOPBACK6 in (source, destination)
+    has_loopback = LOOPBACK6 in (source, destination)
     return has_loopback or is_multicast6(source) or is_node_multicast6(destination)
 
 
@@ -60,7 +60,7 @@ def is_loopback4(address: int) -> bool:
 
 def needs_device6(address: int) -> bool:
     """Return True for an address that is ambiguous without its device (rt6_need_strict)."""
-    return is_link_local6(address) or is_multicast6(address) or address == _LOOPBACK6
+    return is_link_local6(address) or is_multicast6(address) or address == LOOPBACK6
 
 
 @lru_cache(maxsize=1 << 12)
@@ -146,15 +146,15 @@ class LocalAddresses:
 
         Link-local destinations get a link-local source, all others a global one.
         """
-        if destination != _LOOPBACK6 and (6, destination) in self._owners:
+        if destination != LOOPBACK6 and (6, destination) in self._owners:
             return format_ipv6(destination)
-        if destination == _LOOPBACK6:
+        if destination == LOOPBACK6:
             return None
         is_near = is_link_local6(destination) or is_link_multicast6(destination)
         own_addresses = [
             own
             for own, _ in self._by_device.get((6, hop.device or ""), [])
-            if own != _LOOPBACK6 and is_link_local6(own) == is_near
+            if own != LOOPBACK6 and is_link_local6(own) == is_near
         ]
         return format_ipv6(own_addresses[0]) if len(own_addresses) == 1 else None
 
@@ -167,5 +167,5 @@ class LocalAddresses:
             own
             for (family, device), own_addresses in self._by_device.items()
             for own, _ in own_addresses
-            if family == 6 and oif in (None, device) and own != _LOOPBACK6 and not is_link_local6(own)
+            if family == 6 and oif in (None, device) and own != LOOPBACK6 and not is_link_local6(own)
         ]

@@ -15,6 +15,7 @@ from ..nft import PROTOCOL_NAMES
 from ..routing import (
     ROUTE_SCOPES,
     ROUTE_TYPES,
+    RTPROT_BOOT,
     TABLE_DEFAULT,
     TABLE_LOCAL,
     TABLE_MAIN,
@@ -38,7 +39,6 @@ _L4 = {name: number for number, name in PROTOCOL_NAMES.items()} | {
 }
 # Of iproute2's etc/iproute2/rt_protos; the protocol decides nothing, so other names are 0.
 _RT_PROTOCOLS = {"kernel": 2, "boot": 3, "static": 4, "ra": 9, "dhcp": 16}
-_RTPROT_BOOT = 3  # ip omits it without -details
 _REFUSALS = ("unreachable", "prohibit", "blackhole")
 _RULE_KEYS = frozenset((
     "priority", "not", "src", "srclen", "dst", "dstlen", "tos", "dsfield", "fwmark", "fwmask", "iif", "oif",
@@ -300,7 +300,7 @@ def _route(item: _JsonObject, family: int) -> Route:
         _device(item.get("dev")),
         _number(item.get("metric", 0)),
         "onlink" in flags,
-        _protocol(item.get("protocol"), _RTPROT_BOOT),
+        _protocol(item.get("protocol"), RTPROT_BOOT),  # ip omits it without -details
         nexthops=tuple(_nexthop(hop, family, unknown) for hop in hops) if hops else (),
         prefsrc=None if item.get("prefsrc") is None else _address(item["prefsrc"], family),
         source=_prefix(item.get("from", "all"), family),

@@ -23,13 +23,12 @@ from ...kernel.cgroup import own_socket_marks
 from ...kernel.netlink.rtnetlink import RouteLookups, Rtnetlink
 from ...kernel.packet_capture import receive_only_from
 from ...netstate.routing import Route
-from ...policy.objects import Service, Uplink
+from ...policy.objects import DNS_PORT, Service, Uplink
 from .version_query import VERSION_QUERY, is_version_reply
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 # Documentation addresses (RFC 5737, RFC 3849): no host has them, so a reply proves the redirect.
 UNASSIGNED = {4: "198.51.100.53", 6: "2001:db8:5:3::53"}
-_DNS_PORT = 53
 _MAX_REPLY = 4096  # bytes
 _TRIES, _TIMEOUT = 3, 1.0  # queries, and seconds to wait for the reply to each
 # The address family, an address, or a route of it is missing.
@@ -141,7 +140,7 @@ def _query_resolver(family: int) -> tuple[str, bool | None]:
     try:
         with socket.socket(FAMILIES[family], socket.SOCK_DGRAM) as sock:
             receive_only_from(sock, "lo")
-            sock.connect((UNASSIGNED[family], _DNS_PORT))
+            sock.connect((UNASSIGNED[family], DNS_PORT))
             replied = any(_replies(sock) for _ in range(_TRIES))
     except OSError as error:
         if error.errno in _CANNOT_SEND:

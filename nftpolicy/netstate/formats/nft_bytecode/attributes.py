@@ -15,8 +15,8 @@ from ....exceptions import NftpolicyError
 
 _HEADER = struct.Struct("=HH")  # struct nlattr: length, type
 _unpack_header = _HEADER.unpack_from
-_TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
-_LIST_ELEMENT = 1  # NFTA_LIST_ELEM
+TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER
+LIST_ELEMENT = 1  # NFTA_LIST_ELEM
 NOT_SHOWN = 0x3000  # no attribute of nf_tables: names what a text of the kernel's program leaves out
 
 Result = TypeVar("Result")
@@ -37,7 +37,7 @@ def split_attributes(raw: bytes) -> list[tuple[int, bytes]]:
         length, kind = _HEADER.unpack_from(raw, start)
         if length < _HEADER.size or start + length > end:
             raise UnsupportedBytecode("a malformed attribute")
-        entries.append((kind & _TYPE_MASK, raw[start + _HEADER.size : start + length]))
+        entries.append((kind & TYPE_MASK, raw[start + _HEADER.size : start + length]))
         start += length + 3 & ~3
     return entries
 
@@ -53,7 +53,7 @@ def split_list(raw: bytes | None) -> list[bytes]:
         stop = start + length
         if length < 4 or stop > end:
             raise UnsupportedBytecode("a malformed attribute")
-        if kind & _TYPE_MASK != _LIST_ELEMENT:
+        if kind & TYPE_MASK != LIST_ELEMENT:
             raise UnsupportedBytecode("a list with an unknown attribute")
         entries.append(raw[start + 4 : stop])  # type: ignore[index]
         start = stop + 3 & ~3
@@ -79,7 +79,7 @@ class Attributes:
             stop = start + length
             if length < 4 or stop > end:
                 raise UnsupportedBytecode("a malformed attribute")
-            kind &= _TYPE_MASK
+            kind &= TYPE_MASK
             if kind in remaining:
                 raise UnsupportedBytecode("a repeated attribute")
             remaining[kind] = raw[start + 4 : stop]

@@ -15,6 +15,7 @@ from ... import nft
 from .attributes import UnsupportedBytecode
 from .values import Kind, interval_value, single_value
 
+VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
 _TYPE_BITS, _TYPE_MASK = 6, 0x3F  # of one part in the number of a concatenation
 _WORD = 4  # bytes; each part of a concatenation begins at a multiple
 

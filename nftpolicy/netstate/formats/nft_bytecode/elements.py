@@ -15,20 +15,18 @@ from attrs import frozen
 
 from ... import nft
 from ...nft import Value
-from .attributes import Attributes, UnsupportedBytecode, decode, split_attributes, split_list
+from .attributes import LIST_ELEMENT, TYPE_MASK, Attributes, UnsupportedBytecode, decode, split_attributes, split_list
 from .datatypes import Column, column_value, element_value, split_columns
 from .values import Kind, device_patterns, interval_value
-from .verdicts import data_or_verdict
+from .verdicts import DATA_VALUE, data_or_verdict
 
 # include/uapi/linux/netfilter/nf_tables.h
 _KEY, _DATA, _FLAGS, _TIMEOUT, _EXPIRATION, _USERDATA, _EXPR, _PAD, _OBJREF, _KEY_END, _EXPRESSIONS = range(1, 12)
 _ELEMENT_FLAGS = {0x1: "interval end", 0x2: "catchall"}
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
-_DATA_VALUE, _EXPRESSION_NAME = 1, 1
-_LIST_ELEMENT = 1
+_EXPRESSION_NAME = 1
 _HEADER = struct.Struct("=HHHHHH")  # length and type of the element, of its key, of the key's value
 _ATTRIBUTE_SIZE = 4  # bytes of the header of an attribute
-_TYPE_MASK = 0x3FFF
 
 Data = bytes | nft.Verdict | str | None  # a value, a verdict, the name of an object; None: a set
 
@@ -105,8 +103,8 @@ def _packed_keys(lists: Sequence[bytes]) -> ElementList | None:
         return None
     size, kind, key_length, key_kind, value_length, value_kind = _HEADER.unpack(layout)
     length = value_length - _ATTRIBUTE_SIZE
-    kinds = kind & _TYPE_MASK, key_kind & _TYPE_MASK, value_kind & _TYPE_MASK
-    if kinds != (_LIST_ELEMENT, _KEY, _DATA_VALUE) or length < 1:
+    kinds = kind & TYPE_MASK, key_kind & TYPE_MASK, value_kind & TYPE_MASK
+    if kinds != (LIST_ELEMENT, _KEY, DATA_VALUE) or length < 1:
         return None
     if size & 3 or key_length != size - 4 or not key_length - 3 <= value_length + 4 <= key_length:
         return None
@@ -154,7 +152,7 @@ def expression_name(raw: bytes) -> str:
 
 def data_bytes(raw: bytes) -> bytes:
     """Return the bytes of a struct nft_data that is a value. Raises UnsupportedBytecode."""
-    return decode(raw, lambda attributes: attributes.require(_DATA_VALUE))
+    return decode(raw, lambda attributes: attributes.require(DATA_VALUE))
 
 
 # --- keys as values --------------------------------------------------------------------

@@ -13,7 +13,7 @@ from attrs import Factory, frozen, mutable
 
 from ... import nft
 from .attributes import Attributes, UnsupportedBytecode, decode, split_list
-from .datatypes import Column, columns_of_type, element_value, range_of_values, type_names
+from .datatypes import VERDICT_TYPE, Column, columns_of_type, element_value, range_of_values, type_names
 from .elements import Data, ElementList, expression_name, key_values, keys_with_data
 from .values import Kind, device_name
 
@@ -26,7 +26,6 @@ _FLAGS = {
     0x80: "concatenation", 0x100: "statements",
 }  # fmt: skip
 _LISTED_FLAGS = frozenset({"constant", "interval", "timeout", "dynamic"})  # the others follow from the contents
-_VERDICT_TYPE = 0xFFFFFF00  # NFT_DATA_VERDICT
 _MILLISECONDS = 1000
 # Statements of elements that neither end the rule nor change the packet.
 _NEUTRAL = frozenset({"counter", "last"})
@@ -283,7 +282,7 @@ class SetTable:
         use.require_plain_elements()
         data_names: tuple[str, ...] = ("verdict",)
         contents: list[tuple[nft.Element, nft.Element | nft.Verdict]]
-        if header.data_type == _VERDICT_TYPE:
+        if header.data_type == VERDICT_TYPE:
             contents = [(key, _verdict(data)) for key, data in self._pairs(use, columns)]
         else:
             pairs = self._pairs(use, columns)

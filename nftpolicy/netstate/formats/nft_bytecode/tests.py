@@ -8,7 +8,7 @@ import struct
 from attrs import evolve
 
 from ... import nft
-from .attributes import Attributes, UnsupportedBytecode
+from .attributes import TYPE_MASK, Attributes, UnsupportedBytecode
 from .datatypes import Column
 from .elements import data_bytes
 from .loads import Operation
@@ -24,7 +24,7 @@ _ORDERLESS = ("==", "!=")
 _CMP_LAYOUT = struct.Struct("=HH4sHHHH4sHH4sHHHH")
 USUAL_CMP_SIZE = _CMP_LAYOUT.size
 _CMP_KINDS = (1, 2, 1, 2, 3, 1)
-_HEADER_SIZE, _TYPE_MASK = 4, 0x3FFF
+_HEADER_SIZE = 4
 _WORD = 4  # bytes; shifts work on words
 
 
@@ -60,7 +60,7 @@ def usual_cmp_parts(raw: bytes) -> tuple[int, str, bytes] | None:
         return None
     fields = _CMP_LAYOUT.unpack_from(raw)
     name, register, op, length = fields[2], fields[7], fields[10], fields[13]
-    kinds = fields[1], fields[4] & _TYPE_MASK, fields[6], fields[9], fields[12] & _TYPE_MASK, fields[14]
+    kinds = fields[1], fields[4] & TYPE_MASK, fields[6], fields[9], fields[12] & TYPE_MASK, fields[14]
     lengths = fields[0], fields[3], fields[5], fields[8], fields[11]
     end = USUAL_CMP_SIZE + length - _HEADER_SIZE
     if name != b"cmp\0" or kinds != _CMP_KINDS or lengths != (8, len(raw) - 8, 8, 8, len(raw) - 28) or end > len(raw):

@@ -7,7 +7,7 @@ from ... import nft
 from .attributes import Attributes, UnsupportedBytecode, decode
 
 _CODE, _CHAIN, _CHAIN_ID = 1, 2, 3
-_DATA_VALUE, _DATA_VERDICT = 1, 2
+DATA_VALUE, DATA_VERDICT = 1, 2
 _SIGN = 1 << 32
 _KINDS = {0: "drop", 1: "accept", -1: "continue", -3: "jump", -4: "goto", -5: "return"}
 _CALLS = frozenset({"jump", "goto"})
@@ -34,5 +34,5 @@ def data_or_verdict(raw: bytes) -> bytes | nft.Verdict:
 
 
 def _either(attributes: Attributes) -> bytes | nft.Verdict:
-    verdict = attributes.take(_DATA_VERDICT)
-    return attributes.require(_DATA_VALUE) if verdict is None else decode_verdict(verdict)
+    verdict = attributes.take(DATA_VERDICT)
+    return attributes.require(DATA_VALUE) if verdict is None else decode_verdict(verdict)

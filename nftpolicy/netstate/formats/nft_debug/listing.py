@@ -14,7 +14,7 @@ from attrs import Factory, mutable
 
 from ....exceptions import NftpolicyError
 from ..nft_bytecode.chains import HOOKS
-from ..nft_bytecode.datatypes import type_number
+from ..nft_bytecode.datatypes import VERDICT_TYPE, type_number
 from .messages import SECONDS, attribute, number, text
 
 _HANDLE = re.compile(r" # handle (\d+)$")
@@ -28,8 +28,7 @@ _BASE_CHAIN = re.compile(
 _FLOWTABLE = re.compile(r"hook ingress priority (-?\d+)")
 _TABLE_FLAGS = {"dormant": 1, "owner": 2, "persist": 4}
 _SET_FLAGS = {"constant": 2, "interval": 4, "timeout": 16, "dynamic": 32}
-_ANONYMOUS, _CONSTANT, _INTERVAL, _MAP, _OBJECT = 1, 2, 4, 8, 64
-_VERDICT_TYPE = 0xFFFFFF00
+_MAP, _OBJECT = 8, 64
 _TIME_UNITS = {"w": 604800000, "d": 86400000, "h": 3600000, "m": 60000, "s": 1000, "ms": 1}
 _TIME = re.compile(r"(\d+)(ms|[wdhms])")
 _STATEMENTS = {"counter": "counter", "limit": "limit", "quota": "quota", "ct": "connlimit", "last": "last"}
@@ -247,7 +246,7 @@ def _set_type(result: ListedSet, line: str) -> None:
     result.flags |= _MAP
     data = data.removeprefix("interval ")
     if data == "verdict":
-        result.data_type = _VERDICT_TYPE
+        result.data_type = VERDICT_TYPE
     elif data in _OBJECT_WORDS or (data.startswith("ct ") and data.split()[1] in ("helper", "timeout", "expectation")):
         result.has_object = True
         result.flags |= _OBJECT

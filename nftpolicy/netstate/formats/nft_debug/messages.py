@@ -6,13 +6,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Iterator
 
-from ..nft_bytecode.attributes import NOT_SHOWN
+from ..nft_bytecode.attributes import LIST_ELEMENT, NOT_SHOWN
+from ..nft_bytecode.verdicts import DATA_VALUE, DATA_VERDICT
 
 SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}  # of nft's units of a rate
 _HEADER = struct.Struct("=HH")  # struct nlattr: length, type
 _MOST_BYTES = 1 << 15  # of a list in one message; the length of an attribute has 16 bits
-_LIST_ELEMENT = 1
-_DATA_VALUE, _DATA_VERDICT = 1, 2
 _VERDICT_CODE, _VERDICT_CHAIN = 1, 2
 _VERDICTS = {"drop": 0, "accept": 1, "continue": -1, "jump": -3, "goto": -4, "return": -5}
 
@@ -34,7 +33,7 @@ def text(kind: int, value: str) -> bytes:
 
 def data(kind: int, value: bytes) -> bytes:
     """Return an attribute with a struct nft_data that is a value."""
-    return attribute(kind, attribute(_DATA_VALUE, value))
+    return attribute(kind, attribute(DATA_VALUE, value))
 
 
 def verdict(kind: int, word: str, chain: str | None) -> bytes:
@@ -42,7 +41,7 @@ def verdict(kind: int, word: str, chain: str | None) -> bytes:
     body = number(_VERDICT_CODE, _VERDICTS[word])
     if chain is not None:
         body += text(_VERDICT_CHAIN, chain)
-    return attribute(kind, attribute(_DATA_VERDICT, body))
+    return attribute(kind, attribute(DATA_VERDICT, body))
 
 
 def expression(name: str, *attributes: bytes) -> bytes:
@@ -57,7 +56,7 @@ def not_shown(subject: str) -> bytes:
 
 def list_of(items: Iterable[bytes]) -> bytes:
     """Return the elements of a list."""
-    return b"".join(attribute(_LIST_ELEMENT, item) for item in items)
+    return b"".join(attribute(LIST_ELEMENT, item) for item in items)
 
 
 def chunks(items: Iterable[bytes]) -> Iterator[list[bytes]]:

@@ -11,7 +11,7 @@ from attrs import Factory, evolve, frozen, mutable
 from ... import nft
 from ..nft_bytecode.attributes import UnsupportedBytecode
 from ..nft_bytecode.chains import FAMILIES
-from ..nft_bytecode.datatypes import columns_of_type
+from ..nft_bytecode.datatypes import VERDICT_TYPE, columns_of_type
 from ..nft_bytecode.ruleset import RulesetMessages, UnreadableRuleset, decode_ruleset
 from ..xt_decode import decode_named_xt
 from .listing import DebugOutputError, ListedSet, ListedTable, parse_listing
@@ -32,9 +32,8 @@ _ELEMENT = re.compile(
 _COMMENT = re.compile(r"(?:\\x00|\\0)(?:\\x[0-9a-f]{1,2}|.)(?P<text>.*?)\\x0{1,2}")
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})")
 _ANONYMOUS = re.compile(r"__(?:set|map)\d+")
-_ANONYMOUS_CONSTANT, _INTERVAL, _MAP, _OBJECT = 1 | 2, 4, 8, 64
+_ANONYMOUS_CONSTANT, _INTERVAL, _MAP = 1 | 2, 4, 8
 _INTERVAL_END, _CATCHALL = 1, 2
-_VERDICT_TYPE = 0xFFFFFF00
 _FAMILY_NUMBERS = {name: code for code, name in FAMILIES.items()}
 
 ASSUMPTIONS = (
@@ -250,7 +249,7 @@ def _anonymous(name: str, contents: Sequence[_Element], uses: SetUses) -> Listed
     has_verdict, has_data = any(each.verdict for each in contents), any(each.data for each in contents)
     if has_verdict or has_data:
         flags |= _MAP
-    data_type = _VERDICT_TYPE if has_verdict else None
+    data_type = VERDICT_TYPE if has_verdict else None
     return ListedSet(name, flags, data_type=data_type, statements=set(uses.statements.get(name, ())))
 
 
@@ -283,7 +282,7 @@ def _used_length(use: tuple[int, ...], size: int) -> int | None:
 
 def _data_length(header: ListedSet, contents: Sequence[_Element], uses: SetUses, byte_order: str) -> int:
     """Return the length of the data of a map in bytes, 0 for none. Raises UnsupportedBytecode if it is not certain."""
-    if header.data_type == _VERDICT_TYPE:
+    if header.data_type == VERDICT_TYPE:
         return 16  # sizeof(struct nft_verdict)
     if not header.flags & _MAP or header.has_object:
         return 0
