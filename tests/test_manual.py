@@ -223,6 +223,13 @@ def test_sections_of_other_pages_exist(file: Path) -> None:
         assert f".Sh {title}\n" in (ROOT / f"man/{name}.{number}").read_text()
 
 
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
+def test_no_cell_begins_with_a_word_that_is_a_macro(file: Path) -> None:
+    """mdoc takes words such as No and An for macros, and leaves them out."""
+    found = [line for line in file.read_text().splitlines() if re.search(r"^\..* Ta (?:No|An|At|In|So|Do) [a-z]", line)]
+    assert found == []
+
+
 def test_every_page_is_installed() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     installed = project["tool"]["hatch"]["build"]["targets"]["wheel"]["shared-data"]
