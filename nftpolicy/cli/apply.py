@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy apply FILE"""
+"""nftpolicy apply [FILE]"""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def print_report(report: ChangeReport) -> None:
 
 
 @contextmanager
-def confirm_guard(changer: PolicyApplier, checked_plan: CheckedPlan, seconds: float = 0) -> Iterator[None]:
+def confirm_guard(applier: PolicyApplier, checked_plan: CheckedPlan, seconds: float = 0) -> Iterator[None]:
     """Roll the change inside back unless it is confirmed within `seconds`; 0 needs no confirmation.
 
     Raises:
@@ -91,11 +91,11 @@ def confirm_guard(changer: PolicyApplier, checked_plan: CheckedPlan, seconds: fl
         if seconds and checked_plan.step_count:
             from ..runtime.apply import confirm_timer
 
-            snapshots = history.current_history(changer.state_dir)
-            with confirm_timer.roll_back_unless_confirmed(changer.kernel, changer.state_dir, snapshots, seconds, warn):
+            snapshots = history.current_history(applier.state_dir)
+            with confirm_timer.roll_back_unless_confirmed(applier.kernel, applier.state_dir, snapshots, seconds, warn):
                 yield
         else:
-            with pending_confirm.reject_if_pending(changer.state_dir):
+            with pending_confirm.reject_if_pending(applier.state_dir):
                 yield
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy check FILE"""
+"""nftpolicy check [FILE]"""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def command(file: PolicyFile = None) -> None:
     for line in warning_lines(source, find_warnings(policy, present)):
         warn(line)
     from ..runtime.published_ports import unpublished_notes
-    from ..runtime.resolver.resolv_files import find_host_leaks as resolver_leaks
+    from ..runtime.resolver.resolv_files import find_host_leaks
     from ..runtime.services.name_services import find_name_daemons
     from ..runtime.sysctl_files import find_sysctl_conflicts
 
     finders = (
-        resolver_leaks,
+        find_host_leaks,
         find_sysctl_conflicts,
         _foreign_rules,
         _vrf_warnings,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from ..kernel.errors import StepRefused
     from ..kernel.linux import Linux
     from ..planner.plan import Plan
-    from ..policy.toml_positions import KeyPath as KeyPath
+    from ..policy.toml_positions import KeyPath
     from ..runtime.apply.executor import PlannedChange
     from ..runtime.apply.state_dir import StateDir
 
@@ -45,6 +46,18 @@ class Failure(NftpolicyError):
     def __init__(self, message: str, status: int = EXIT_FAILED) -> None:
         self.status = status
         super().__init__(message)
+
+
+def root_needed(capability: str = "") -> Failure:
+    """Return the Failure of a command that only root can run."""
+    return Failure(f"this needs root{capability and f' ({capability})'}: try again with sudo", EXIT_UNAVAILABLE)
+
+
+def state_failure(error: OSError) -> Failure:
+    """Return the Failure of a command that cannot read or write the state directory."""
+    if error.errno == errno.EACCES:
+        return root_needed()
+    return Failure(f"{error.filename or 'the state directory'}: {error.strerror}")
 
 
 # --- policies -------------------------------------------------------------------------------
@@ -173,13 +186,16 @@ def applied_policy(state_dir: StateDir | None = None) -> tuple[Policy, PolicyTex
     """Return the policy that was applied last in this network namespace; None if there was none.
 
     Raises:
-        Failure: it is no longer valid, for example since an account was removed.
+        Failure: it cannot be read, or it is no longer valid, for example since an account was removed.
     """
     if state_dir is None:
         from ..runtime.apply.state_dir import current_state_dir
 
         state_dir = current_state_dir()
-    last = state_dir.policy()
+    try:
+        last = state_dir.policy()
+    except OSError as error:
+        raise state_failure(error) from None
     return parse_policy(last[1], last[0]) if last is not None else None
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy compile FILE --to FORM [DIR]"""
+"""nftpolicy compile FILE [--to FORM] [DIR]"""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ _PRINTED_FORMS: dict[Form, Callable[[Policy, NetState], str]] = {
 
 
 def command(
-    file: Annotated[Path, argument(help="Policy file (TOML). - reads standard input.")],
+    file: Annotated[Path, argument(metavar="FILE", help="Policy file (TOML). - reads standard input.")],
     dir: Annotated[
         Path | None,
-        argument(help="Directory for the files of --to openwrt: the root of an image."),
+        argument(metavar="[DIR]", help="Directory for the files of --to openwrt: the root of an image."),
     ] = None,
     to: Annotated[Form, option(help="Output format.")] = Form.summary,
     ports: Annotated[

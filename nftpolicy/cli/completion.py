@@ -45,7 +45,9 @@ class CommandWords:
     options: tuple[OptionWords, ...]
 
 
-def command(shell: Annotated[Shell, argument(help="Shell: bash, zsh or fish.", show_default=False)]) -> None:
+def command(
+    shell: Annotated[Shell, argument(metavar="SHELL", help="Shell: bash, zsh or fish.", show_default=False)],
+) -> None:
     """Print a script for a shell that completes commands."""
     print(completion_script(shell), end="")
 

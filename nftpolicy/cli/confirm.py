@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: BSD-2-Clause
 """nftpolicy confirm"""
 
-from .common import EXIT_UNAVAILABLE, Failure
+from .common import Failure, state_failure
 
 
 def command() -> None:
@@ -16,10 +16,8 @@ def command() -> None:
         trial = pending_confirm.confirm(state_dir)
     except pending_confirm.ConfirmError as error:
         raise Failure(str(error)) from None
-    except PermissionError:
-        raise Failure("this needs root: try again with sudo", EXIT_UNAVAILABLE) from None
     except OSError as error:
-        raise Failure(f"{error.filename or state_dir.directory}: {error.strerror}") from None
+        raise state_failure(error) from None
     record_event(state_dir, CONFIRMED, f"{trial.remaining():.0f} s before the rollback")
     last = state_dir.policy()
     name = last[0] if last else "the policy"

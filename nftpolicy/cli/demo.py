@@ -69,7 +69,7 @@ _SUBORDINATE_IDS = 65536
 def _restart_in_user_namespace() -> None:
     """Execute this command again as root of a new user namespace, if that is possible."""
     user = os.environ.get("USER", "")
-    ids = min(_count_subordinate_ids(Path(file), user) for file in ("/etc/subuid", "/etc/subgid"))
+    ids = min(_most_subordinate_ids(Path(file), user) for file in ("/etc/subuid", "/etc/subgid"))
     has_tun = os.access("/dev/net/tun", os.R_OK | os.W_OK)
     possible = shutil.which("newuidmap") and ids >= _SUBORDINATE_IDS and has_tun
     if possible and "NFTPOLICY_DEMO" not in os.environ:
@@ -77,7 +77,7 @@ def _restart_in_user_namespace() -> None:
         os.execvp(_UNSHARE[0], [*_UNSHARE, "--", sys.executable, "-m", "nftpolicy", *sys.argv[1:]])
 
 
-def _count_subordinate_ids(file: Path, user: str) -> int:
+def _most_subordinate_ids(file: Path, user: str) -> int:
     """Return the largest number of subordinate IDs in one line of the user (subuid(5))."""
     names = {user, str(os.getuid())}
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy diff FILE [FILE]"""
+"""nftpolicy diff FILE [OTHER]"""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from .common import (
     this_kernel,
     warn,
 )
+from .findings_text import source_locator
 from .options import STATE, AppliedPolicyFile, ChainDevices, PrintJson, RouteFiles, RuleFiles, RulesetFile
 from .parameters import option
 from .plain_output import print_json
@@ -272,14 +273,14 @@ def _state_from_kernel(file: Path | None, policy: tuple[Policy, PolicyText] | No
         state = explain.with_origins(state, explain.compile_for(policy[0], kernel.bridge_ports(devices)))
     devices_here = frozenset(kernel.device_names())
     explainer = explain.Explainer(state, policy[0] if policy else None, explain.kernel_route_query(devices_here))
-    return JudgedState(explainer, _source_locator(policy), "this kernel", devices=devices_here)
+    return JudgedState(explainer, source_locator(policy and policy[1]), "this kernel", devices=devices_here)
 
 
 def _applied_policy_if_valid() -> tuple[Policy, PolicyText] | None:
     try:
         return applied_policy()
     except Failure as failure:  # an account was removed; only the policy lines are lost
-        warn(f"no policy lines are shown: the policy that was applied last is invalid: {failure}")
+        warn(f"no policy lines are shown: the policy that was applied last cannot be used: {failure}")
         return None
 
 
@@ -305,7 +306,7 @@ def _state_from_files(
         state = explain.merge_states(desired, state) if compiled else explain.with_origins(state, desired)
     name = f"{_COMPILED}, among files" if compiled else "files"
     explainer = explain.Explainer(state, policy[0] if policy else None)
-    return JudgedState(explainer, _source_locator(policy), name)
+    return JudgedState(explainer, source_locator(policy and policy[1]), name)
 
 
 def _state_from_policy(policy: Policy, source: PolicyText) -> JudgedState:
@@ -315,10 +316,4 @@ def _state_from_policy(policy: Policy, source: PolicyText) -> JudgedState:
     environment, assumptions = explain.assumed_environment(policy)
     state = explain.merge_states(explain.compile_for(policy), environment)
     explainer = explain.Explainer(state, policy)
-    return JudgedState(explainer, _source_locator((policy, source)), _COMPILED, assumptions)
-
-
-def _source_locator(policy: tuple[Policy, PolicyText] | None) -> SourceLocator:
-    from .render.trace import no_source, source_locator
-
-    return source_locator(policy[1].name, policy[1].line_of) if policy else no_source
+    return JudgedState(explainer, source_locator(source), _COMPILED, assumptions)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from ..policy.toml_positions import KeyPath
     from ..proof.verdict import Proof
     from ..runtime.apply.errors import NoSafeOrder, PolicyNotProved
+    from .render.trace import SourceLocator
 
 _HINT_BLOCK = "add --via-block: it stops all traffic on the uplinks during the change"
 _HINT_FOREIGN = (
@@ -69,3 +70,10 @@ def key_location(source: PolicyText, path: KeyPath) -> str:
     """Return FILE:LINE of a key, or FILE if it has no line."""
     line = source.line_of(path) if path else None
     return f"{source.name}:{line}" if line else source.name
+
+
+def source_locator(source: PolicyText | None) -> SourceLocator:
+    """Return the locator of the keys of a policy; without a policy, it locates nothing."""
+    from ..policy.errors import format_path
+
+    return lambda key: f"{key_location(source, key)} {format_path(key)}" if source is not None and key else ""

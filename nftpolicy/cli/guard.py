@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy guard FILE"""
+"""nftpolicy guard [FILE]"""
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,10 +20,9 @@ from .parameters import option
 from .proving import proved_boot_tables
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from ..policy.objects import Policy
-    from ..runtime.install.boot_guard import BootGuard, GuardLoadResult
+    from ..runtime.install.boot_guard import GuardLoadResult
+    from ..runtime.install.installed_files import Manifest
 
 _DEFAULT = Path("/etc/nftpolicy/guard.nft")
 
@@ -47,52 +45,40 @@ def command(
         raise Failure(f"--to: {to} is not a regular file", EXIT_BAD_INPUT)
     kernel = None if no_load else this_kernel()
     from ..runtime.apply.state_dir import current_state_dir
-    from ..runtime.install.boot_guard import load_boot_guard
+    from ..runtime.install.boot_guard import load_boot_guard, obsolete_device_files
+    from ..runtime.install.installed_files import read_if_exists, replace_files
+    from ..runtime.install.obsolete_files import remove_files
 
     to = to.absolute()
-    changed, obsolete = _changed_files(tables, to)
+    files = tables.files(to)
     loaded = None
-    with change_errors_as_failure(source), _replace_files(to, changed, obsolete):
-        # The new files are not renamed yet: a ruleset that the kernel refuses is not used at boot.
-        if kernel is not None:
-            state_dir = current_state_dir()
-            with state_dir.lock():
-                loaded = load_boot_guard(kernel, policy, state_dir)
+    with change_errors_as_failure(source):
+        changed = {path: content for path, content in files.items() if read_if_exists(path) != content}
+        manifest = _manifest(to, changed)
+        listing = manifest.as_files() if changed and str(to) in manifest.files else {}
+        with replace_files({**changed, **listing}):
+            # The new files are not renamed yet: a ruleset that the kernel refuses is not used at boot.
+            if kernel is not None:
+                state_dir = current_state_dir()
+                with state_dir.lock():
+                    loaded = load_boot_guard(kernel, policy, state_dir)
+        removed = remove_files(manifest, obsolete_device_files(manifest.root, set(map(str, files)), str(to)))
     lines = [f"{policy.name}: wrote {path}" for path in changed]
-    lines += [f"{policy.name}: removed {path}" for path in obsolete]
+    lines += [f"{policy.name}: removed {path}" for path in removed]
     print("\n".join(lines or [f"{policy.name}: {to} is up to date already"]))
     if loaded is not None:
         _print_loaded(policy, loaded)
 
 
-def _changed_files(tables: BootGuard, to: Path) -> tuple[dict[Path, bytes], list[Path]]:
-    """Return the files that differ from those on the disk, and those of devices that are no uplink's any more."""
-    from ..runtime.install.boot_guard import obsolete_device_files
-    from ..runtime.install.installed_files import read_if_exists
-
-    with change_errors_as_failure(None):
-        files = tables.files(to)
-        changed = {path: content for path, content in files.items() if read_if_exists(path) != content}
-        return changed, obsolete_device_files(files, to)
-
-
-@contextmanager
-def _replace_files(to: Path, changed: dict[Path, bytes], obsolete: list[Path]) -> Iterator[None]:
-    """Replace and remove files at the end of the block, with their entries in the manifest if the guard has one."""
-    from ..runtime.install.installed_files import Manifest, ManifestDamaged, replace_files
+def _manifest(to: Path, changed: dict[Path, bytes]) -> Manifest:
+    """Return the manifest, with the changed files if it has the guard; an empty one if it cannot be read."""
+    from ..runtime.install.installed_files import Manifest, ManifestDamaged
 
     try:
         manifest = Manifest.read(Path("/"))
     except (ManifestDamaged, OSError):
-        manifest = Manifest(Path("/"))  # install and uninstall report it
-    files = changed
-    if str(to) in manifest.files and (changed or obsolete):
-        listed = manifest.with_files({str(path): content for path, content in changed.items()})
-        files = {**changed, **listed.without_files(map(str, obsolete)).as_files()}
-    with replace_files(files):
-        yield
-    for path in obsolete:
-        path.unlink(missing_ok=True)
+        return Manifest(Path("/"))  # install and uninstall report it
+    return manifest.with_files({str(path): content for path, content in changed.items() if str(to) in manifest.files})
 
 
 def _print_loaded(policy: Policy, loaded: GuardLoadResult) -> None:

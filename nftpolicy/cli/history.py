@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import EXIT_BAD_INPUT, EXIT_UNAVAILABLE, Failure, parse_policy, warn
+from .common import EXIT_BAD_INPUT, Failure, parse_policy, state_failure, warn
 from .options import PrintJson
 from .parameters import GroupedCommand, OrderedGroup, argument, option, readable_command
 from .plain_output import print_json
@@ -156,10 +156,8 @@ def _policy_in_force(state_dir: StateDir) -> tuple[str, bytes] | None:
 def _errors_as_failure() -> Iterator[None]:
     try:
         yield
-    except PermissionError:
-        raise Failure("this needs root: try again with sudo", EXIT_UNAVAILABLE) from None
     except OSError as error:
-        raise Failure(f"{error.filename or 'the history'}: {error.strerror}") from None
+        raise state_failure(error) from None
 
 
 def _find_entry(snapshot: HistorySnapshot, number: int) -> HistoryEntry:

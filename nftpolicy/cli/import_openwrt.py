@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from .common import EXIT_BAD_INPUT, Failure, write_policy
+from .findings_text import source_locator
 from .options import RouteFiles, RuleFiles, RulesetFile
 from .parameters import argument, option
 from .plain_output import print_json
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def command(
-    dir: Annotated[Path, argument(help="A router's /etc/config, or a directory with etc/config in it.")],
+    dir: Annotated[Path, argument(metavar="DIR", help="A router's /etc/config, or a directory with etc/config in it.")],
     out: Annotated[Path | None, option(help="Write the policy to this file, not to standard output.")] = None,
     force: Annotated[bool, option("--force", help="Replace the file of --out if it differs.")] = False,
     uplink: Annotated[
@@ -115,7 +116,6 @@ def _print_json(result: ImportResult, has_ruleset: bool) -> None:
     from ..proof.verdict import describe_packet
     from ..runtime.import_openwrt import leak_route
     from .render.proof_report import proof_json
-    from .render.trace import no_source
 
     draft = result.proposal
     notes = {"changes": draft.changes, "to_do": draft.manual_steps, "not_mapped": draft.unmapped}
@@ -141,6 +141,6 @@ def _print_json(result: ImportResult, has_ruleset: bool) -> None:
             for key, key_notes in notes.items()
         },
         "assumptions": list(_assumptions(result, has_ruleset)),
-        "now": proof_json(result.present, no_source),
+        "now": proof_json(result.present, source_locator(None)),
     }
     print_json(document)

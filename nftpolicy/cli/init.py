@@ -27,7 +27,8 @@ DraftProgram = StrEnum("DraftProgram", list(PROGRAMS))  # type: ignore[misc]
 
 def command(
     file: Annotated[
-        Path | None, argument(help="File to write; default: nftpolicy.toml here. - writes standard output.")
+        Path | None,
+        argument(metavar="[FILE]", help="File to write; default: nftpolicy.toml here. - writes standard output."),
     ] = None,
     program: Annotated[
         DraftProgram | None,

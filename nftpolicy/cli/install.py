@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 
 def command(
-    file: Annotated[Path | None, argument(help="Policy file (TOML); default: the installed one.")] = None,
+    file: Annotated[
+        Path | None, argument(metavar="[FILE]", help="Policy file (TOML); default: the installed one.")
+    ] = None,
     destdir: DestDir = None,
     unitdir: Annotated[Path | None, option(help="Directory of systemd units.")] = None,
     program: ProgramPath = None,
@@ -90,16 +92,18 @@ def command(
 
 
 def _remove_obsolete(root: Path, wanted: InstallPlan) -> list[Path]:
-    """Remove the files of `netconfig` and `units` for uplinks and services that the policy no longer has."""
+    """Remove the files of 'guard', 'netconfig' and 'units' for what the policy no longer has."""
     from ..generated_text import Unwritable
     from ..integration.netconfig.networkd_parser import SharedNetworkFile
-    from ..runtime.install.obsolete_files import obsolete_files, obsolete_guard_files, remove_files
+    from ..runtime.install.boot_guard import obsolete_device_files
+    from ..runtime.install.installed_files import Manifest
+    from ..runtime.install.obsolete_files import obsolete_files, remove_files
 
     if wanted.policy is None:
         return []
     try:
-        paths = obsolete_files(root, wanted.policy) + obsolete_guard_files(root, wanted.files())
-        return remove_files(root, paths)
+        paths = obsolete_files(root, wanted.policy) + obsolete_device_files(root, wanted.files())
+        return remove_files(Manifest.read(root), paths)
     except (SharedNetworkFile, Unwritable) as error:
         warn(f"files of uplinks that the policy no longer has may be left: {error}")
         return []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy netconfig FILE --for PROGRAM"""
+"""nftpolicy netconfig [FILE] --for PROGRAM"""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def command(
         print(render_files(netconfig_files(policy, program.value)), end="")
         return
     require_directory("--to", to)
+    from ..runtime.install.installed_files import Manifest
     from ..runtime.install.installer import install_files
     from ..runtime.install.obsolete_files import network_files, obsolete_netconfig_files, remove_files
     from ..runtime.paths import PERSISTENT_DIR_OPENWRT
@@ -57,7 +58,7 @@ def command(
             modes={item.path: item.mode for item in files},
             directory=PERSISTENT_DIR_OPENWRT if program.value == "netifd" else None,
         )
-        removed = remove_files(root, obsolete)
+        removed = remove_files(Manifest.read(root), obsolete)
     print_written([*(f"wrote {path}" for path in written), *(f"removed {path}" for path in removed)])
     if written or removed:
         print(f"next: {PROGRAMS[program.value][1]}")

@@ -13,15 +13,15 @@ from .parameters import argument, option, require_number
 
 PolicyFile = Annotated[
     Path | None,
-    argument(help="Policy file (TOML); default: the one in /etc/nftpolicy. - reads standard input."),
+    argument(metavar="[FILE]", help="Policy file (TOML); default: the one in /etc/nftpolicy. - reads standard input."),
 ]
 AppliedPolicyFile = Annotated[
     Path | None,
-    argument(help="Policy file (TOML); default: the policy that was applied last."),
+    argument(metavar="[FILE]", help="Policy file (TOML); default: the policy that was applied last."),
 ]
 UnreadPolicyFile = Annotated[
     Path | None,
-    argument(help="Policy file; it is not read, and need not be valid."),
+    argument(metavar="[FILE]", help="Policy file; it is not read, and need not be valid."),
 ]
 
 PrintJson = Annotated[bool, option("--json", help="Print JSON.")]

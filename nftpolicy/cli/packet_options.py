@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from ipaddress import ip_address
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, fields, frozen
 
 from ..model.packet import FORWARD, FRAME, ICMP, ICMPV6, KERNEL, SOCKET, TCP, CtInfo, Packet
+from ..netstate.formats.state_check import is_device_name
 from ..netstate.nft import PROTOCOL_NAMES
 from ..netstate.nft.headers import HEADER_FIELDS
 from ..policy.errors import did_you_mean
@@ -34,8 +34,6 @@ STATES = ("new", "established", "related", "invalid", "untracked")
 _PROTOCOL_NUMBERS = {name: number for number, name in PROTOCOL_NAMES.items()} | {"icmpv6": ICMPV6}
 _NUMBER = re.compile(r"(?:[0-9]{1,20}|0[xX][0-9a-fA-F]{1,20})\Z")
 _FIELD = re.compile(r"([a-z][a-z0-9]*)\.([a-z-]+)=(\d{1,10}|0x[0-9a-fA-F]{1,8})\Z")
-_DEVICE = re.compile(r"(?!\.{1,2}\Z)[^/:\s]+\Z", re.ASCII)  # the kernel's dev_valid_name()
-_LONGEST_DEVICE = 15  # bytes
 _U32_MAX = 2**32 - 1
 _PROTOCOL_MAX = 255
 _SYN, _ACK = 2, 16  # flags of a TCP header
@@ -233,7 +231,7 @@ class PacketOptions:
 
 
 def _device_name(option: str, name: str | None) -> str | None:
-    if name is not None and (not _DEVICE.match(name) or len(os.fsencode(name)) > _LONGEST_DEVICE):
+    if name is not None and not is_device_name(name):
         raise option_failure(option, f"{name[:40]!r} is not a device name: 1 to 15 bytes, no '/', ':' or space")
     return name
 

@@ -66,9 +66,9 @@ def flush_streams() -> None:
     sys.stderr.flush()
 
 
-def print_json(document: Any, indent: int | None = 1) -> None:
+def print_json(document: Any) -> None:
     """Print a document as JSON in printable ASCII: the escape of DEL here would be no JSON."""
-    print(json_line(document, indent))
+    print(json_line(document, 1))
 
 
 def json_line(document: Any, indent: int | None = None) -> str:

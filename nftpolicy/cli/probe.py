@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .common import EXIT_REFUTED, EXIT_UNAVAILABLE, EXIT_UNKNOWN, Failure, last_policy, read_policy, this_kernel
+from .common import EXIT_REFUTED, EXIT_UNKNOWN, last_policy, read_policy, root_needed, this_kernel
 from .options import AppliedPolicyFile, PrintJson, UplinkDevices, UplinkMarks
 from .plain_output import print_json
 from .render.phrases import and_more
 from .render.terminal import make_console, make_table, styled
-from .uplink_options import require_no_policy, uplinks_from_options
+from .uplink_options import uplinks_from_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,8 +53,7 @@ def command(
 
     Exits with 1 if one leaves by an uplink that must not.
     """
-    uplinks = uplinks_from_options(uplink or (), mark or (), ())
-    require_no_policy(bool(uplinks), file is not None)
+    uplinks = uplinks_from_options(file, uplink or (), mark or (), ())
     policy = read_policy(file)[0] if file is not None else None
     kernel = this_kernel()
     if policy is None and not uplinks:
@@ -66,7 +65,7 @@ def command(
     try:
         report = probe(kernel, Rtnetlink().devices(), policy or uplinks)
     except PermissionError:
-        raise Failure("this needs root (CAP_NET_RAW): try again with sudo", EXIT_UNAVAILABLE) from None
+        raise root_needed("CAP_NET_RAW") from None
     if as_json:
         print_json(_report_json(report, policy, file))
     else:

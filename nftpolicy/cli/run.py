@@ -34,8 +34,10 @@ _TEST_RESULTS = {True: "ok", False: "fault", None: "not tried"}
 
 
 def command(
-    service: Annotated[str, argument(help="Service of the policy.")],
-    program: Annotated[list[str] | None, argument(help="The program and its arguments, after --.")] = None,
+    service: Annotated[str, argument(metavar="SERVICE", help="Service of the policy.")],
+    program: Annotated[
+        list[str] | None, argument(metavar="[PROGRAM]...", help="The program and its arguments, after --.")
+    ] = None,
     policy: Annotated[
         Path | None,
         option(help="Policy file (TOML); default: the policy that was applied last."),

@@ -19,7 +19,9 @@ _EXECUTABLE = 0o755
 
 
 def command(
-    file: Annotated[Path | None, argument(help="File to write; default or -: standard output.")] = None,
+    file: Annotated[
+        Path | None, argument(metavar="[FILE]", help="File to write; default or -: standard output.")
+    ] = None,
     script: Annotated[
         bool,
         option("--script", help="Write the sh script that takes a snapshot on a router without Python."),

@@ -23,8 +23,8 @@ def command(
 
     The guard stays in the kernel until 'nftpolicy release' opens the uplinks.
     """
+    from ..integration.systemd_dropins import DROPIN_NAME
     from ..runtime.install.installer import uninstall
-    from ..runtime.install.service_dropins import DROPIN_NAME
 
     root = target_root(destdir)
     with install_errors_as_failure():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""nftpolicy units FILE"""
+"""nftpolicy units [FILE]"""
 
 from __future__ import annotations
 
@@ -66,18 +66,18 @@ def command(
     if to is None:
         print("\n".join(f"# {path}\n{text}" for path, text in drop_ins.texts.items()), end="")
         return
+    from ..runtime.install.installed_files import Manifest
     from ..runtime.install.installer import install_files
+    from ..runtime.install.obsolete_files import obsolete_dropins, remove_files
 
     with install_errors_as_failure():
-        obsolete = _obsolete_drop_ins(root, to, drop_ins)
         written = install_files(root, drop_ins.files(), force)
-    print_written([f"wrote {path}" for path in written])
-    for path in obsolete:
-        warn(f"{path}: no service of this policy uses it any more: remove it")
+        removed = remove_files(Manifest.read(root), obsolete_dropins(root, drop_ins.texts, to))
+    print_written([*(f"wrote {path}" for path in written), *(f"removed {path}" for path in removed)])
     if root == Path("/"):
         for problem in nameless_accounts(policy):
             warn(problem)
-    if written and root == Path("/"):
+    if (written or removed) and root == Path("/"):
         print("next: systemctl daemon-reload, and restart these services")
 
 
@@ -151,17 +151,3 @@ def _drop_ins(
         raise Failure(str(error), EXIT_BAD_INPUT) from None
     except Unavailable as error:
         raise Failure(str(error), EXIT_UNAVAILABLE) from None
-
-
-def _obsolete_drop_ins(root: Path, directory: Path, drop_ins: DropIns) -> list[Path]:
-    """Return installed drop-ins in this directory for services that the policy no longer has."""
-    from ..runtime.install.installed_files import Manifest
-    from ..runtime.install.service_dropins import DROPIN_NAME
-    from ..runtime.paths import under_root
-
-    installed = [Path(path) for path in Manifest.read(root).files if path.endswith(f".service.d/{DROPIN_NAME}")]
-    return [
-        under_root(root, str(path))
-        for path in installed
-        if path.parents[1] == directory and str(path) not in drop_ins.texts and under_root(root, str(path)).exists()
-    ]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .common import EXIT_BAD_INPUT, Failure
@@ -12,12 +13,16 @@ if TYPE_CHECKING:
     from ..runtime.verify import GivenUplink
 
 
-def uplinks_from_options(uplinks: Sequence[str], marks: Sequence[str], exempt: Sequence[str]) -> list[GivenUplink]:
-    """Return the uplinks, each with its devices and mark; [] if no option is given.
+def uplinks_from_options(
+    file: Path | None, uplinks: Sequence[str], marks: Sequence[str], exempt: Sequence[str]
+) -> list[GivenUplink]:
+    """Return the uplinks, each with its devices and mark; [] if no option is given. `file` is the policy file.
 
     Raises:
-        Failure: an option is malformed, or the options contradict each other.
+        Failure: an option is malformed, or the options contradict each other or the policy file.
     """
+    if uplinks and file is not None:
+        raise Failure("--uplink: cannot be used with a policy, which names the uplinks itself", EXIT_BAD_INPUT)
     devices = _devices_by_uplink(uplinks)
     if not devices:
         for option, values in (("--mark", marks), ("--exempt", exempt)):
@@ -50,16 +55,6 @@ def uplinks_from_options(uplinks: Sequence[str], marks: Sequence[str], exempt: S
         GivenUplink(name, tuple(device_names), mark)
         for (name, device_names), mark in zip(devices.items(), parsed, strict=True)
     ]
-
-
-def require_no_policy(has_uplinks: bool, has_file: bool) -> None:
-    """Check that --uplink is not combined with a policy file.
-
-    Raises:
-        Failure: both are given.
-    """
-    if has_uplinks and has_file:
-        raise Failure("--uplink: cannot be used with a policy, which names the uplinks itself", EXIT_BAD_INPUT)
 
 
 def _devices_by_uplink(uplinks: Sequence[str]) -> dict[str, list[str]]:

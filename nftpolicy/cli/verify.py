@@ -24,6 +24,7 @@ from .common import (
     warn,
     write_output,
 )
+from .findings_text import source_locator
 from .options import (
     STATE,
     UPLINKS,
@@ -40,7 +41,7 @@ from .parameters import argument, option
 from .plain_output import plain_line, print_json, write_controls
 from .snapshot import read_snapshot
 from .state_files import CHAIN_DEVICE_ALONE, state_from_files
-from .uplink_options import require_no_policy, uplinks_from_options
+from .uplink_options import uplinks_from_options
 
 if TYPE_CHECKING:
     from ..policy.errors import PolicyText
@@ -123,7 +124,7 @@ def _repeat_option(option: str, values: Sequence[str]) -> list[str]:
 
 
 def command(
-    file: Annotated[Path | None, argument(help="Policy file (TOML). - reads standard input.")] = None,
+    file: Annotated[Path | None, argument(metavar="[FILE]", help="Policy file (TOML). - reads standard input.")] = None,
     live: Annotated[
         bool,
         option("--live", group=STATE, help="Verify the state of this kernel, not what FILE compiles to."),
@@ -156,8 +157,7 @@ def command(
     inputs.check()
     if as_json and script is not None and str(script) == "-":
         raise Failure("--script -: standard output is taken by --json", EXIT_BAD_INPUT)
-    uplinks = uplinks_from_options(inputs.uplinks, inputs.marks, inputs.exempt)
-    require_no_policy(bool(uplinks), file is not None)
+    uplinks = uplinks_from_options(file, inputs.uplinks, inputs.marks, inputs.exempt)
     policy = read_policy(file) if file is not None else None
     stored = read_snapshot(snapshot) if snapshot is not None else None
     if policy is None and not uplinks and stored is not None:
@@ -177,7 +177,7 @@ def command(
     elif str(script) == "-":
         warn(verdict_headline(judged_state))
     else:
-        print_proof(judged_state, _source_locator(policy), inputs.suggested_commands())
+        print_proof(judged_state, source_locator(policy and policy[1]), inputs.suggested_commands())
     status = {"proved": 0, "refuted": EXIT_REFUTED, "unknown": EXIT_UNKNOWN}[judged_state.proof.verdict]
     if status:
         raise typer.Exit(status)
@@ -222,16 +222,10 @@ def _prove(
 # --- output -----------------------------------------------------------------------------------
 
 
-def _source_locator(policy: tuple[Policy, PolicyText] | None) -> Callable[[tuple[str, ...]], str]:
-    from .render.trace import no_source, source_locator
-
-    return source_locator(policy[1].name, policy[1].line_of) if policy else no_source
-
-
 def _print_json(judged_state: Verification, policy: tuple[Policy, PolicyText] | None) -> None:
     from .render.proof_report import proof_json
 
-    print_json(proof_json(judged_state, _source_locator(policy)))
+    print_json(proof_json(judged_state, source_locator(policy and policy[1])))
 
 
 def _write_script(judged_state: Verification, file: Path) -> None:

@@ -21,7 +21,9 @@ from .plain_output import json_line
 def command(
     file: Annotated[
         Path | None,
-        argument(help="Policy file (TOML) to apply first; default: the policy that was applied last."),
+        argument(
+            metavar="[FILE]", help="Policy file (TOML) to apply first; default: the policy that was applied last."
+        ),
     ] = None,
     as_json: Annotated[bool, option("--json", help="Log JSON, one object a line.")] = False,
     block_unknown: Annotated[

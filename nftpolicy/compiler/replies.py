@@ -69,7 +69,7 @@ def _uplink_arrival(name: str, policy: Policy, no_mark: Mark) -> Chain:
         *_dhcp_replies(uplink, origin),
         *forwards.answer_rules(name, policy, no_mark),
         *clat.arrival_rules(name, uplink),
-        *uplink_addresses.destination_rules(name, uplink),
+        *uplink_addresses.destination_rules(name),
         *wildcard_replies.arrival_rules(name, uplink),
         Rule((matches.IS_ORIGINAL, matches.BEGINS_FLOW, flow_mark), origin=origin),
         Rule((matches.IS_ORIGINAL, began_elsewhere, matches.set_mark(no_mark), ACCEPT), origin=origin),

@@ -68,7 +68,7 @@ def source_rules(
     return tuple(rules)
 
 
-def destination_rules(name: str, uplink: Uplink) -> tuple[Rule, ...]:
+def destination_rules(name: str) -> tuple[Rule, ...]:
     """Return the rules of an arrival that drop packets to addresses that are not the uplink's.
 
     They get no reply, so that the address is not revealed (CVE-2019-14899).

@@ -15,6 +15,7 @@ from attrs import frozen
 from ..generated_text import CheckedText, fill, join, own_text, word, words
 from ..policy.objects import Policy, Service, Uplink
 
+DROPIN_NAME = "nftpolicy.conf"
 _UNIT = re.compile(r"[A-Za-z0-9:_.\\@-]+\.service\Z")
 _ORDER_AFTER = ("nftpolicy-guard.service", "nftpolicy.service")
 # systemd-resolved and nscd answer there for the C library, with names of another network. Not the bus of

@@ -18,11 +18,6 @@ class ServiceManager:
         self._watchdog_period = _watchdog_period(environment)
         self._last_ping = 0.0
 
-    @property
-    def watchdog_period(self) -> float | None:
-        """Return the seconds between two WATCHDOG=1, half of WATCHDOG_USEC; None if none are expected."""
-        return self._watchdog_period
-
     def watchdog_due(self) -> float | None:
         """Return the time of the next WATCHDOG=1; None if none is expected."""
         return None if self._watchdog_period is None else self._last_ping + self._watchdog_period

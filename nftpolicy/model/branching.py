@@ -48,7 +48,7 @@ class Branches(Generic[Result]):
     undetermined: tuple[str, ...]  # those of them that leave even a single branch without a known outcome
 
 
-def explore_branches(run: Callable[[Choices], Result], limit: int = MAX_BRANCHES) -> Branches[Result]:
+def explore_branches(run: Callable[[Choices], Result]) -> Branches[Result]:
     """Run under all answers, depth first; the first branch answers every question with yes."""
     first = Choices()
     result = run(first)
@@ -58,7 +58,7 @@ def explore_branches(run: Callable[[Choices], Result], limit: int = MAX_BRANCHES
     results = [result]
     unsupported = dict.fromkeys((*first.questions, *first.undetermined))
     undetermined = dict.fromkeys(first.undetermined)
-    while script is not None and len(results) < limit:
+    while script is not None and len(results) < MAX_BRANCHES:
         choices = Choices(script)
         results.append(run(choices))
         if choices.questions or choices.undetermined:

@@ -91,7 +91,7 @@ class Model:
         "unknown": it may leave. `record` False: without steps, which is faster.
         """
         branches = explore_branches(lambda choices: _Tracer(self, packet, choices, record).trace())
-        return _merge(packet, branches) if branches.unsupported else branches.results[0]
+        return _merge(branches) if branches.unsupported else branches.results[0]
 
     def has_conntrack(self, family: int) -> bool | None:
         """Return True if connections are tracked; None if that is not known."""
@@ -373,7 +373,7 @@ class _Tracer:
 _BY_LENGTH = (UNROUTABLE, DROPPED, DELIVERED)
 
 
-def _merge(packet: Packet, branches: Branches[Trace]) -> Trace:
+def _merge(branches: Branches[Trace]) -> Trace:
     """Merge all branches into one trace: only what they agree on is known."""
     leaving = [trace for trace in branches.results if trace.outcome == LEAVES]
     is_known = branches.is_complete and not branches.undetermined

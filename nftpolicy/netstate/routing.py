@@ -110,6 +110,11 @@ class Route:
         """Return the nexthops; a route without a list of them has one."""
         return self.nexthops or (Nexthop(self.device, self.gateway, 1, self.onlink, self.linkdown, self.dead),)
 
+    @property
+    def table_key(self) -> tuple[int, int, str, int]:
+        """Return the key of the route: a table has one per destination and metric."""
+        return self.family, self.table, self.destination, self.metric
+
 
 @frozen
 class Sysctl:

@@ -128,12 +128,8 @@ def _add_or_delete(
 
 
 def _is_same_route(route: Route, other: Route) -> bool:
-    """Return True if a table cannot have both routes: one per destination and metric."""
-    return _route_key(route) == _route_key(other)
-
-
-def _route_key(route: Route) -> tuple[int, int, str, int]:
-    return route.family, route.table, route.destination, route.metric
+    """Return True if a table cannot have both routes."""
+    return route.table_key == other.table_key
 
 
 def _apply_operation(table: Table, operation: NftOperation) -> Table:

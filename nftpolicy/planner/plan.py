@@ -22,7 +22,6 @@ from ..netstate.operations import (
     Step,
     SysctlChange,
 )
-from ..netstate.routing import Route
 from ..netstate.state import NetState
 from ..netstate.transition import state_after
 from .table_diff import diff_tables
@@ -123,11 +122,11 @@ def _step_groups(observed: NetState, desired: NetState) -> _StepGroups:
         if value != sysctl.value:
             sysctls.append(SysctlChange(value, sysctl))
     observed_routes, desired_routes = set(observed.routes), set(desired.routes)
-    obsolete = {_route_key(route): route for route in observed.routes if route not in desired_routes}
+    obsolete = {route.table_key: route for route in observed.routes if route not in desired_routes}
     make: list[Step] = []
     for route in desired.routes:
         if route not in observed_routes:
-            replaced = obsolete.pop(_route_key(route), None)
+            replaced = obsolete.pop(route.table_key, None)
             make.append(RouteReplacement(replaced, route) if replaced else RouteChange("add", route))
     observed_rules, desired_rules = set(observed.rules), set(desired.rules)
     make += [IpRuleChange("add", rule) for rule in desired.rules if rule not in observed_rules]
@@ -156,11 +155,6 @@ def _writable_elements(item: Set) -> Set:
     """Return the set without the elements that nft text cannot carry, such as a device with a quote in its name."""
     writable = (each for each in item.elements if nft_text.can_write(nft_text.elements_text, item, (each,)))
     return evolve(item, elements=frozenset(writable))
-
-
-def _route_key(route: Route) -> tuple[int, int, str, int]:
-    """Return the key of a route: a table has one route per destination and metric."""
-    return route.family, route.table, route.destination, route.metric
 
 
 def _guard_transaction(observed: NetState, desired: NetState) -> tuple[NftTransaction, ...]:

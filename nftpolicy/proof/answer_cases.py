@@ -64,18 +64,18 @@ def answer_assumptions(context: ProofContext, spec: Spec) -> Iterator[str]:
                 "and port that were asked; others are dropped where a route leads them inside"
             )
             parts = regions.items() if context.state.devices else ()
-            ways = [way for family, region in parts if (way := _unbound_reply(context, uplink, family, region))]
-            wrong = [text for is_right, text in ways if not is_right]
-            if ways:
-                verdict, texts = ("false", wrong) if wrong else ("true", [text for _, text in ways])
+            routes = [route for family, region in parts if (route := _unbound_reply(context, uplink, family, region))]
+            wrong = [text for is_right, text in routes if not is_right]
+            if routes:
+                verdict, texts = ("false", wrong) if wrong else ("true", [text for _, text in routes])
                 assumption += f"; {verdict} now of one that is bound to no address and selects none: {', '.join(texts)}"
             yield assumption
 
 
 def _unbound_reply(context: ProofContext, uplink: UplinkSpec, family: int, region: Region) -> tuple[bool, str] | None:
-    """Return the way of a reply whose source the kernel selects: True if it is the uplink's, and the way as text.
+    """Return the route of a reply whose source the kernel selects: True if it is the uplink's, and its text.
 
-    None if the uplink has no address of the family, or the model does not know the way.
+    None if the uplink has no address of the family, or the model does not know the route.
     """
     packet = sample_packet(context, family, region, SOCKET)
     if device_address(context.state, family, uplink.devices[0]) is None or needs_device(packet.destination):

@@ -34,9 +34,9 @@ def clat_cases(context: ProofContext, uplink: UplinkSpec) -> Iterator[UsabilityC
                       flow=CtInfo("related", "reply"), fields={("icmpv6", "type"): number})
         for number in (1, 2, 3, 4)
     )  # fmt: skip
-    title, ways = f"clat {clat.device}", [(packet, device), *((each, clat.device) for each in (answer, *errors))]
-    for each, way in ways:
-        yield UsabilityCase("P3", uplink.name, title, clat.origin, each, "leaves", way, mark, may_be_firewalled=True)
+    title, leaving = f"clat {clat.device}", [(packet, device), *((each, clat.device) for each in (answer, *errors))]
+    for each, output in leaving:
+        yield UsabilityCase("P3", uplink.name, title, clat.origin, each, "leaves", output, mark, may_be_firewalled=True)
     for each in (evolve_packet(packet, destination=REMOTE_ADDRESS[6]), evolve_packet(answer, flow=CtInfo())):
         yield UsabilityCase("P2", uplink.name, f"{title}: no other packets", clat.origin, each, "dropped")
 
@@ -60,7 +60,7 @@ def by_clat(context: ProofContext, uplink: UplinkSpec, case: UsabilityCase) -> U
     return evolve(case, device=clat.device)
 
 
-def into_clat(context: ProofContext, uplink: UplinkSpec, case: UsabilityCase) -> Iterator[UsabilityCase]:
+def into_clat(uplink: UplinkSpec, case: UsabilityCase) -> Iterator[UsabilityCase]:
     """Yield the case of a service, once more by a socket that is bound to the CLAT's device."""
     packet, clat = case.packet, uplink.clat
     if clat is not None and packet.family == 4 and packet.origin == SOCKET and packet.bound is None:
@@ -81,7 +81,7 @@ def _obstacle(context: ProofContext, uplink: UplinkSpec, clat: ClatSpec) -> str 
 def _clat_address(context: ProofContext, uplink: UplinkSpec, clat: ClatSpec) -> int | None:
     """Return an address to which the uplink's table has a route by the device of the CLAT."""
     for route in context.state.routes:
-        way = (route.family, route.table, route.kind, route.device)
-        if way == (6, uplink.table, "unicast", clat.device) and route.destination != "default":
+        key = (route.family, route.table, route.kind, route.device)
+        if key == (6, uplink.table, "unicast", clat.device) and route.destination != "default":
             return address_range(route.destination, 6)[0]
     return None

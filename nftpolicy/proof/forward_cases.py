@@ -161,8 +161,10 @@ def _between_networks(
                 packet = concretize(space, box, FORWARD)
                 source = packet.source if packet.source is not None else _HOST_INSIDE[family]
                 packet = evolve_packet(packet, iif=device, source=source, flow=CtInfo())
-                title, way = f"forward {forward.name}: networks inside", uplink.devices[0]
-                yield UsabilityCase("P2", uplink.name, title, forward.origin, packet, "dropped", must_not_leave_by=way)
+                title, output = f"forward {forward.name}: networks inside", uplink.devices[0]
+                yield UsabilityCase(
+                    "P2", uplink.name, title, forward.origin, packet, "dropped", must_not_leave_by=output
+                )
 
 
 def _request(context: ProofContext, uplink: UplinkSpec, publish: PublishSpec, reply: Packet) -> Iterator[UsabilityCase]:

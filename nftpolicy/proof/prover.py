@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 
 from ..netstate.state import NetState
 from .answer_cases import answer_assumptions
-from .asked_replies import check_asked_replies
 from .assumptions import add_assumed_environment, without_absent_devices
 from .bypass import environment_assumptions
 from .context import ProofContext
@@ -21,6 +20,7 @@ from .mark_confinement import check_mark_confinement
 from .no_leak import check_no_leak, check_unnamed_devices
 from .query_routes import check_query_routes, query_route_assumptions
 from .spec import Spec
+from .udp_replies import check_udp_replies
 from .usability import check_usability
 from .verdict import Finding, Proof
 
@@ -53,7 +53,7 @@ def prove(state: NetState, spec: Spec, progress: Progress = lambda _: None, usab
             present_state = add_assumed_environment(state, spec, uplink_routes=False)[0]
             context = ProofContext(present_state, spec.devices, spec.masks)
         for uplink in spec.uplinks:
-            findings += check_asked_replies(context, spec, uplink)
+            findings += check_udp_replies(context, spec, uplink)
         unusable, skipped = check_usability(context, spec)
         findings += unusable
         assumed += skipped

@@ -58,12 +58,12 @@ class ProvedState:
     """State that was proved, with its specification and the proof."""
 
     state: NetState
-    promise: NamedSpec
+    named_spec: NamedSpec
     proof: Proof
 
 
 def prove_states(
-    states: Sequence[NetState], promises: Sequence[NamedSpec | None], known: list[ProvedState] | None = None
+    states: Sequence[NetState], specs: Sequence[NamedSpec | None], known: list[ProvedState] | None = None
 ) -> tuple[StateProof, ...]:
     """Return the proof of each state against its specification; states that are proved are added to `known`.
 
@@ -72,23 +72,23 @@ def prove_states(
     """
     results: list[StateProof] = []
     proved = known if known is not None else []
-    for state, promise in zip(states, promises, strict=True):
-        if promise is None:
+    for state, named_spec in zip(states, specs, strict=True):
+        if named_spec is None:
             results.append(StateProof(None, None))
             continue
-        proof = _proof_of_equal_state(proved, state, promise)
+        proof = _proof_of_equal_state(proved, state, named_spec)
         if proof is None:
-            proof = prove_guard(state, promise.spec)
+            proof = prove_guard(state, named_spec.spec)
             if proof.verdict == PROVED:
-                proved.append(ProvedState(state, promise, proof))
-        results.append(StateProof(promise, proof))
+                proved.append(ProvedState(state, named_spec, proof))
+        results.append(StateProof(named_spec, proof))
     return tuple(results)
 
 
-def _proof_of_equal_state(proved: Sequence[ProvedState], state: NetState, promise: NamedSpec) -> Proof | None:
+def _proof_of_equal_state(proved: Sequence[ProvedState], state: NetState, named_spec: NamedSpec) -> Proof | None:
     """Return the proof of a state with equal tables, devices, looks and specification, or None."""
     for known in proved:
-        if known.promise is promise and _guard_inputs(known.state) == _guard_inputs(state):
+        if known.named_spec is named_spec and _guard_inputs(known.state) == _guard_inputs(state):
             return known.proof
     return None
 

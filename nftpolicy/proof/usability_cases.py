@@ -68,7 +68,7 @@ def usability_cases(context: ProofContext, spec: Spec, inside: tuple[str, ...] =
     for uplink in spec.uplinks:
         for case in _services(context, uplink, spec):
             yield by_clat(context, uplink, _by_any_device(uplink, case))
-            yield from into_clat(context, uplink, case)
+            yield from into_clat(uplink, case)
         yield from clat_cases(context, uplink)
         yield from exemption_cases(context, uplink, spec)
         yield from lan_cases(context, uplink)

@@ -129,9 +129,9 @@ def describe_packet(packet: Packet, with_details: bool = False) -> str:
     destination = format_address(packet.family, packet.destination)
     sender_type, frame_type = packet.protocol_number, packet.frame_type
     if packet.origin == "frame" and (packet.ethertype is not None or frame_type != sender_type):
-        claim = f" as {sender_type:#06x}" if frame_type != sender_type else ""
+        declared = f" as {sender_type:#06x}" if frame_type != sender_type else ""
         device = f" by {packet.bound}" if packet.bound else ""
-        return f"a frame of ethertype {frame_type:#06x} that an AF_PACKET socket sends{claim}{device}"
+        return f"a frame of ethertype {frame_type:#06x} that an AF_PACKET socket sends{declared}{device}"
     protocol = _PROTOCOL_NAMES.get(packet.protocol, f"protocol {packet.protocol}")
     port = f" port {packet.dport}" if packet.protocol in (TCP, UDP) else ""
     sender = {

@@ -19,7 +19,7 @@ from ..netstate.routing import TABLE_MAIN, IpRule, Route
 from ..netstate.state import NetState
 from ..policy.load import load
 from ..proof.assumptions import add_assumed_environment
-from ..proof.policy_spec import build_spec as promised
+from ..proof.policy_spec import build_spec
 from ..proof.prover import Progress, prove
 from ..proof.verdict import Proof
 from .regular_file import read_regular
@@ -184,7 +184,7 @@ def import_config(
     complete_state = add_assumed_environment(state, spec)[0]
     leaks = tuple(_leaks(proposal, complete_state))
     policy, _ = load(proposal.text.encode(), "the policy")
-    proof = prove(compile_policy(policy), promised(policy), progress)
+    proof = prove(compile_policy(policy), build_spec(policy), progress)
     return ImportResult(config.directory, proposal, now, leaks, proof)
 
 

@@ -29,14 +29,14 @@ from ..importers.machine.tunnel_files import parse_fastd, parse_openvpn, parse_w
 from ..kernel.live_sockets import LiveSockets
 from ..kernel.netlink import nft_ruleset
 from ..kernel.netlink.rtnetlink import Rtnetlink
-from ..kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, InetSocket
+from ..kernel.netlink.sock_diag import TCP, UDP, InetSocket
 from ..kernel.socket_owners import SocketOwner
 from ..netstate import nft
 from ..netstate.routing import RTPROT_NFTPOLICY, IpRule, Route
 from ..netstate.state import Device
 from ..policy.known_marks import MARK_USER_FILES
-from ..policy.objects import Port
 from .helper_environment import helper_environment
+from .ownership import own_port
 from .published_ports import published_ports
 from .regular_file import read_regular
 
@@ -243,7 +243,7 @@ def _is_listening(each: InetSocket) -> bool:
 def _listening(sockets: Iterable[InetSocket], owners: Mapping[int, SocketOwner]) -> Iterator[ListeningSocket]:
     for each in filter(_is_listening, sockets):
         owner = owners.get(each.inode)
-        port = Port(PROTOCOLS[each.protocol], each.sport, each.sport)
+        port = own_port(each)
         yield ListeningSocket(port, each.local, each.bound, owner.name if owner is not None else "")
 
 

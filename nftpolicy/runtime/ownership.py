@@ -70,13 +70,14 @@ def lan_allows(policy: Policy, uplink: str, socket: InetSocket, group: int | Non
     """
     return any(
         lan.uplink == uplink
-        and (not lan.sport or any(port.contains(_own_port(socket)) for port in lan.sport))
+        and (not lan.sport or any(port.contains(own_port(socket)) for port in lan.sport))
         and (_selects(lan, socket, group) if socket.is_connected else bool(lan.sport))
         for lan in policy.lan.values()
     )
 
 
-def _own_port(socket: InetSocket) -> Port:
+def own_port(socket: InetSocket) -> Port:
+    """Return the port that a socket has itself."""
     return Port(PROTOCOLS[socket.protocol], socket.sport, socket.sport)
 
 

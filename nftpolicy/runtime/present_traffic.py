@@ -30,7 +30,7 @@ from ..policy.vocabulary import NAMED_ANSWERS
 from .apply.reply_routes import has_route, routed_networks
 from .apply.stale import may_leave_unmarked, uplink_addresses
 from .own_session import session_test
-from .ownership import Addresses, is_answered, uplink_of_mark
+from .ownership import Addresses, is_answered, own_port, uplink_of_mark
 from .services.socket_classifier import UNMARKED, SocketVerdict, classify_sockets, is_relevant, own_addresses
 
 _MOST_LINES = 20
@@ -149,7 +149,7 @@ class TrafficJudge:
         names = [name for name in self._served_uplinks(each) if client not in self.policy.uplink[name].exempt]
         answering = [name for name in names if is_answered(self.policy.uplink[name], each)]
         if names and not any(
-            may_leave_unmarked(self.policy, name, each, None) or _is_published(self.policy, name, _port(each))
+            may_leave_unmarked(self.policy, name, each, None) or _is_published(self.policy, name, own_port(each))
             for name in names
         ):
             reason = _unanswered(self.policy.uplink[names[0]], names[0], each)
@@ -242,13 +242,9 @@ def owner_text(process: SocketOwner | None, uid: int) -> str:
     return f"{process.name or '?'} (PID {process.pid}, user {uid})" if process else f"a process of user {uid}"
 
 
-def _port(each: InetSocket) -> Port:
-    return Port(PROTOCOLS[each.protocol], each.sport, each.sport)
-
-
 def _unanswered(uplink: Uplink, name: str, each: InetSocket) -> str:
-    word = _ANSWER_WORDS.get(str(_port(each)), str(_port(each)))
-    if any(answer.port is not None and answer.port.contains(_port(each)) for answer in uplink.answer):
+    word = _ANSWER_WORDS.get(str(own_port(each)), str(own_port(each)))
+    if any(answer.port is not None and answer.port.contains(own_port(each)) for answer in uplink.answer):
         return f"answer {word} of uplink {name} is not for {each.remote}"
     return f'answer {word} is not in the policy; add "{word}" to answer of [uplink.{name}]'
 

@@ -19,7 +19,7 @@ from ..netstate.state import NetState
 from ..policy.mark import Mark
 from ..policy.objects import Policy
 from ..proof.exemption_spec import exemption
-from ..proof.policy_spec import build_spec as promised
+from ..proof.policy_spec import build_spec
 from ..proof.prover import Progress, prove
 from ..proof.spec import IP_FAMILIES, Spec, UplinkSpec
 from ..proof.verdict import REFUTED, Counterexample, Finding, Proof
@@ -106,7 +106,7 @@ class Verification:
 
 def verify_policy(policy: Policy, progress: Progress = _no_progress) -> Verification:
     """Verify a compiled policy without a machine, so that the verdict is the same on every host."""
-    state, spec = compile_policy(policy), promised(policy)
+    state, spec = compile_policy(policy), build_spec(policy)
     return Verification("what it compiles to", state, spec, prove(state, spec, progress), policy)
 
 
@@ -189,7 +189,7 @@ def _verify(
     policy = None
     if isinstance(subject, Policy):
         policy = subject
-        spec = promised(policy, ports)
+        spec = build_spec(policy, ports)
         spec = evolve(spec, frames=features.egress, families=features.families)
     else:
         spec = spec_of_uplinks(subject, exempt, ports)

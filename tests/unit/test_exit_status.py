@@ -1,5 +1,6 @@
 """Exit status 1 means refuted: all commands with bad input, lost output, interruption and defects have another one."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -132,6 +133,24 @@ def test_command_without_root_is_status_4(command):
     if b"No module named" in done.stderr or b"Permission denied" in done.stderr:
         pytest.skip("the checkout cannot be read by another user than root")
     assert_refused(done, UNAVAILABLE, BAD_INPUT)
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.EACCES, UNAVAILABLE), (errno.EPERM, FAILED)])
+def test_unreadable_state_directory_is_no_defect(number, status):
+    class Unreadable:
+        def policy(self):
+            raise PermissionError(number, "belongs to user 7", "/run/x")
+
+    with pytest.raises(common.Failure) as caught:
+        common.applied_policy(Unreadable())
+    assert caught.value.status == status
+    assert (
+        str(caught.value)
+        == {
+            UNAVAILABLE: "this needs root: try again with sudo",
+            FAILED: "/run/x: belongs to user 7",
+        }[status]
+    )
 
 
 # --- output, signals, defects --------------------------------------------------------------------

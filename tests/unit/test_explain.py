@@ -11,6 +11,7 @@ import typer.core
 from attrs import evolve
 
 from nftpolicy.cli.common import Failure
+from nftpolicy.cli.findings_text import source_locator
 from nftpolicy.cli.packet_options import PacketOptions, describe_socket, socket_packet
 from nftpolicy.cli.render import trace
 from nftpolicy.cli.state_files import state_from_files
@@ -24,6 +25,7 @@ from nftpolicy.netstate import nft
 from nftpolicy.netstate.bypass import Look
 from nftpolicy.netstate.routing import IpRule, Route
 from nftpolicy.netstate.state import NetState
+from nftpolicy.policy.errors import PolicyText
 from nftpolicy.policy.load import load
 from nftpolicy.runtime import explain
 from tests.lab.limits import limit
@@ -405,7 +407,7 @@ def test_equal_rules_of_a_chain_keep_their_origins():
 
 def test_source_locator_names_file_line_and_key():
     _, source = policy()
-    place = trace.source_locator(source.name, source.line_of)
+    place = source_locator(source)
     assert place(()) == ""
     line = GOOD.splitlines().index('mark = "0x1/0xff"') + 1
     assert place(("uplink", "wan", "mark")) == f"p.toml:{line} uplink.wan.mark"
@@ -472,7 +474,7 @@ def test_repeated_step_without_route_is_shown_once():
 
 
 def test_trace_lines_have_title_steps_and_outcome():
-    place = trace.source_locator("p.toml", lambda key: 12 if key == ("uplink", "wan") else None)
+    place = source_locator(PolicyText("p.toml", "\n" * 11 + "[uplink.wan]\n"))
     shown = trace.trace_lines(WALK, trace.shown_steps(WALK, place), ["above"], ["a note"])
     assert shown[:3] == [
         "above",

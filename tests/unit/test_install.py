@@ -99,18 +99,19 @@ def test_guard_removes_the_file_of_a_lost_device(tmp_path, monkeypatch, capsys):
     guard_command.command(tmp_path / "two.toml", guard, True)
     listed = {str(path): path.read_bytes() for path in tmp_path.glob("guard*") if path != foreign}
     assert str(tmp_path / "guard-link-wwan0.nft") in listed
+    here = (Path("/"), str(tmp_path / "root"))
     read = installed_files.Manifest.read
-    monkeypatch.setattr(installed_files.Manifest, "read", lambda root: read(tmp_path / "root"))
-    before = installed_files.Manifest(tmp_path / "root").with_files(listed)
+    monkeypatch.setattr(installed_files.Manifest, "read", lambda root: read(*here))
+    before = installed_files.Manifest(*here).with_files(listed)
     with installed_files.replace_files(before.as_files()):
         pass
     guard_command.command(GLUON, guard, True)
     assert f"removed {tmp_path}/guard-link-wwan0.nft" in capsys.readouterr().out
     left = {str(path) for path in tmp_path.glob("guard*")}
     assert left == set(listed) - {str(tmp_path / "guard-link-wwan0.nft")} | {str(foreign)}
-    assert set(read(tmp_path / "root").files) == left - {str(foreign)}
+    assert set(read(*here).files) == left - {str(foreign)}
     guard_command.command(tmp_path / "two.toml", guard, True)
-    assert set(read(tmp_path / "root").files) == set(listed), "uninstall removes what guard added"
+    assert set(read(*here).files) == set(listed), "uninstall removes what guard added"
 
 
 def test_install_removes_the_guard_of_a_lost_device(root, tmp_path, capsys):
@@ -121,6 +122,20 @@ def test_install_removes_the_guard_of_a_lost_device(root, tmp_path, capsys):
     install(root, force=True)
     assert f"removed {root}/etc/nftpolicy/guard-link-wwan0.nft" in capsys.readouterr().out
     assert {path for path in installed_files_of(root) if "guard" in path and path.endswith("nft")} == GUARD_FILES
+
+
+def test_install_removes_files_of_guard_but_no_changed_ones(root, tmp_path):
+    text = GLUON.read_text()
+    (tmp_path / "three.toml").write_text(text.replace('devices = ["br-wan"]', 'devices = ["br-wan", "wwan0", "wwan1"]'))
+    install(root, tmp_path / "three.toml")
+    directory = root / "etc/nftpolicy"
+    written = (directory / "guard-link-wwan0.nft").read_text()
+    (directory / "guard-link-wwan1.nft").write_text(f"{written}# of the administrator\n")
+    (directory / "guard-link-wwan2.nft").write_text(written)  # by 'guard' alone: it is not in the manifest
+    (directory / "guard-link-wwan3.nft").write_text("# of the administrator\n")
+    install(root, force=True)
+    names = {path.name for path in directory.glob("guard-link-*")}
+    assert names == {"guard-link-br-wan.nft", "guard-link-wwan1.nft", "guard-link-wwan3.nft"}
 
 
 @pytest.mark.parametrize("file", POLICIES, ids=lambda file: f"{file.parent.name}-{file.stem}")

@@ -44,7 +44,7 @@ def tcp(port, address=None):
 
 WIFI = ethernet("wlp2s0", "192.0.2.5/24")
 ETH0 = ethernet("eth0", "192.0.2.10/24")
-WG_FILE = WireguardTunnel("wg0", "/etc/wireguard/wg0.conf", has_default_route=True, has_endpoint=True)
+WG_FILE = WireguardTunnel("wg0", "/etc/wireguard/wg0.conf", has_default_route=True)
 LAPTOP = MachineFacts("laptop", (LO, WIFI, ethernet("enp0s31f6", up=False)), (default("wlp2s0"),))
 
 
@@ -87,11 +87,11 @@ ROUTER = MachineFacts(
 MACHINES = {
     "wg-quick": evolve(LAPTOP, wireguard=(WG_FILE,)),
     "wg-quick-name": evolve(
-        LAPTOP, wireguard=(WireguardTunnel("vpn", "/etc/wireguard/vpn.conf", 0, 0, True, ("vpn.example",), True),)
+        LAPTOP, wireguard=(WireguardTunnel("vpn", "/etc/wireguard/vpn.conf", 0, 0, True, ("vpn.example",)),)
     ),
     "wireguard-go": evolve(
         LAPTOP,
-        wireguard=(WireguardTunnel("wg0", "/f", 51820, 7, True, ("vpn.example",), True, user_space=True),),
+        wireguard=(WireguardTunnel("wg0", "/f", 51820, 7, True, ("vpn.example",), user_space=True),),
     ),
     "two-tunnels": evolve(LAPTOP, wireguard=(WG_FILE, WireguardTunnel("wg1", None, 51820, 9))),
     "openvpn": evolve(LAPTOP, vpns=(VpnProgram("openvpn", "office", "/etc/openvpn/client/office.conf"),)),
@@ -268,7 +268,7 @@ def test_hostile_names_stay_in_comments_and_strings():
 
 
 def test_files_of_a_provider_share_a_port_and_a_step():
-    tunnels = [WireguardTunnel(f"se{n}", f"/etc/wireguard/se{n}.conf", 0, 0, True, (), True) for n in (1, 2)]
+    tunnels = [WireguardTunnel(f"se{n}", f"/etc/wireguard/se{n}.conf", 0, 0, True, ()) for n in (1, 2)]
     policy, _, steps = drafted(evolve(LAPTOP, wireguard=tuple(tunnels)))
     assert policy.service["wireguard"].sport == (Port("udp", 51820, 51820),)
     files = "/etc/wireguard/se1.conf and /etc/wireguard/se2.conf"
@@ -305,9 +305,7 @@ Endpoint = [2001:db8::1]:51820
 
 
 def test_wg_quick_file_has_port_mark_and_names():
-    assert parse_wg_quick(WG_TEXT, "wg0", "/f") == WireguardTunnel(
-        "wg0", "/f", 51821, 51820, True, ("vpn.example",), has_endpoint=True
-    )
+    assert parse_wg_quick(WG_TEXT, "wg0", "/f") == WireguardTunnel("wg0", "/f", 51821, 51820, True, ("vpn.example",))
     assert not parse_wg_quick(f"{WG_TEXT}[Interface]\nTable = off\n", "wg0", "/f").has_default_route
     assert parse_wg_quick("FwMark = off\nListenPort = x", "wg0", "/f") == WireguardTunnel("wg0", "/f")
 

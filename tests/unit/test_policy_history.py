@@ -60,13 +60,13 @@ def test_entry_numbers_grow_and_equal_text_adds_none(history_dir):
     assert add(history_dir, "a", "again") == first
     assert [add(history_dir, text).number for text in ("b", "a", "a", "c")] == [2, 3, 3, 4]
     assert [one.text for one in history_dir.entries()] == ["a", "b", "a", "c"]
-    assert history_dir.last_good().number == 4
+    assert history_dir.entries()[-1].number == 4
     assert (history_dir.entry(2).text, history_dir.entry(5)) == ("b", None)
 
 
 def test_history_without_entries_is_empty(history_dir):
     assert history_dir.read() == HistorySnapshot((), ())
-    assert history_dir.last_good() is None
+    assert history_dir.entries() == ()
 
 
 def test_history_files_are_private(history_dir):
@@ -130,7 +130,7 @@ def test_damaged_entry_is_reported_and_ignored(history_dir, which):
 def test_damaged_newest_entry_is_not_overwritten(history_dir):
     add(history_dir, "a"), add(history_dir, "b")
     history_dir.path(2).write_bytes(b"")
-    assert history_dir.last_good().text == "a"
+    assert history_dir.entries()[-1].text == "a"
     assert add(history_dir, "a").number == 3
     assert history_dir.path(2).exists()
 

@@ -155,12 +155,16 @@ def test_dropins_on_full_disk_write_nothing(policy: Path, root: Path, monkeypatc
     assert list(root.iterdir()) == []
 
 
-def test_dropin_of_removed_service_is_reported(policy: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dropin_of_removed_service_is_removed(policy: Path, root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     units(policy, root)
     units(policy, root, unit=["fastd=vpn"])
-    assert f"{root}/{FASTD}: no service of this policy uses it any more" in capsys.readouterr().err
+    assert f"removed {root}/{FASTD}" in capsys.readouterr().out
+    vpn = FASTD.replace("fastd.service.d", "vpn.service.d")
+    assert vpn in installed_files_of(root)
+    assert FASTD not in installed_files_of(root)
+    (root / vpn).write_text("# of the administrator\n")
     units(policy, root)
-    assert "vpn.service.d/nftpolicy.conf: no service" in capsys.readouterr().err
+    assert {vpn, FASTD} <= set(installed_files_of(root)), "a changed file stays"
 
 
 @pytest.mark.parametrize(

@@ -171,12 +171,12 @@ def test_exemption_option_tolerates_its_packets(tables):
 
 
 def test_uplink_options_are_merged_by_name():
-    found = uplinks_from_options(["wan=a,b", "lte=c", "wan=d"], ["1/3", "2/3"], ["arp"])
+    found = uplinks_from_options(None, ["wan=a,b", "lte=c", "wan=d"], ["1/3", "2/3"], ["arp"])
     assert found == [
         runtime.GivenUplink("wan", ("a", "b", "d"), Mark(1, 3)),
         runtime.GivenUplink("lte", ("c",), Mark(2, 3)),
     ]
-    one_mark = uplinks_from_options(["wan=a", "lte=b"], ["0x10"], [])
+    one_mark = uplinks_from_options(None, ["wan=a", "lte=b"], ["0x10"], [])
     assert [one.mark for one in one_mark] == [Mark(16, 0xFFFFFFFF)] * 2
     claim = runtime.spec_of_uplinks(found, ["arp"], {"b": ["port1"]})
     assert [(one.devices, one.ports) for one in claim.uplinks] == [(("a", "b", "d"), ("port1",)), (("c",), ())]
@@ -201,7 +201,7 @@ def test_alternative_name_of_uplink_is_refused():
 @pytest.mark.parametrize("link_type", [1, 519, None], ids=["ether", "raw IP", "unknown"])
 def test_exempt_frames_are_tried_on_ethernet_only(link_type):
     policy = load(GOOD.replace('exempt = ["arp"]', 'exempt = ["arp", "eapol"]').encode(), "good.toml")[0]
-    spec = runtime.promised(policy)
+    spec = runtime.build_spec(policy)
     (device,) = spec.uplinks[0].devices[:1]
     state = evolve(compile_policy(policy), devices=(Device(device, link_type=link_type), Device("bat0")))
     proof = runtime.prove(state, spec)

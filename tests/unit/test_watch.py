@@ -335,14 +335,14 @@ def test_service_manager_is_notified(tmp_path: Path) -> None:
         manager = ServiceManager({"NOTIFY_SOCKET": place, "WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(os.getpid())})
         manager.notify(READY=1, STATUS="two\nlines")
         assert heard.recv(100) == b"READY=1\nSTATUS=two lines"
-        assert manager.watchdog_period == 1.5
+        assert manager.watchdog_due() == 1.5  # no ping yet
     manager.notify(WATCHDOG=1)  # nobody listens any more
 
 
 @pytest.mark.parametrize("environment", [{}, {"WATCHDOG_USEC": "x"}, {"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": "1"}])
 def test_service_manager_without_socket_sends_nothing(environment: dict[str, str]) -> None:
     manager = ServiceManager(environment)
-    assert manager.watchdog_period is None
+    assert manager.watchdog_due() is None
     manager.notify(READY=1)
 
 

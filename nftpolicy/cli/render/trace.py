@@ -59,20 +59,6 @@ def no_source(_: OriginPath) -> str:
     return ""
 
 
-def source_locator(name: str, line: Callable[[OriginPath], int | None]) -> SourceLocator:
-    """Return the locator of a policy in the file `name`; `line` returns the line of a key."""
-    from ...policy.errors import format_path as shown_key
-
-    def locate(key: OriginPath) -> str:
-        if not key:
-            return ""
-        number = line(key)
-        file = f"{name}:{number}" if number else name
-        return f"{file} {shown_key(key)}"
-
-    return locate
-
-
 # --- phrases --------------------------------------------------------------------------------
 
 

@@ -25,7 +25,6 @@ class WireguardTunnel:
     fwmark: int = 0
     has_default_route: bool = False
     endpoint_names: tuple[str, ...] = ()
-    has_endpoint: bool = False
     user_space: bool = False
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 
+from ..policy_text import is_valid
 from .facts import VpnProgram, WireguardTunnel
 
 _DEFAULTS = {"0.0.0.0/0", "::/0", "0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"}
@@ -26,8 +27,7 @@ def parse_wg_quick(text: str, name: str, file: str) -> WireguardTunnel:
         _number(values.get("listenport", ["0"])[-1]),
         _number(values.get("fwmark", ["0"])[-1]),
         bool(allowed & _DEFAULTS) and values.get("table", ["auto"])[-1].lower() != "off",
-        tuple(dict.fromkeys(host for host in hosts if not _is_address(host))),
-        bool(hosts),
+        tuple(dict.fromkeys(host for host in hosts if not is_valid(ip_address, host))),
     )
 
 
@@ -45,7 +45,9 @@ def parse_openvpn(text: str, name: str, file: str) -> VpnProgram | None:
     if not remotes or any(words[0] in ("server", "mode") for words in lines):
         return None
     marks = [_number(words[1]) for words in lines if words[0] == "mark" and len(words) > 1]
-    return VpnProgram("openvpn", name, file, marks[-1] if marks else 0, not all(map(_is_address, remotes)))
+    return VpnProgram(
+        "openvpn", name, file, marks[-1] if marks else 0, not all(is_valid(ip_address, each) for each in remotes)
+    )
 
 
 def parse_fastd(text: str, name: str, file: str) -> VpnProgram:
@@ -69,11 +71,3 @@ def _number(text: str) -> int:
     except ValueError:
         return 0
     return number if 0 <= number < 1 << 32 else 0
-
-
-def _is_address(text: str) -> bool:
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True

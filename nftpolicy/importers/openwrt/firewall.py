@@ -22,12 +22,11 @@ _ICMP = frozenset({"icmp", "icmpv6", "ipv6-icmp", "1", "58"})
 
 @frozen
 class AllowedInbound:
-    """Firewall section with its `answer` entries, or the `reason` that it has none."""
+    """Firewall section with its `answer` entries, or the `reason` that it has none; neither if it needs none."""
 
     section: ParsedSection
     answers: tuple[str, ...] = ()
     reason: str = ""
-    covered: bool = False  # covered by the policy in another way, or not relevant
 
 
 def allowed_inbound(
@@ -41,7 +40,7 @@ def allowed_inbound(
         if section.type == "rule":
             yield _rule(section, zones)
         elif section.type == "redirect" and not section.flag("enabled", True):
-            yield AllowedInbound(section, covered=True)
+            yield AllowedInbound(section)
         elif section.type == "redirect" and section.location() in advice:
             yield AllowedInbound(section, (), f"this redirection ends{advice[section.location()]}")
         elif section.type in _UNMAPPED_TYPES:
@@ -72,17 +71,13 @@ def _include(section: ParsedSection) -> str:
 
 def _rule(section: ParsedSection, zones: set[str]) -> AllowedInbound:
     if not section.flag("enabled", True):
-        return AllowedInbound(section, covered=True)
+        return AllowedInbound(section)
     if section.get("src") not in zones and section.get("src") != "*":
-        return (
-            AllowedInbound(section, covered=True)
-            if section.get("dest") not in zones
-            else AllowedInbound(section, (), _OUTBOUND)
-        )
+        return AllowedInbound(section, (), _OUTBOUND if section.get("dest") in zones else "")
     if section.get("dest"):
         return AllowedInbound(section, (), "it forwards packets from an uplink; a policy needs [publish.NAME]")
     if section.get("target").upper() != "ACCEPT":
-        return AllowedInbound(section, covered=True)  # the firewall still rejects these packets
+        return AllowedInbound(section)  # the firewall still rejects these packets
     protocols = [word.lower() for word in section.words("proto")] or ["tcp", "udp"]
     protocols = ["tcp", "udp"] if protocols in (["tcpudp"], ["all"], ["any"], ["*"]) else protocols
     answers: list[str] = []
@@ -105,7 +100,7 @@ def _rule(section: ParsedSection, zones: set[str]) -> AllowedInbound:
             answers += [word for port in section.words("dest_port") if (word := _answer(protocol, port))]
         elif protocol != "igmp":
             return AllowedInbound(section, (), f"a policy has no answer entry for protocol {protocol}")
-    return AllowedInbound(section, tuple(dict.fromkeys(answers)), covered=True)
+    return AllowedInbound(section, tuple(dict.fromkeys(answers)))
 
 
 _OUTBOUND = "it concerns packets of other hosts that leave by the uplink; a policy forwards those of [forward.NAME]"

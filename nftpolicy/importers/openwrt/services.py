@@ -10,6 +10,7 @@ from attrs import evolve, frozen
 
 from ...integration.openwrt.unsupported import preload_environment
 from ...policy import scalars
+from ..policy_text import is_valid
 from .interfaces import Interface, NetworkConfig, parse_unsigned
 from .uci_parser import ParsedSection
 from .uplinks import Packages, UplinkCandidate
@@ -164,7 +165,7 @@ def _wireguard(
             f"{section.title}: root resolves {section.get('endpoint_host')!r}, {_BY_ROOT}",
         )
         for section in peers
-        if section.get("endpoint_host") and not _numeric(section.get("endpoint_host"))
+        if section.get("endpoint_host") and not is_valid(ip_address, section.get("endpoint_host"))
     ]
     locations = ", ".join(f"{section.location()} {section.title}" for section in tunnels)
     sport = tuple(dict.fromkeys(filter(None, map(_port, tunnels))))
@@ -194,16 +195,6 @@ def _port_step(tunnel: ParsedSection) -> str:
 
 
 _BY_ROOT = "and may not use the uplink; use an address, or let a program with its own group resolve the name"
-
-
-def _numeric(text: str) -> bool:
-    from ipaddress import ip_address
-
-    try:
-        ip_address(text)
-    except ValueError:
-        return False
-    return True
 
 
 # --- tunnels that a policy has no service for -------------------------------------------------

@@ -7,8 +7,15 @@ import struct
 
 from ...netstate.state import CounterValue, CounterValues
 from . import constants as nl
-from .attributes import attribute, attributes, decode_text, encode_text, nested_attributes, netfilter_header
-from .attributes import network_integer as integer
+from .attributes import (
+    attribute,
+    attributes,
+    decode_text,
+    encode_text,
+    nested_attributes,
+    netfilter_header,
+    network_integer,
+)
 from .socket import NetlinkSocket
 
 _FAMILIES = {number: name for name, number in nl.NFPROTO.items()}
@@ -45,7 +52,10 @@ def read_counters(table: str) -> CounterValues:
         for raw, start, end in netlink.dump(nl.NFT_MSG_GETOBJ, body):
             values = dict(attributes(raw, start + nl.NFGENMSG.size, end))
             data = nested_attributes(values.get(nl.NFTA_OBJ_DATA))
-            counts = integer(data.get(nl.NFTA_COUNTER_PACKETS)), integer(data.get(nl.NFTA_COUNTER_BYTES))
+            counts = (
+                network_integer(data.get(nl.NFTA_COUNTER_PACKETS)),
+                network_integer(data.get(nl.NFTA_COUNTER_BYTES)),
+            )
             counters[_family(raw, start), table, decode_text(values.get(nl.NFTA_OBJ_NAME))] = CounterValue(*counts)
     return counters
 

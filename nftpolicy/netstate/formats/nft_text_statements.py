@@ -13,16 +13,16 @@ from .nft_text_values import (
     constant_text,
     element_text,
     expression_text,
+    grammar_word,
     identifier,
     quoted_name,
+    require,
     require_one_of,
     typed_value_text,
     unsupported_error,
+    value_text,
     value_types,
 )
-from .nft_text_values import grammar_word as _word
-from .nft_text_values import require as _gate
-from .nft_text_values import value_text as _value
 
 _VERDICTS = frozenset({"accept", "drop", "return", "continue", "jump", "goto"})
 _OPERATORS = frozenset({"==", "!=", "<", ">", "<=", ">=", "in", "&", "!"})
@@ -71,13 +71,13 @@ def _match(item: nft.Match) -> str:
         case nft.UnknownExpression():
             raise unsupported_error(item)
         case plain if types[0] in FLAG_TYPES and item.op in ("in", "!") and isinstance(plain, str):
-            right = ",".join(map(_word, plain.split(",")))
+            right = ",".join(map(grammar_word, plain.split(",")))
         case int(label) if types[0] == "ct_label" and item.op in ("in", "!"):
             right = str(label)
         case plain if types[0] in FLAG_TYPES and isinstance(plain, str) and item.op != "&":
             right, explicit = constant_text(plain, item.left), True
         case plain if types[0] in FLAG_TYPES:
-            right, explicit = _value(plain), True
+            right, explicit = value_text(plain), True
         case plain:
             right = typed_value_text(plain, types[0])
     if item.op == "&":  # all of these flags are set
@@ -90,7 +90,7 @@ def _match(item: nft.Match) -> str:
 
 
 def _value_or_expression(item: Expression | nft.Value) -> str:
-    return _value(item) if isinstance(item, int | str) else expression_text(item)
+    return value_text(item) if isinstance(item, int | str) else expression_text(item)
 
 
 def _mangle(item: nft.Mangle) -> str:
@@ -98,7 +98,7 @@ def _mangle(item: nft.Mangle) -> str:
     if isinstance(item.value, int):
         return f"{key} set {item.value:#x}"
     if isinstance(item.value, str) and item.key == nft.Ct("event"):
-        return f"{key} set {','.join(map(_word, item.value.split(',')))}"
+        return f"{key} set {','.join(map(grammar_word, item.value.split(',')))}"
     return f"{key} set {_value_or_expression(item.value)}"
 
 
@@ -118,7 +118,7 @@ def _vmap(item: nft.VerdictMap) -> str:
 
 
 def _flags(flags: frozenset[str]) -> str:
-    return f" {','.join(sorted(map(_word, flags)))}" if flags else ""
+    return f" {','.join(sorted(map(grammar_word, flags)))}" if flags else ""
 
 
 _NatOperand = Expression | nft.Value | None  # an address or a port
@@ -143,7 +143,7 @@ def _port_range(port: int | str) -> str:
 
 
 def _nat(kind: str, item: nft.Dnat | nft.Snat) -> str:
-    family = "" if item.family is None else f" {_word(item.family)}"
+    family = "" if item.family is None else f" {grammar_word(item.family)}"
     # Without the word, nft takes the networks of a map for intervals.
     is_network = "prefix" in item.flags or ("netmap" in item.flags and isinstance(item.address, nft.Lookup))
     types = f"{' prefix' if is_network else ''}{' interval' if 'interval' in item.flags else ''}"
@@ -160,7 +160,7 @@ def _reject(item: nft.Reject) -> str:
         return "reject with tcp reset"
     if item.code is None:
         raise unsupported_error(item)
-    return f"reject with {require_one_of(_REJECTS, item.type)} type {_value(item.code)}"
+    return f"reject with {require_one_of(_REJECTS, item.type)} type {value_text(item.code)}"
 
 
 def _log(item: nft.Log) -> str:
@@ -168,9 +168,9 @@ def _log(item: nft.Log) -> str:
     for key, value in sorted(item.options, key=lambda option: option[0] == "flags"):
         match key, value:
             case "prefix", str():
-                parts.append(f'prefix "{_gate(_SENTENCE, value)}"')
+                parts.append(f'prefix "{require(_SENTENCE, value)}"')
             case "level", str():
-                parts.append(f"level {_gate(_LETTERS, value)}")
+                parts.append(f"level {require(_LETTERS, value)}")
             case "flags", str():
                 parts += [f"flags {require_one_of(_LOG_FLAGS, flag)}" for flag in value.split(",")]
             case "group" | "snaplen" | "queue-threshold", int():
@@ -184,19 +184,21 @@ def limit_text(item: nft.Limit) -> str:
     """Return the arguments of a limit, of a rule or an object."""
     over = "over " if item.over else ""
     if item.unit == "packets":
-        return f"rate {over}{int(item.rate)}/{_word(item.per)} burst {int(item.burst)} packets"
-    rate = f"rate {over}{int(item.rate)} {_word(item.unit)}/{_word(item.per)}"
-    return f"{rate} burst {int(item.burst)} {_word(item.burst_unit)}" if item.burst else rate
+        return f"rate {over}{int(item.rate)}/{grammar_word(item.per)} burst {int(item.burst)} packets"
+    rate = f"rate {over}{int(item.rate)} {grammar_word(item.unit)}/{grammar_word(item.per)}"
+    return f"{rate} burst {int(item.burst)} {grammar_word(item.burst_unit)}" if item.burst else rate
 
 
 def quota_text(item: nft.Quota) -> str:
     """Return the arguments of a quota, of a rule or an object."""
-    return f"{'over ' if item.over else ''}{int(item.amount)} {_word(item.unit)}"
+    return f"{'over ' if item.over else ''}{int(item.amount)} {grammar_word(item.unit)}"
 
 
 def _set_update(item: nft.SetUpdate) -> str:
     timeout = (
-        "" if item.timeout is None else f" timeout {_value(item.timeout)}{'s' if isinstance(item.timeout, int) else ''}"
+        ""
+        if item.timeout is None
+        else f" timeout {value_text(item.timeout)}{'s' if isinstance(item.timeout, int) else ''}"
     )
     statements = "".join(f" {statement_text(inner)}" for inner in item.statements)
     data = "" if item.data is None else f" : {_update_data(item.data)}"
@@ -225,9 +227,9 @@ def _other_destination(item: nft.Dup | nft.Fwd | nft.Tproxy) -> str:
             return f"fwd to {_device(device)}"
         case nft.Fwd(device, str(family), address):
             target = _value_or_expression("" if address is None else address)
-            return f"fwd {_word(family)} to {target} device {_device(device)}"
+            return f"fwd {grammar_word(family)} to {target} device {_device(device)}"
         case nft.Tproxy(family, address, port):
-            family_text = "" if family is None else f" {_word(family)}"
+            family_text = "" if family is None else f" {grammar_word(family)}"
             return f"tproxy{family_text}{_nat_target(address, port)}"
     raise unsupported_error(item)
 
@@ -241,11 +243,11 @@ def _queue(item: nft.Queue) -> str:
 
 def _undecided(item: nft.Undecided) -> str:
     if item.key is None:
-        return _gate(_SYNTAX, item.text)
+        return require(_SYNTAX, item.text)
     for statement in OBJECT_STATEMENTS.values():
         start = f"{statement} {expression_text(item.key)} "
         if item.text.startswith(start):
-            return start + _gate(_MAP, item.text.removeprefix(start))
+            return start + require(_MAP, item.text.removeprefix(start))
     raise unsupported_error(item)
 
 

@@ -45,7 +45,6 @@ from .pending_confirm import (
 )
 from .state_dir import Locked, StateDir
 
-MIN_SECONDS, MAX_SECONDS = 1, 86_400  # seconds to confirm in
 _POLL_INTERVAL = 0.2  # seconds
 _START_TIMEOUT = 30.0  # seconds until the process must be ready
 _APPLIER_TIMEOUT = 60.0  # seconds after the deadline until a process that still applies is killed

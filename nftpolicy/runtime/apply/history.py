@@ -163,10 +163,6 @@ class History:
         """Return the entry of this number, or None."""
         return self.read().entry(number)
 
-    def last_good(self) -> HistoryEntry | None:
-        """Return the newest readable entry, or None."""
-        return next(reversed(self.entries()), None)
-
     def path(self, number: int) -> Path:
         """Return the path of an entry's file."""
         return self.directory / f"{number:06}.json"

@@ -30,7 +30,7 @@ class RecoveryFailed(InconsistentState):
 
 
 def recover(
-    changer: PolicyApplier,
+    applier: PolicyApplier,
     undo: bool = False,
     log: Callable[[str], None] = lambda _: None,
 ) -> RecoveryResult | None:
@@ -42,15 +42,15 @@ def recover(
     Raises:
         RecoveryFailed: neither was possible; `log` got the reasons.
     """
-    interrupted = changer.state_dir.journal.interrupted()
+    interrupted = applier.state_dir.journal.interrupted()
     if interrupted is None:
         return None
     log(str(interrupted))
-    for source in _candidates(interrupted, changer.state_dir.policy(), undo):
+    for source in _candidates(interrupted, applier.state_dir.policy(), undo):
         try:
-            wanted = TargetPolicy(changer.load(source), source)
-            checked_plan = changer.check(wanted)
-            return RecoveryResult(wanted, checked_plan, changer.apply(checked_plan, wanted, why="recover"))
+            wanted = TargetPolicy(applier.load(source), source)
+            checked_plan = applier.check(wanted)
+            return RecoveryResult(wanted, checked_plan, applier.apply(checked_plan, wanted, why="recover"))
         except _TRY_NEXT as error:
             log(f"{source[0]}: {error}")
     raise RecoveryFailed("no policy of the interrupted change can be applied; apply one: nftpolicy apply FILE")

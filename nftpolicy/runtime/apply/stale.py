@@ -144,7 +144,7 @@ def _mark_change(name: str, uplink: Uplink, now: tuple[str, Uplink] | None) -> s
 
 
 class _Classifier:
-    """Finds the reason why a socket is stale, if it is."""
+    """Test of sockets for the reason why they are stale, if they are."""
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from ...policy.objects import Policy
 from .connected_routes import copy_connected_routes
 from .errors import PolicyNotProved
 from .executor import PlannedChange, apply_change, plan_change, plan_release, run_release
-from .history import current_history as history
+from .history import current_history
 from .history_events import RELEASED
 from .journal import InterruptedChange, PolicySource
 from .moved_routes import MovedRouteFile, RestoredRoutes, restore_routes
@@ -294,10 +294,12 @@ class PolicyApplier:
             )
         try:
             if is_release:
-                history(self.state_dir).add_event(RELEASED, checked.previous.name if checked.previous else "", why)
+                current_history(self.state_dir).add_event(
+                    RELEASED, checked.previous.name if checked.previous else "", why
+                )
             if target is None:
                 return
-            history(self.state_dir).add(
+            current_history(self.state_dir).add(
                 target.policy.name,
                 *target.source,
                 verdict=PROVED,

@@ -40,6 +40,7 @@ from ...proof.verdict import PROVED
 from ..apply.errors import PolicyNotProved
 from ..apply.executor import PlannedChange, apply_change, plan_change
 from ..apply.state_dir import StateDir
+from ..paths import under_root
 from .installed_files import read_if_exists
 
 _HEAD = """# nftpolicy: {title}.
@@ -83,14 +84,19 @@ class BootGuard:
         return {Path(path): content.encode() for path, content in texts.items()}
 
 
-def obsolete_device_files(files: Collection[Path], guard_path: Path) -> list[Path]:
-    """Return the files of devices beside a guard that are not in `files`, and that nftpolicy wrote. Raises OSError."""
+def obsolete_device_files(root: Path, files: Collection[str], guard: str = GUARD_PATH) -> list[str]:
+    """Return the paths of the devices' files beside a guard that are not in `files`, and that nftpolicy wrote.
+
+    Raises OSError.
+    """
+    directory = str(Path(guard).parent)
+    paths = (f"{directory}/{each.name}" for each in sorted(under_root(root, directory).glob("*")))
     return [
         path
-        for path in sorted(guard_path.parent.glob("*"))
-        if is_device_guard_path(str(guard_path), str(path))
+        for path in paths
+        if is_device_guard_path(guard, path)
         and path not in files
-        and (read_if_exists(path) or b"").startswith(_DEVICE_HEAD)
+        and (read_if_exists(under_root(root, path)) or b"").startswith(_DEVICE_HEAD)
     ]
 
 

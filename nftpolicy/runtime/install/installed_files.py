@@ -133,9 +133,9 @@ class Manifest:
     files: Mapping[str, str] = Factory(dict)
 
     @classmethod
-    def read(cls, root: Path, folder: str | None = None) -> Manifest:
+    def read(cls, root: Path, directory: str | None = None) -> Manifest:
         """Read the manifest of a system, empty without one. Raises ManifestDamaged, OSError."""
-        empty = cls(root, folder or persistent_dir(root))
+        empty = cls(root, directory or persistent_dir(root))
         try:
             stored = json.loads(empty.path.read_bytes())
         except FileNotFoundError:

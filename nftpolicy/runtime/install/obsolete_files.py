@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from ...integration.guard_files import GUARD_PATH, is_device_guard_path
 from ...integration.netconfig.registry import netconfig_files
+from ...integration.systemd_dropins import DROPIN_NAME
 from ...policy.objects import Policy
 from ..paths import under_root
 from .installed_files import Manifest, read_if_exists, replace_files
@@ -52,40 +52,42 @@ def obsolete_netconfig_files(root: Path, policy: Policy, program: str) -> list[s
 def obsolete_files(root: Path, policy: Policy) -> list[str]:
     """Return the paths of all installed files for devices and services that are not in the policy. Raises as above."""
     paths = [path for program in _DEVICE_FILES for path in obsolete_netconfig_files(root, policy, program)]
-    return paths + list(_obsolete_dropins(root, policy))
+    return paths + list(_dropins_of_lost_services(root, policy))
 
 
-def obsolete_guard_files(root: Path, wanted: Collection[str]) -> list[str]:
-    """Return the paths of the installed link-layer guards of devices that are not in `wanted`. Raises as above."""
-    paths = Manifest.read(root).files
-    return [path for path in paths if is_device_guard_path(GUARD_PATH, path) and path not in wanted]
+def obsolete_dropins(root: Path, wanted: Collection[str], directory: Path) -> list[str]:
+    """Return the paths of the installed drop-ins below `directory` that are not in `wanted`. Raises as above."""
+    return [path for path in _dropins(root) if path not in wanted and Path(path).parents[1] == directory]
 
 
-def _obsolete_dropins(root: Path, policy: Policy) -> Iterator[str]:
-    for path in Manifest.read(root).files:
-        if path.endswith(".service.d/nftpolicy.conf"):
-            header = _SERVICE.match((read_if_exists(under_root(root, path)) or b"").decode(errors="replace"))
-            if header and header[1] not in policy.service:
-                yield path
+def _dropins_of_lost_services(root: Path, policy: Policy) -> Iterator[str]:
+    for path in _dropins(root):
+        header = _SERVICE.match((read_if_exists(under_root(root, path)) or b"").decode(errors="replace"))
+        if header and header[1] not in policy.service:
+            yield path
 
 
-def remove_files(root: Path, paths: Iterable[str]) -> list[Path]:
-    """Remove installed files that are unchanged, and return them; directories that are empty then, too.
+def _dropins(root: Path) -> list[str]:
+    return [path for path in Manifest.read(root).files if path.endswith(f".service.d/{DROPIN_NAME}")]
 
-    Raises ManifestDamaged, OSError.
+
+def remove_files(manifest: Manifest, paths: Iterable[str]) -> list[Path]:
+    """Remove files, and return them, but for those that were changed since they were installed.
+
+    Directories that are empty then are removed, too. Raises OSError.
     """
-    manifest = Manifest.read(root)
+    targets = {path: under_root(manifest.root, path) for path in paths}
     removed: Mapping[str, Path] = {
-        path: under_root(root, path)
-        for path in paths
-        if manifest.matches(path, read_if_exists(under_root(root, path)) or b"")
+        path: target
+        for path, target in targets.items()
+        if path not in manifest.files or manifest.matches(path, read_if_exists(target) or b"")
     }
     for target in removed.values():
         target.unlink()
         if target.parent.name.endswith(".d"):
             with suppress(OSError):
                 target.parent.rmdir()  # if it is empty
-    if removed:
+    if not manifest.files.keys().isdisjoint(removed):
         with replace_files(manifest.without_files(removed).as_files()):
             pass
     return list(removed.values())

@@ -15,7 +15,7 @@ from pathlib import Path
 from attrs import Factory, frozen
 
 from ...exceptions import NftpolicyError
-from ...integration.systemd_dropins import ServiceUnit, dropin_text, service_unit_name
+from ...integration.systemd_dropins import DROPIN_NAME, ServiceUnit, dropin_text, service_unit_name
 from ...integration.systemd_units import UNIT_DIR, require_safe_path, resolver_unit
 from ...kernel import cgroup
 from ...kernel.errors import Unavailable
@@ -23,7 +23,6 @@ from ...policy.objects import Policy, Service, Uplink
 from ..paths import under_root
 from ..services import preload
 
-DROPIN_NAME = "nftpolicy.conf"
 # Directories of units, by precedence (systemd.unit(5)).
 _UNIT_DIRECTORIES = (
     UNIT_DIR,

@@ -12,8 +12,7 @@ from attrs import evolve, frozen
 
 from ...kernel.packet_injection import disabled_forwarding
 from ...kernel.packet_sender import ARPHRD_ETHER, ARPHRD_RAW, SendOutcome
-from ...netstate.state import Device as Link
-from ...netstate.state import ports_of_devices
+from ...netstate.state import Device, ports_of_devices
 from ...policy.objects import Policy
 from ...policy.scalars import matching_pattern
 from .arrivals import ArrivalDevice, ArrivalTest, ForwardControl, arrival_test, covering_forward
@@ -31,7 +30,7 @@ _UNARRIVED, _WAITS = "did not arrive", "waits for a neighbour"
 
 
 def arrival_tests(
-    policy: Policy | None, links: Sequence[Link], targets: Sequence[ProbeTarget], factory: ProbeFactory
+    policy: Policy | None, links: Sequence[Device], targets: Sequence[ProbeTarget], factory: ProbeFactory
 ) -> tuple[ArrivalTest, ...]:
     """Return the tests of all devices that are up, except lo and the ports of bridges and bonds."""
     uplinks = {target.device: target.uplink for target in targets}

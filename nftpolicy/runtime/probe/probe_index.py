@@ -11,7 +11,7 @@ from .probe_types import RUN_TOKEN_SIZE, TOKEN_SIZE, Probe
 
 
 class ProbeIndex:
-    """Finds the probe of a captured packet, also after address translation.
+    """Index that has the probe of a captured packet, also after address translation.
 
     A probe inside a tunnel does not count, even if it is readable: the token has to follow the
     outermost header.

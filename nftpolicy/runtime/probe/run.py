@@ -19,7 +19,7 @@ from attrs import evolve, field, frozen
 from ...kernel.packet_capture import LinkInfo, failed_neighbours, link_info
 from ...kernel.packet_injection import inject_all, random_mac
 from ...kernel.packet_sender import ARPHRD_RAW, FRAME_SOCKETS, ProbePacket, SendOutcome, send_all
-from ...netstate.state import Device as Link
+from ...netstate.state import Device
 from ...policy.objects import Policy, Service
 from ..verify import GivenUplink
 from .capture import ProbeCapture
@@ -69,7 +69,7 @@ _CONTROL_FRAME = ProbeType("control-frame", "AF_PACKET frame", form="frame", for
 # --- the whole run --------------------------------------------------------------------
 
 
-def probe(kernel: Kernel, links: Sequence[Link], wanted: Policy | Sequence[GivenUplink]) -> ProbeReport:
+def probe(kernel: Kernel, links: Sequence[Device], wanted: Policy | Sequence[GivenUplink]) -> ProbeReport:
     """Run a leak test for a policy, or for these uplinks.
 
     `links`: devices of this host with their addresses.
@@ -157,7 +157,7 @@ def _service_ids(policy: Policy | None) -> frozenset[int]:
 
 
 def probe_targets(
-    wanted: Policy | Sequence[GivenUplink], links: Sequence[Link], stranger: int
+    wanted: Policy | Sequence[GivenUplink], links: Sequence[Device], stranger: int
 ) -> Iterator[ProbeTarget]:
     """Yield the devices of all uplinks with their current state."""
     policy: Policy | None = None

@@ -19,8 +19,7 @@ from pathlib import Path
 from attrs import frozen
 
 from ...exceptions import NftpolicyError
-from ...kernel import accounts, capability
-from ...kernel.cgroup import detach as _detach
+from ...kernel import accounts, capability, cgroup
 from ...kernel.cgroup import enter, unmarked_sockets
 from ...kernel.errors import Unavailable
 from ...policy.objects import Policy, Service, Uplink, service_cgroup
@@ -251,4 +250,4 @@ def detach_programs(job: ServiceJob) -> bool:
 
     Raises Unavailable.
     """
-    return _detach(job.cgroup)
+    return cgroup.detach(job.cgroup)

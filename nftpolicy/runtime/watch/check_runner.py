@@ -66,8 +66,8 @@ class CheckRunner:
         if proves:
             self._proofs.begin()
         self.proves, self._repairs_at_start = proves, repairs
-        changer, new_kernel = self._environment.applier, self._environment.new_kernel
-        self.worker = WorkerProcess(lambda: run_full_check(new_kernel(), policy, changer, proves, known_hash))
+        applier, new_kernel = self._environment.applier, self._environment.new_kernel
+        self.worker = WorkerProcess(lambda: run_full_check(new_kernel(), policy, applier, proves, known_hash))
         self._poll.register(self.worker.descriptor, select.POLLIN)
 
     def is_outdated(self, repairs: int) -> bool:

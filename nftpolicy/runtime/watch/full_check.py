@@ -33,7 +33,7 @@ _READ_TRIES, _READ_PAUSE = 20, 0.5  # seconds: some programs load their rules on
 
 
 def run_full_check(
-    kernel: Kernel, policy: Policy, changer: PolicyApplier, proves: bool, known_hash: int | None
+    kernel: Kernel, policy: Policy, applier: PolicyApplier, proves: bool, known_hash: int | None
 ) -> dict[str, Any]:
     """Compare the kernel with the policy; with `proves` and without a difference, prove the state.
 
@@ -41,7 +41,7 @@ def run_full_check(
     MAX_ROUTES routes is unknown. A state with the hash `known_hash` is not proved again; its verdict
     is "". Returns a JSON object.
     """
-    planned = _once_settled(lambda: plan_change(kernel, policy, changer.state_dir))
+    planned = _once_settled(lambda: plan_change(kernel, policy, applier.state_dir))
     ports = sorted(planned.unwritable_ports)
     if planned.plan.steps or not proves:
         return {"differs": bool(planned.plan.steps), "unwritable_ports": ports}

@@ -42,8 +42,8 @@ def split_attributes(raw: bytes) -> list[tuple[int, bytes]]:
     return entries
 
 
-def split_list(raw: bytes | None, element: int = _LIST_ELEMENT) -> list[bytes]:
-    """Return the values of a list, whose attributes all have type `element`. Raises UnsupportedBytecode."""
+def split_list(raw: bytes | None) -> list[bytes]:
+    """Return the values of a list, whose attributes all have the type of list elements. Raises UnsupportedBytecode."""
     entries: list[bytes] = []
     start, end = 0, len(raw or b"")
     while start < end:  # as split_attributes, for speed
@@ -53,7 +53,7 @@ def split_list(raw: bytes | None, element: int = _LIST_ELEMENT) -> list[bytes]:
         stop = start + length
         if length < 4 or stop > end:
             raise UnsupportedBytecode("a malformed attribute")
-        if kind & _TYPE_MASK != element:
+        if kind & _TYPE_MASK != _LIST_ELEMENT:
             raise UnsupportedBytecode("a list with an unknown attribute")
         entries.append(raw[start + 4 : stop])  # type: ignore[index]
         start = stop + 3 & ~3

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from ..nft_bytecode.chains import FAMILIES
 from ..nft_bytecode.loads import CT_KEYS, META_KEYS
-from .messages import attribute, expression, list_of, not_shown, number, text
+from .messages import SECONDS, attribute, expression, list_of, not_shown, number, text
 
 Groups = Mapping[str, str]
 Encoder = Callable[[Groups], bytes]
@@ -39,7 +39,6 @@ _FIB_RESULTS, _FIB_FLAGS = {"oif": 1, "oifname": 2, "type": 3}, {"saddr": 1, "da
 _FIB_PRESENT = 32
 _OPTIONS = {" ipv6": 0, " tcpopt": 1, " ipv4": 2}
 _XFRM_KEYS = {"daddr4": 1, "daddr6": 2, "saddr4": 3, "saddr6": 4, "reqid": 5, "spi": 6}
-_UNITS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
 _FAMILY_NUMBERS = {name: number for number, name in FAMILIES.items()}
 _LOG_FLAGS = {"tcpseq": 1, "tcpopt": 2, "ipopt": 4, "uid": 8, "macdecode": 32}
 _QUEUE_FLAGS = {"bypass": 1, "fanout": 2}
@@ -136,7 +135,7 @@ def _xfrm(groups: Groups) -> bytes:
 
 
 def _limit(groups: Groups) -> bytes:
-    unit = _UNITS[groups["unit"]] * int(groups["times"] or 1)
+    unit = SECONDS[groups["unit"]] * int(groups["times"] or 1)
     kind = {"packets": 0, "bytes": 1}[groups["type"]]
     parts = (number(1, int(groups["rate"]), 8), number(2, unit, 8), number(3, int(groups["burst"])))
     return expression("limit", *parts, number(4, kind), number(5, int(groups["flags"], 16)))

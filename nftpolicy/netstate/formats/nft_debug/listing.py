@@ -15,7 +15,7 @@ from attrs import Factory, mutable
 from ....exceptions import NftpolicyError
 from ..nft_bytecode.chains import HOOKS
 from ..nft_bytecode.datatypes import type_number
-from .messages import attribute, number, text
+from .messages import SECONDS, attribute, number, text
 
 _HANDLE = re.compile(r" # handle (\d+)$")
 _TABLE = re.compile(r"table (?P<family>ip6?|inet|arp|bridge|netdev) (?P<name>\S+) \{(?: # .*)?")
@@ -48,7 +48,6 @@ _RATE = re.compile(
     r"rate (over )?(\d+)(?: (bytes|kbytes|mbytes))?/(\w+)(?: burst (\d+) (packets|bytes|kbytes|mbytes))?"
 )
 _QUOTA = re.compile(r"(over )?(\d+) (bytes|kbytes|mbytes)(?: used .*)?")
-_SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}
 _BYTES = {"bytes": 1, "kbytes": 1 << 10, "mbytes": 1 << 20}
 _DEFAULT_BURST = {False: 5, True: 0}  # of packets, of bytes
 
@@ -278,10 +277,10 @@ def _object_data(kind: str, lines: list[str]) -> bytes | None:
         match = _QUOTA.fullmatch(lines[0])
         return match and number(1, int(match[2]) * _BYTES[match[3]], 8) + number(2, 1 if match[1] else 0)
     match = _RATE.fullmatch(lines[0]) if kind == "limit" else None
-    if match is None or match[4] not in _SECONDS:
+    if match is None or match[4] not in SECONDS:
         return None
     is_bytes = match[3] is not None
     rate = int(match[2]) * _BYTES.get(match[3] or "", 1)
     burst = int(match[5]) * _BYTES.get(match[6], 1) if match[5] else _DEFAULT_BURST[is_bytes]
-    parts = number(1, rate, 8) + number(2, _SECONDS[match[4]], 8) + number(3, burst)
+    parts = number(1, rate, 8) + number(2, SECONDS[match[4]], 8) + number(3, burst)
     return parts + number(4, 1 if is_bytes else 0) + number(5, 1 if match[1] else 0)

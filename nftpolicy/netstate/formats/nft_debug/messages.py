@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from ..nft_bytecode.attributes import NOT_SHOWN
 
+SECONDS = {"second": 1, "minute": 60, "hour": 3600, "day": 86400, "week": 604800}  # of nft's units of a rate
 _HEADER = struct.Struct("=HH")  # struct nlattr: length, type
 _MOST_BYTES = 1 << 15  # of a list in one message; the length of an attribute has 16 bits
 _LIST_ELEMENT = 1

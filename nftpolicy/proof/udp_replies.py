@@ -39,7 +39,7 @@ _CLIENT_PORT = 40000
 _LONGEST_DEFAULT = 7  # bits of a route that counts as a default one: nftpolicy.toml(5), ip rules
 
 
-def check_asked_replies(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iterator[Finding]:
+def check_udp_replies(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> Iterator[Finding]:
     """Yield the findings for one uplink; none if it answers no UDP port, or no request arrives."""
     present = [each for each in restrict_to_present(context.state, spec)[0].uplinks if each.name == uplink.name]
     exchanges = [each for listed in present for each in _exchanges(context, listed)]
