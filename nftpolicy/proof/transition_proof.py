@@ -12,6 +12,17 @@ from .prover import prove_guard
 from .spec import Spec
 from .verdict import PROVED, Finding, Proof, worst
 
+# The sysctls by which the proof of the guard knows that packets are not forwarded (ProofContext.may_forward), that a
+# family is switched off, and that accepted sockets take no mark: the ends of their paths.
+_GUARD_SYSCTLS = (
+    "ip_forward",
+    "forwarding",  # of a device, bc_forwarding, mc_forwarding, force_forwarding
+    "bridge-nf-call-iptables",
+    "bridge-nf-call-ip6tables",
+    "disable_ipv6",
+    "tcp_fwmark_accept",
+)
+
 
 @frozen
 class NamedSpec:
@@ -42,14 +53,25 @@ class StateProof:
                 yield finding
 
 
-def prove_states(states: Sequence[NetState], specs: Sequence[NamedSpec | None]) -> tuple[StateProof, ...]:
-    """Return the proof of each state against its specification.
+@frozen
+class ProvedState:
+    """State that was proved, with its specification and the proof."""
 
-    The proof of the guard reads tables, devices and looks; it reads ip rules and routes only to search for
-    a packet where it fails. So a state that differs from a proved one only in those is proved too.
+    state: NetState
+    named_spec: NamedSpec
+    proof: Proof
+
+
+def prove_states(
+    states: Sequence[NetState], specs: Sequence[NamedSpec | None], known: list[ProvedState] | None = None
+) -> tuple[StateProof, ...]:
+    """Return the proof of each state against its specification; states that are proved are added to `known`.
+
+    The proof of the guard reads tables, devices, looks and some sysctls; it reads ip rules and routes only to search
+    for a packet where it fails. So a state that differs from a proved one only in those is proved too.
     """
     results: list[StateProof] = []
-    proved: list[tuple[NetState, NamedSpec, Proof]] = []
+    proved = known if known is not None else []
     for state, named_spec in zip(states, specs, strict=True):
         if named_spec is None:
             results.append(StateProof(None, None))
@@ -58,24 +80,23 @@ def prove_states(states: Sequence[NetState], specs: Sequence[NamedSpec | None]) 
         if proof is None:
             proof = prove_guard(state, named_spec.spec)
             if proof.verdict == PROVED:
-                proved.append((state, named_spec, proof))
+                proved.append(ProvedState(state, named_spec, proof))
         results.append(StateProof(named_spec, proof))
     return tuple(results)
 
 
-def _proof_of_equal_state(
-    proved: Sequence[tuple[NetState, NamedSpec, Proof]], state: NetState, named_spec: NamedSpec
-) -> Proof | None:
+def _proof_of_equal_state(proved: Sequence[ProvedState], state: NetState, named_spec: NamedSpec) -> Proof | None:
     """Return the proof of a state with equal tables, devices, looks and specification, or None."""
-    for proved_state, proved_spec, proof in proved:
-        is_equal = (proved_state.devices, proved_state.tables, proved_state.looks) == (
-            state.devices,
-            state.tables,
-            state.looks,
-        )
-        if proved_spec is named_spec and is_equal:
-            return proof
+    for known in proved:
+        if known.named_spec is named_spec and _guard_inputs(known.state) == _guard_inputs(state):
+            return known.proof
     return None
+
+
+def _guard_inputs(state: NetState) -> tuple[object, ...]:
+    """Return the parts of a state that the proof of the guard reads."""
+    sysctls = [sysctl for sysctl in state.sysctls if sysctl.path.endswith(_GUARD_SYSCTLS)]
+    return state.devices, state.tables, state.looks, sysctls
 
 
 def worst_state_verdict(results: Sequence[StateProof]) -> str:

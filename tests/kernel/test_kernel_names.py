@@ -93,13 +93,16 @@ def test_watch_guards_or_blocks_each_port(node: Namespace) -> None:
         return [line for line in map(json.loads, lines) if line["event"] == event]
 
     wait_until(lambda: logged("proof"), 20, "the first proof")
-    names = [*strange.DEVICES, *(strange.random_device(random.Random(SEED)) for _ in range(4 * ROUNDS))]
-    for name in dict.fromkeys(names):
-        node.call(lambda name=name: strange.add_devices([name], "br-wan"))  # type: ignore[misc]
-        hooked = b'device "%s"' % name
-        wait_until(
-            lambda hooked=hooked: hooked in list_ruleset(node), 20, f"a chain at {name!r} in {log.read_text()[-2000:]}"
-        )
+    random_names = [strange.random_device(random.Random(SEED)) for _ in range(4 * ROUNDS)]
+    for names in (strange.DEVICES, [name for name in dict.fromkeys(random_names) if name not in strange.DEVICES]):
+        node.call(lambda names=names: strange.add_devices(names, "br-wan"))  # type: ignore[misc]
+        for name in names:
+            hooked = b'device "%s"' % name
+            wait_until(
+                lambda hooked=hooked: hooked in list_ruleset(node),
+                20,
+                f"a chain at {name!r} in {log.read_text()[-2000:]}",
+            )
     node.run(["nft", "flush", "ruleset"])
     # Not the event: of many repairs in a short time, `watch` logs a conflict.
     wait_until(lambda: b"table inet nftpolicy {" in list_ruleset(node), 20, "a repair")

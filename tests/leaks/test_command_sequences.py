@@ -34,7 +34,7 @@ from tests.policy_transitions import STICK
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = int(os.environ.get("NFTPOLICY_MACHINE", "12"))
+EXAMPLES = int(os.environ.get("NFTPOLICY_MACHINE", "7"))
 STEPS = 9
 ENVIRONMENT = {"NFTPOLICY_STATE": "/run/lab/state", "PYTHONDONTWRITEBYTECODE": "1"}
 PROBE = b"a probe of the state machine"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nftpolicy.runtime.apply import history
 from tests.lab import addresses as at
 from tests.lab.netns import Namespace, veth
 from tests.leaks.test_crash import FOLDER, NEW, OLD, changed, changer, held
@@ -15,9 +16,9 @@ from tests.policy_transitions import STICK
 
 pytestmark = pytest.mark.slow
 
-APPLIES = int(os.environ.get("NFTPOLICY_APPLIES", "130"))
-WARM = 50  # applies until all is loaded and every cache is full
-HISTORY = 50  # entries that are kept
+APPLIES = int(os.environ.get("NFTPOLICY_APPLIES", "55"))
+WARM = 25  # applies until all is loaded, and the history and every cache are full
+HISTORY = 10  # entries that are kept here, so that the history is full soon
 
 
 @pytest.fixture
@@ -52,9 +53,10 @@ def used() -> dict[str, int]:
 
 def many(applies: int) -> tuple[dict[str, int], dict[str, int], float, bool]:
     shutil.rmtree(FOLDER, ignore_errors=True)
+    history.MAX_ENTRIES = HISTORY
     made, begun = changer(), time.monotonic()
     for number in range(applies):
-        if number == max(WARM, 2 * HISTORY):
+        if number == WARM:
             before = used()
         steps = changed(made, (OLD, NEW)[number % 2])
         assert steps

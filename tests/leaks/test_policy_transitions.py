@@ -33,7 +33,7 @@ from tests.policy_transitions import (
 
 pytestmark = pytest.mark.slow
 
-COUNT = int(os.environ.get("NFTPOLICY_TRANSITIONS", "200"))
+COUNT = int(os.environ.get("NFTPOLICY_TRANSITIONS", "80"))
 SEED = int(os.environ.get("NFTPOLICY_SEED", "1"))
 LOOKS = 10
 RESTARTS = 5

@@ -98,8 +98,9 @@ FAULTS = (
     Fault(APPLY, "PolicyApplier.check", "if proof.verdict != PROVED", "if False", tests(TEST_ORDER, "test_policy_that_is_not_proved_is_not_planned")),
     Fault(APPLY, "PolicyApplier._safe_order", "if self.options.via_block", "if False", tests(TEST_ORDER, "test_apply_via_block_blocks_during_the_change_only")),
     Fault(APPLY, "PolicyApplier._unblock", "", "pass", tests(TEST_ORDER, "test_block_of_an_earlier_process_is_removed")),
-    Fault("proof/transition_proof.py", "_proof_of_equal_state", "proved_promise is promise and", "", tests(TEST_ORDER, "test_proof_of_an_equal_state_is_used_for_its_spec_only")),
-    Fault("proof/transition_proof.py", "_proof_of_equal_state", "and is_equal", "", tests(TEST_ORDER, "test_each_state_is_proved_by_itself")),
+    Fault("proof/transition_proof.py", "_proof_of_equal_state", "known.named_spec is named_spec and", "", tests(TEST_ORDER, "test_proof_of_an_equal_state_is_used_for_its_spec_only")),
+    Fault("proof/transition_proof.py", "_proof_of_equal_state", " and _guard_inputs(known.state) == _guard_inputs(state)", "", tests(TEST_ORDER, "test_each_state_is_proved_by_itself")),
+    Fault("proof/transition_proof.py", "_guard_inputs", "state.looks, sysctls", "state.looks", tests(TEST_ORDER, "test_state_with_another_sysctl_is_proved_by_itself")),
     # The lemmas.
     Fault(LEMMAS, "integrity_violations", "", "return []", _WRITES),
     Fault(LEMMAS, "hook_bypasses", "", "return []", _BYPASS),

@@ -15,7 +15,7 @@ from nftpolicy.netstate.state import NetState
 from nftpolicy.planner.plan import plan
 from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
-from nftpolicy.proof.transition_proof import NamedSpec, StateProof, prove_states, worst_state_verdict
+from nftpolicy.proof.transition_proof import NamedSpec, ProvedState, StateProof, prove_states, worst_state_verdict
 from nftpolicy.proof.verdict import Counterexample, Finding, Proof, Refuted, Unknown
 from nftpolicy.runtime.apply.errors import NoSafeOrder, PolicyNotProved
 from nftpolicy.runtime.apply.executor import PlannedChange
@@ -501,6 +501,42 @@ def test_proof_of_an_equal_state_is_used_for_its_spec_only():
     routed = evolve(GUARDED, rules=(IpRule(4, 5, table=9),), routes=(Route(4, 9, device="wan"),))
     first, second = prove_states([GUARDED, routed], [SPEC, SPEC])
     assert second.proof is first.proof
+
+
+def test_known_proof_is_used_for_an_equal_state_only():
+    known: list[ProvedState] = []
+    (first,) = prove_states([GUARDED], [SPEC], known)
+    again, leaking = prove_states([GUARDED, LEAKING], [SPEC, SPEC], known)
+    assert again.proof is first.proof
+    assert (leaking.verdict, len(known)) == ("refuted", 1)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "net/ipv4/tcp_fwmark_accept",
+        "net/ipv4/ip_forward",
+        "net/ipv4/conf/wan/forwarding",
+        "net/ipv4/conf/wan/bc_forwarding",
+        "net/ipv4/conf/all/mc_forwarding",
+        "net/ipv6/conf/all/forwarding",
+        "net/ipv6/conf/wan/force_forwarding",
+        "net/ipv6/conf/wan/disable_ipv6",
+        "net/bridge/bridge-nf-call-iptables",
+    ],
+)
+def test_state_with_another_sysctl_is_proved_by_itself(path):
+    off, on, filtered = (
+        evolve(GUARDED, sysctls=(*GUARDED.sysctls, *more))
+        for more in (
+            [Sysctl(path, "0")],
+            [Sysctl(path, "1")],
+            [Sysctl(path, "0"), Sysctl("net/ipv4/conf/x/rp_filter", "1")],
+        )
+    )
+    first, second, third = prove_states([off, on, filtered], [SPEC] * 3)
+    assert second.proof is not first.proof
+    assert third.proof is first.proof
 
 
 def test_failures_of_a_state_are_its_deciding_findings():

@@ -18,7 +18,7 @@ from ...policy.objects import Policy
 from ...proof.policy_spec import build_spec
 from ...proof.prover import prove
 from ...proof.spec import Spec
-from ...proof.transition_proof import NamedSpec, prove_states
+from ...proof.transition_proof import NamedSpec, ProvedState, prove_states
 from ...proof.verdict import PROVED, REFUTED, UNKNOWN, Proof
 from .errors import NoSafeOrder
 from .executor import PlannedChange
@@ -63,14 +63,15 @@ def find_safe_order(
         NoSafeOrder: every order has a state that is not proved, or is refuted with a foreign
         ruleset.
     """
-    spec_before = _spec_in_force(planned, before)
+    proved: list[ProvedState] = []  # most orders have their first and last states in common
+    spec_before = _spec_in_force(planned, before, proved)
     spec_after = None
     if after is not None:
         spec_after = _spec(planned, after, f"{after.name}, as it will be")
     everything = kernel.read_all()
     rejected = []
     for plan in _plans(planned, block):
-        order = _prove_order(plan, planned.observed, everything, spec_before, spec_after)
+        order = _prove_order(plan, planned.observed, everything, spec_before, spec_after, proved)
         if _is_safe(order, ignore_foreign):
             return order
         rejected.append(order)
@@ -94,11 +95,11 @@ def _spec(planned: PlannedChange, policy: Policy, name: str) -> NamedSpec:
     return NamedSpec(name, spec_on_host(policy, planned.host))
 
 
-def _spec_in_force(planned: PlannedChange, policies: Iterable[Policy]) -> NamedSpec | None:
+def _spec_in_force(planned: PlannedChange, policies: Iterable[Policy], proved: list[ProvedState]) -> NamedSpec | None:
     """Return the spec of the first policy that the observed state is proved to satisfy."""
     for policy in policies:
         spec = _spec(planned, policy, f"{policy.name}, as it is")
-        (state,) = prove_states([planned.observed], [spec])
+        (state,) = prove_states([planned.observed], [spec], proved)
         if state.verdict == PROVED:
             return spec
     return None
@@ -110,20 +111,21 @@ def _prove_order(
     everything: NetState,
     spec_before: NamedSpec | None,
     spec_after: NamedSpec | None,
+    proved: list[ProvedState],
 ) -> ProvedOrder:
     specs = [spec_before if number < plan.switch else spec_after for number in range(len(plan.steps) + 1)]
-    own = prove_states(plan.states(observed), specs)
+    own = prove_states(plan.states(observed), specs, proved)
     try:
         whole = plan.states(_with_own(everything, observed))
     except StepRejected:
         # A foreign object conflicts with a step; the kernel will refuse that step.
         return ProvedOrder(plan, own, ())
     if spec_before is not None:
-        (first,) = prove_states(whole[:1], [spec_before])
+        (first,) = prove_states(whole[:1], [spec_before], proved)
         if first.verdict == REFUTED:
             # A foreign ruleset violates it already, so until the switch only our own objects count.
             specs = [spec if spec is not spec_before else None for spec in specs]
-    return ProvedOrder(plan, own, prove_states(whole, specs))
+    return ProvedOrder(plan, own, prove_states(whole, specs, proved))
 
 
 def _with_own(everything: NetState, observed: NetState) -> NetState:
