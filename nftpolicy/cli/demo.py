@@ -47,7 +47,7 @@ def command(
     if as_json:
         print_json(report.as_json())
     else:
-        from .render.tables import print_demo
+        from .render.demo_report import print_demo
 
         print_demo(report)
     if report.faults():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Tables of `demo`. Imports rich, so only commands that print a table import this."""
+"""Report of `demo`: tables and facts. Imports rich, so only that command imports this."""
 
 from __future__ import annotations
 
