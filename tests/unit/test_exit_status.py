@@ -129,10 +129,9 @@ def test_bad_value_of_an_option_is_never_status_1(arguments, tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run as another user")
 @pytest.mark.parametrize("command", ["apply", "confirm", "rollback", "history", "recover", "status", "watch", "probe"])
 def test_command_without_root_is_status_4(command):
-    done = run(command, prefix=AS_NOBODY, cwd="/")
-    if b"No module named" in done.stderr or b"Permission denied" in done.stderr:
+    if run("--version", prefix=AS_NOBODY, cwd="/").returncode:
         pytest.skip("the checkout cannot be read by another user than root")
-    assert_refused(done, UNAVAILABLE, BAD_INPUT)
+    assert_refused(run(command, prefix=AS_NOBODY, cwd="/"), UNAVAILABLE, BAD_INPUT)
 
 
 @pytest.mark.parametrize(("number", "status"), [(errno.EACCES, UNAVAILABLE), (errno.EPERM, FAILED)])
