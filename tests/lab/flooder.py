@@ -72,7 +72,7 @@ class Flood:
     kind has the destination port `port`, the next one the next port.
     """
 
-    def __init__(self, space: Namespace, kinds: Sequence[Kind], rest: float = 0.0002, port: int = FIRST_PORT) -> None:
+    def __init__(self, space: Namespace, kinds: Sequence[Kind], rest: float = 0.001, port: int = FIRST_PORT) -> None:
         self.kinds, self._port = tuple(kinds), port
         self._cells = mmap.mmap(-1, _WORD * (1 + _MOST_PROCESSES + _EACH * len(kinds)))  # shared with forked processes
         self._numbers = memoryview(self._cells).cast("Q")
@@ -126,7 +126,7 @@ def _run(numbers: memoryview, place: int, kinds: Sequence[tuple[int, Kind]], res
     while True:
         if numbers[0]:
             numbers[place] = 1
-            sleep(0.0005)
+            sleep(0.003)
             continue
         numbers[place] = 0
         for cell, send in senders:
