@@ -187,7 +187,7 @@ def test_upgrade_migrates_settings_of_gluon(upgraded):
     assert {*left["section"]} == every - gone
     assert left["ran"] == [
         "/etc/init.d/gluon-wan-dnsmasq disable",
-        "/etc/init.d/gluon-wan-dnsmasq stop",
+        "/etc/init.d/gluon-wan-dnsmasq running && /etc/init.d/gluon-wan-dnsmasq stop",
         f"rm {RELOAD}",
         next(one for one in left["ran"] if DIGGER in one),
         "sh /rom/etc/uci-defaults/95-nftpolicy",
