@@ -215,7 +215,7 @@ def test_wireguard_node_gets_port_of_the_policy(upgraded):
     assert upgraded(True, node)["set"] == []
 
 
-# PATH in /proc/PID/environ of netifd, below procd as process 1 (EARLY_PATH of its init), and the one
+# PATH in /proc/PID/environ of netifd and wgpeerselector, below procd (EARLY_PATH of its init), and the one
 # that the build writes into preinit, hotplug-call and the profile (TARGET_INIT_PATH).
 PATHS = ("/usr/sbin:/sbin:/usr/bin:/bin", "/usr/sbin:/usr/bin:/sbin:/bin")
 
