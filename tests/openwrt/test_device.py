@@ -200,6 +200,14 @@ def test_status_finds_the_resolver_of_a_jail(router: Router) -> None:
     assert "resolver wan: libpacketmark is not loaded" in router.nftpolicy("status", check=False).stdout
 
 
+def test_status_ignores_a_process_that_ends_meanwhile(router: Router) -> None:
+    """Print no error of the shell for a process that grep has found and that is gone when its words are read."""
+    router.program("grep", f'[ "$1" != -ls ] || exec echo /proc/4194305/cmdline; exec {busybox.path()} grep "$@"')
+    status = router.nftpolicy("status", check=False)
+    assert "resolver wan: is not running" in status.stdout
+    assert status.stderr == ""
+
+
 def test_status_without_resolver_is_reported(router: Router) -> None:
     assert "resolver wan: is not running" in router.nftpolicy("status", check=False).stdout
 

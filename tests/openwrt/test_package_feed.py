@@ -16,7 +16,8 @@ from tests.lab.limits import limit
 
 ROOT = Path(__file__).parents[2]
 FEED = ROOT / "openwrt/feed"
-WRAPPER = FEED / "gluon-nftpolicy/files/usr/sbin/wgpeerselector"
+FILES = FEED / "gluon-nftpolicy/files"
+WRAPPER = FILES / "usr/sbin/wgpeerselector"
 LUA = [FEED / "gluon-nftpolicy/check_site.lua", FEED / "gluon-nftpolicy/luasrc/lib/gluon/upgrade/600-nftpolicy"]
 POLICY = ROOT / "rulesets/gluon-fastd.toml"
 
@@ -187,7 +188,7 @@ def test_upgrade_migrates_settings_of_gluon(upgraded):
     assert {*left["section"]} == every - gone
     assert left["ran"] == [
         "/etc/init.d/gluon-wan-dnsmasq disable",
-        "/etc/init.d/gluon-wan-dnsmasq stop",
+        "/etc/init.d/gluon-wan-dnsmasq running && /etc/init.d/gluon-wan-dnsmasq stop",
         f"rm {RELOAD}",
         next(one for one in left["ran"] if DIGGER in one),
         "sh /rom/etc/uci-defaults/95-nftpolicy",
@@ -214,13 +215,25 @@ def test_wireguard_node_gets_port_of_the_policy(upgraded):
     assert upgraded(True, node)["set"] == []
 
 
-def test_wgpeerselector_starts_with_the_mark(tmp_path):
-    """netifd calls it by its name, and looks into /usr/sbin first; ntpd inherits the environment."""
+# PATH in /proc/PID/environ of netifd and wgpeerselector, below procd (EARLY_PATH of its init), and the one
+# that the build writes into preinit, hotplug-call and the profile (TARGET_INIT_PATH).
+PATHS = ("/usr/sbin:/sbin:/usr/bin:/bin", "/usr/sbin:/usr/bin:/sbin:/bin")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_wgpeerselector_starts_with_the_mark(tmp_path, path):
+    """netifd calls it by its name; ntpd inherits the environment."""
     policy = load((ROOT / "rulesets/gluon-wireguard.toml").read_bytes())[0]
-    (program := tmp_path / "wgpeerselector").write_text('#!/bin/sh\necho "$LD_PRELOAD $LIBPACKETMARK_MARK $*"\n')
-    program.chmod(0o755)
-    (wrapper := tmp_path / "wrapper").write_text(WRAPPER.read_text().replace("/usr/bin/wgpeerselector", str(program)))
-    done = subprocess.run(["sh", wrapper, "-i", "wg_mesh", "--group", "gluon-mesh-vpn"], capture_output=True, text=True)
+    program, wrapper = (tmp_path / place for place in ("usr/bin/wgpeerselector", WRAPPER.relative_to(FILES)))
+    for place in (program, wrapper):
+        place.parent.mkdir(parents=True)
+    program.write_text('#!/bin/sh\necho "$LD_PRELOAD $LIBPACKETMARK_MARK $*"\n')
+    wrapper.write_text(WRAPPER.read_text().replace("/usr/bin/wgpeerselector", str(program)))
+    for place in (program, wrapper):
+        place.chmod(0o755)
+    found = ":".join(f"{tmp_path}{place}" for place in path.split(":"))
+    argv = ["sh", "-c", "wgpeerselector -i wg_mesh --group gluon-mesh-vpn"]
+    done = subprocess.run(argv, capture_output=True, text=True, env={"PATH": f"{found}:{os.environ['PATH']}"})
     mark = policy.uplink["wan"].mark.value
     assert done.stdout == f"libpacketmark.so {mark} -i wg_mesh --group gluon-mesh-vpn\n"
     assert os.access(WRAPPER, os.X_OK)

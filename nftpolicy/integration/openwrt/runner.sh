@@ -378,7 +378,7 @@ resolver_pid() {
 	set +f
 	# ujail has the words of dnsmasq, too.
 	grep -ls -e "--pid-file=$file" /proc/[0-9]*/cmdline | while read -r cmdline; do
-		case $(tr '\0' ' ' <"$cmdline" 2>/dev/null) in "/usr/sbin/dnsmasq "*) echo "$cmdline" | tr -cd 0-9 ;; esac
+		case $(tr '\0' ' ' 2>/dev/null <"$cmdline") in "/usr/sbin/dnsmasq "*) echo "$cmdline" | tr -cd 0-9 ;; esac
 	done
 	set -f
 }
@@ -583,7 +583,7 @@ restore_guard() {
 end_monitors() {
 	[ -e "$STATE/monitors" ] || return 0
 	tr ' ' '\n' <"$STATE/monitors" | while read -r pid; do
-		case $(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null) in *" monitor"*) kill "$pid" 2>/dev/null ;; esac
+		case $(tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline") in *" monitor"*) kill "$pid" 2>/dev/null ;; esac
 	done
 }
 
