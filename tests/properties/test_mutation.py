@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*ROOT.glob("rulesets/*.toml"), *ROOT.glob("tests/golden/*/policy.toml")])
 ALL = os.environ.get("NFTPOLICY_MUTANTS") == "all"
-SAMPLE = 40  # one of so many
+SAMPLE = 48  # one of so many
 PACKETS = 400  # beside those that name a word each
 # One policy is compiled for a machine whose uplink is a bridge, so that the chains of its ports are there.
 PORTS = {"gluon-fastd.toml": {"br-wan": ("eth0", "eth1")}}
