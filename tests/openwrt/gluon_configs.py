@@ -69,12 +69,12 @@ GLUON_CASES = {
     ),
     "wired mesh in VXLAN": Case(
         {"network": WAN + WIRED.format(vxlan=1)},
-        ('"vxlan-mesh", "respondd"]', '"lan1",  # network:'),
-        unsaid=("batman-adv",),
+        ('"vxlan-mesh"]', '"lan1",  # network:', '"vx_mesh_other",  # network:', '"vx_mesh_uplink",  # network:'),
+        unsaid=("batman-adv", "respondd"),
     ),
     "wired mesh on bare ports": Case(
         {"network": WAN + WIRED.format(vxlan=0)},
         ('"batman-adv", "respondd"]', '"lan1",  # network:'),
-        unsaid=("vxlan-mesh",),
+        unsaid=("vxlan-mesh", "vx_mesh"),
     ),
 }

@@ -15,7 +15,7 @@ from ..policy_text import toml_comment, toml_list, toml_string
 from .configured_routing import describe_configured_routing
 from .firewall import AllowedInbound, allowed_inbound
 from .forwards import ForwardedTraffic, forwarded_traffic
-from .interfaces import MODEM_PROTOCOLS, NAMED_TABLES, NetworkConfig, add_assumed_leases, read_network
+from .interfaces import MODEM_PROTOCOLS, NAMED_TABLES, Interface, NetworkConfig, add_assumed_leases, read_network
 from .netifd_model import NetifdState, netifd_state
 from .rule_warnings import UciWarning
 from .services import ServiceCandidate, service_candidates, tunnels_without_service
@@ -129,6 +129,8 @@ def _inside(
     inside: dict[str, str] = {}
     notes = []
     for interface in network_config.interfaces:
+        if _is_vxlan_mesh(interface):  # netifd makes it while it runs; no file has its name
+            inside[f"vx_{interface.name}"] = f"{interface.section.location()} {interface.section.title}"
         if not interface.device:
             if interface.name != "loopback" and interface.proto != "none":
                 key = "'devices' of an uplink" if interface.name in outside else "'inside'"
@@ -144,6 +146,11 @@ def _inside(
     return inside, notes
 
 
+def _is_vxlan_mesh(interface: Interface) -> bool:
+    """Return True if Gluon's wired mesh of an interface goes by a VXLAN device (its gluon_wired.sh)."""
+    return interface.proto == "gluon_wired" and interface.section.flag("vxlan", True)
+
+
 def _exempt(role: UplinkCandidate, network_config: NetworkConfig) -> tuple[str, ...]:
     protos = role.protocols
     exemptions = ["arp"]
@@ -153,12 +160,13 @@ def _exempt(role: UplinkCandidate, network_config: NetworkConfig) -> tuple[str, 
         exemptions.append("dhcpv6")
     exemptions += ["ndp", "mld", "igmp"]
     wired = [
-        interface.section.flag("vxlan", True)
+        interface
         for interface in network_config.interfaces
         if interface.device in role.devices and interface.proto == "gluon_wired"
     ]
-    exemptions += [word for vxlan, word in ((True, "vxlan-mesh"), (False, "batman-adv")) if vxlan in wired]
-    exemptions += ["respondd"] if wired else []
+    exemptions += ["vxlan-mesh"] if any(map(_is_vxlan_mesh, wired)) else []
+    # respondd listens on the VXLAN device, or without one on the uplink.
+    exemptions += [] if all(map(_is_vxlan_mesh, wired)) else ["batman-adv", "respondd"]
     if "pppoe" in protos:
         exemptions.append("pppoe")
     return tuple(exemptions)
