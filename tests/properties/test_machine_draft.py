@@ -43,7 +43,7 @@ devices = st.builds(Device, NAMES, st.lists(ADDRESSES, unique=True, **few).map(t
 routes = st.builds(Route, st.sampled_from((4, 6)), st.sampled_from((51, 254)), device=NAMES,
                    gateway=st.sampled_from((None, "192.0.2.1", "fe80::1")), protocol=st.sampled_from((2, 3, 4, 9, 16)))  # fmt: skip
 tunnels = st.builds(WireguardTunnel, NAMES, st.none() | TEXTS, st.sampled_from((0, 51820)), MARKS, st.booleans(),
-                    st.sampled_from(((), ("vpn.example",))), st.booleans(), st.booleans())  # fmt: skip
+                    st.sampled_from(((), ("vpn.example",))), st.booleans())  # fmt: skip
 vpns = st.builds(VpnProgram, st.sampled_from(("openvpn", "fastd", "tunneldigger")), TEXTS, TEXTS, MARKS, st.booleans())
 listening = st.builds(ListeningSocket, ports(), st.sampled_from((None, "192.0.2.10", "127.0.0.1", "fe80::1")),
                       st.none() | NAMES, TEXTS)  # fmt: skip
