@@ -129,20 +129,21 @@ def _inside(
     inside: dict[str, str] = {}
     notes = []
     for interface in network_config.interfaces:
-        if _is_vxlan_mesh(interface):  # netifd makes it while it runs; no file has its name
-            inside[f"vx_{interface.name}"] = f"{interface.section.location()} {interface.section.title}"
         if not interface.device:
             if interface.name != "loopback" and interface.proto != "none":
                 key = "'devices' of an uplink" if interface.name in outside else "'inside'"
                 fact = f"its device is unknown; packets that leave by it are dropped until {key} names it"
                 notes.append(Note(interface.section.location(), f"{interface.section.title}: {fact}"))
             continue
-        if interface.device in uplink_devices or interface.device in inside:
-            continue
-        try:
-            inside[scalars.parse_device(interface.device)] = f"{interface.section.location()} {interface.section.title}"
-        except ValueError as error:
-            notes.append(Note(interface.section.location(), f"{interface.section.title}: {error}"))
+        # netifd makes the device of the VXLAN while it runs; no file has its name.
+        devices = (*([f"vx_{interface.name}"] if _is_vxlan_mesh(interface) else ()), interface.device)
+        for device in devices:
+            if device in uplink_devices or device in inside:
+                continue
+            try:
+                inside[scalars.parse_device(device)] = f"{interface.section.location()} {interface.section.title}"
+            except ValueError as error:
+                notes.append(Note(interface.section.location(), f"{interface.section.title}: {error}"))
     return inside, notes
 
 
