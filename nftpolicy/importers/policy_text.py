@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Values and comments of a drafted policy file as TOML, and tests of values that may become a part of one."""
+"""Values and comments of a drafted policy file as TOML."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 
 def toml_string(text: str) -> str:
@@ -20,12 +20,3 @@ def toml_list(items: Iterable[str]) -> str:
 def toml_comment(text: str) -> str:
     """Return text that is valid in a TOML comment, without control characters."""
     return "".join(char if char.isprintable() else "?" for char in text)
-
-
-def is_valid(parse: Callable[[str], object], text: str) -> bool:
-    """Return True if `parse` raises no ValueError."""
-    try:
-        parse(text)
-    except ValueError:
-        return False
-    return True

@@ -72,6 +72,11 @@ GLUON_CASES = {
         ('"vxlan-mesh"]', '"lan1",  # network:', '"vx_mesh_other",  # network:', '"vx_mesh_uplink",  # network:'),
         unsaid=("batman-adv", "respondd"),
     ),
+    "wired mesh whose device has no valid name": Case(
+        {"network": WAN + WIRED.format(vxlan=1).replace("mesh_other", "mesh_of_the_others")},
+        ('"lan1",  # network:', '"vx_mesh_uplink",  # network:'),
+        said=("'vx_mesh_of_the_others' is not a valid device name",),
+    ),
     "wired mesh on bare ports": Case(
         {"network": WAN + WIRED.format(vxlan=0)},
         ('"batman-adv", "respondd"]', '"lan1",  # network:'),

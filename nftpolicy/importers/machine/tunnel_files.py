@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator
 from ipaddress import ip_address
 
-from ..policy_text import is_valid
+from ...netstate.formats.state_check import parses
 from .facts import VpnProgram, WireguardTunnel
 
 _DEFAULTS = {"0.0.0.0/0", "::/0", "0.0.0.0/1", "128.0.0.0/1", "::/1", "8000::/1"}
@@ -27,7 +27,7 @@ def parse_wg_quick(text: str, name: str, file: str) -> WireguardTunnel:
         _number(values.get("listenport", ["0"])[-1]),
         _number(values.get("fwmark", ["0"])[-1]),
         bool(allowed & _DEFAULTS) and values.get("table", ["auto"])[-1].lower() != "off",
-        tuple(dict.fromkeys(host for host in hosts if not is_valid(ip_address, host))),
+        tuple(dict.fromkeys(host for host in hosts if not parses(ip_address, host))),
     )
 
 
@@ -46,7 +46,7 @@ def parse_openvpn(text: str, name: str, file: str) -> VpnProgram | None:
         return None
     marks = [_number(words[1]) for words in lines if words[0] == "mark" and len(words) > 1]
     return VpnProgram(
-        "openvpn", name, file, marks[-1] if marks else 0, not all(is_valid(ip_address, each) for each in remotes)
+        "openvpn", name, file, marks[-1] if marks else 0, not all(parses(ip_address, each) for each in remotes)
     )
 
 

@@ -11,8 +11,8 @@ from ipaddress import ip_address
 
 from attrs import frozen
 
+from ...netstate.formats.state_check import parses
 from ...policy import scalars
-from ..policy_text import is_valid
 from .interfaces import Interface, NetworkConfig
 from .uci_parser import ParsedSection
 from .uplinks import UplinkCandidate, wan_zones
@@ -78,9 +78,9 @@ def _uplink_of(zone: ParsedSection, uplinks: Sequence[UplinkCandidate]) -> str:
 def _forward_tables(
     zone: str, uplink: str, devices: Sequence[str], is_masqueraded: bool
 ) -> tuple[tuple[str, ...], ...]:
-    if not (uplink and devices and is_valid(scalars.parse_name, zone)):
+    if not (uplink and devices and parses(scalars.parse_name, zone)):
         return ()
-    if not all(is_valid(scalars.parse_device, device) for device in devices):
+    if not all(parses(scalars.parse_device, device) for device in devices):
         return ()
     listed = ", ".join(f'"{device}"' for device in devices)
     masquerade = ("masquerade = true",) if is_masqueraded else ()
@@ -104,10 +104,10 @@ def _target_device(section: ParsedSection, devices: Sequence[str], interfaces: S
 def _publish_tables(section: ParsedSection, uplink: str, device: str) -> Iterator[tuple[str, ...]]:
     protocols = [word.lower() for word in section.words("proto")] or ["tcpudp"]
     ports = section.get("src_dport").replace(":", "-")
-    if not uplink or not is_valid(scalars.parse_device, device):
+    if not uplink or not parses(scalars.parse_device, device):
         return
     for protocol in ("tcp", "udp"):
         port, name = f"{protocol}/{ports}", f"{protocol}-{ports}"
         is_meant = not {protocol, "tcpudp"}.isdisjoint(protocols)
-        if is_meant and is_valid(scalars.parse_port, port) and is_valid(scalars.parse_name, name):
+        if is_meant and parses(scalars.parse_port, port) and parses(scalars.parse_name, name):
             yield (f"[publish.{name}]", f'uplink = "{uplink}"', f'port = "{port}"', f'to = "{device}"')

@@ -9,8 +9,8 @@ from ipaddress import ip_address
 from attrs import evolve, frozen
 
 from ...integration.openwrt.unsupported import preload_environment
+from ...netstate.formats.state_check import parses
 from ...policy import scalars
-from ..policy_text import is_valid
 from .interfaces import Interface, NetworkConfig, parse_unsigned
 from .uci_parser import ParsedSection
 from .uplinks import Packages, UplinkCandidate
@@ -165,7 +165,7 @@ def _wireguard(
             f"{section.title}: root resolves {section.get('endpoint_host')!r}, {_BY_ROOT}",
         )
         for section in peers
-        if section.get("endpoint_host") and not is_valid(ip_address, section.get("endpoint_host"))
+        if section.get("endpoint_host") and not parses(ip_address, section.get("endpoint_host"))
     ]
     locations = ", ".join(f"{section.location()} {section.title}" for section in tunnels)
     sport = tuple(dict.fromkeys(filter(None, map(_port, tunnels))))

@@ -65,14 +65,15 @@ def _is_other_name(value: str) -> bool:
 
 
 def _is_address(value: str) -> bool:
-    return "%" not in value and _parses(ip_address, value)
+    return "%" not in value and parses(ip_address, value)
 
 
 def _is_prefix(value: str) -> bool:
-    return value == "default" or ("%" not in value and _parses(ip_interface, value))
+    return value == "default" or ("%" not in value and parses(ip_interface, value))
 
 
-def _parses(parse: Callable[[str], object], value: str) -> bool:
+def parses(parse: Callable[[str], object], value: str) -> bool:
+    """Return True if `parse` raises no ValueError."""
     try:
         parse(value)
     except ValueError:
