@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 from ..model.packet import FORWARD, FRAME, KERNEL, SOCKET, Packet
 from ..model.trace import Trace
-from ..netstate.bypass import SUBJECTS, TC, TCX, XTABLES, Effect, HeaderWrite, Look, MarkWrite, Move, Stop
+from ..netstate.bypass import SUBJECTS, TC, TCX, XTABLES, Effect, HeaderWrite, Look, MarkWrite, Move, Stop, name_some
 from ..netstate.formats import nft_text
 from ..netstate.state import NetState
 from .context import ProofContext
@@ -21,9 +21,8 @@ from .lemmas import Violation, may_set_mark
 from .spec import IP_FAMILIES, Spec, UplinkSpec
 
 _OTHER_FAMILIES = ("bridge", "arp")  # nft families whose chains see the marks of the same packets
+_ARPHRD_PPP = 512  # include/uapi/linux/if_arp.h; such a device does not say by which one it sends
 _RETURNING = ("ifb",)  # kinds of devices that give each packet back to the device from which it was taken
-
-_MOST_NAMES = 4  # of rules and programs in one assumption
 
 
 def leak_violations(context: ProofContext, spec: Spec, uplink: UplinkSpec) -> list[Violation]:
@@ -154,8 +153,7 @@ def environment_assumptions(state: NetState, spec: Spec) -> Iterator[str]:
     for look in state.looks:
         names = [actor.location for actor in look.actors if not actor.only_stops]
         if names:
-            more = f", and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-            yield f"{look.subject} stay as they are (looked at: {', '.join(names[:_MOST_NAMES])}{more})"
+            yield f"{look.subject} stay as they are (looked at: {name_some(names)})"
         yield from look.narrowed
     yield "no module of the kernel sends frames past the egress hook, such as pktgen and netconsole (not looked at)"
     paths = DevicePaths(state.devices)
@@ -176,5 +174,8 @@ def _device_assumptions(paths: DevicePaths, state: NetState, spec: Spec, uplink:
         yield f"the network namespace at the other end of {name} is another host; its frames may leave by {names}"
     for name, parent in paths.parents(targets):
         yield f"AF_PACKET sockets (CAP_NET_RAW) on {parent}, the device below {name}, send no frames of {name}"
+    ppp = [device.name for device in state.devices if device.link_type == _ARPHRD_PPP and device.name not in targets]
+    if ppp and not spec.frames:
+        yield f"{name_some(ppp)} does not send PPPoE frames by {names} (not looked at)"
     sends = "sends frames with its mark" if spec.frames else "sends frames"
     yield f"no device of another network namespace on top of {names} {sends} (not looked at)"

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import errno
+import functools
 import os
 import platform
 import socket
@@ -11,13 +12,14 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.lab.netns import Namespace, wait_until
 
 SOCK_CREATE, SETSOCKOPT = (9, 2), (25, 22)  # program type and attach type of BPF_CGROUP_*
-SKB_EGRESS = (8, 1)
+SKB_EGRESS, LSM_CGROUP = (8, 1), (29, 43)
 TCX_EGRESS, XDP = (3, 47), (6, 37)
 
 _SYSCALL = {"x86_64": 321, "aarch64": 280, "riscv64": 280, "i686": 357, "armv7l": 386}
@@ -27,7 +29,14 @@ _ALLOW_MULTI = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
 R0, R1, R2, R6, R7, R10 = 0, 1, 2, 6, 7, 10
-_CALL, _BPF_REDIRECT = 0x85, 23
+_CALL, _BPF_REDIRECT, _BPF_SETSOCKOPT = 0x85, 23, 49
+_LOAD_LONG = 0x79
+# Kinds of BTF types, and the bytes behind struct btf_type: fixed, and for each of its `vlen` parts.
+_STRUCT, _FUNC = 4, 12
+_TYPE_SIZES = {
+    1: (4, 0), 3: (12, 0), 4: (0, 12), 5: (0, 12), 6: (0, 8), 13: (0, 8), 14: (4, 0), 15: (0, 12), 17: (4, 0),
+    19: (0, 12),
+}  # fmt: skip
 _MOVE, _EXIT, _LOAD_WORD, _STORE_WORD, _JUMP_EQUAL, _JUMP_NOT_EQUAL = 0xB7, 0x95, 0x61, 0x63, 0x15, 0x55
 
 
@@ -97,6 +106,62 @@ def _bpf(command: int, attributes: bytes) -> int:
     return result
 
 
+def lsm_mark_program(mark: int) -> bytes:
+    """Return an LSM program of socket_post_create that sets the mark of each new socket by bpf_setsockopt."""
+    return (
+        _instruction(_LOAD_LONG, R6, R1)  # struct socket *
+        + _instruction(_LOAD_LONG, R1, R6, offset=_kernel_types().socket_sk)
+        + _instruction(_JUMP_NOT_EQUAL, R1, offset=2)
+        + _instruction(_MOVE, R0, value=1)
+        + _instruction(_EXIT)
+        + _instruction(0x62, R10, offset=-4, value=mark)
+        + _instruction(_MOVE, R2, value=socket.SOL_SOCKET)
+        + _instruction(_MOVE, 3, value=socket.SO_MARK)
+        + _instruction(0xBF, 4, R10)
+        + _instruction(0x07, 4, value=-4)
+        + _instruction(_MOVE, 5, value=4)
+        + _instruction(_CALL, value=_BPF_SETSOCKOPT)
+        + _instruction(_MOVE, R0, value=1)
+        + _instruction(_EXIT)
+    )
+
+
+class _KernelTypes(NamedTuple):
+    socket_post_create: int  # number of the type of bpf_lsm_socket_post_create
+    socket_sk: int  # offset of `sk` in struct socket, in bytes
+
+
+@functools.cache
+def _kernel_types() -> _KernelTypes:
+    """Return what a program of this LSM hook needs of the kernel's types (Documentation/bpf/btf.rst)."""
+    path = Path("/sys/kernel/btf/vmlinux")
+    if not path.exists():
+        pytest.skip("the kernel does not show its types (CONFIG_DEBUG_INFO_BTF)")
+    data = path.read_bytes()
+    _, _, _, header, types, length, strings, _ = struct.unpack_from("=HBBIIIII", data)
+    position, end, strings = header + types, header + types + length, header + strings
+
+    def has_name(offset: int, name: bytes) -> bool:
+        return data.startswith(name + b"\0", strings + offset)
+
+    number, function, sk = 0, 0, -1
+    while position < end:
+        number += 1
+        name, information, _ = struct.unpack_from("=III", data, position)
+        kind, count = information >> 24 & 0x1F, information & 0xFFFF
+        position += 12
+        if kind == _FUNC and has_name(name, b"bpf_lsm_socket_post_create"):
+            function = number
+        if kind == _STRUCT and has_name(name, b"socket"):
+            members = struct.iter_unpack("=III", data[position : position + 12 * count])
+            sk = next(place & 0xFFFFFF for member, _, place in members if has_name(member, b"sk")) // 8
+        fixed, each = _TYPE_SIZES.get(kind, (0, 0))
+        position += fixed + each * count
+    if not function:
+        pytest.skip("the kernel has no LSM programs (CONFIG_BPF_LSM)")
+    return _KernelTypes(function, sk)
+
+
 def _load(kind: tuple[int, int], code: bytes) -> int:
     """Return a file descriptor of the program.
 
@@ -111,6 +176,8 @@ def _load(kind: tuple[int, int], code: bytes) -> int:
     attributes = struct.pack("=IIQQ", program, len(code) // 8, *addresses)
     attributes += struct.pack("=IIQII", 1, len(log), ctypes.addressof(log), 0, 0)
     attributes += struct.pack("=16sII", b"fact", 0, attach)
+    if kind == LSM_CGROUP:
+        attributes = attributes.ljust(108, b"\0") + struct.pack("=I", _kernel_types().socket_post_create)
     try:
         return _bpf(_LOAD, attributes)
     except OSError as error:

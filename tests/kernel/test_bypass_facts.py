@@ -414,12 +414,14 @@ def _inside(cgroup: str, work: Callable[[], object]) -> object:
     return work()
 
 
-@pytest.mark.parametrize("program", ["sock_create", "skb_egress"])
+@pytest.mark.parametrize("program", ["sock_create", "skb_egress", "lsm"])
 def test_cgroup_program_that_marks_leaks_and_is_unknown(guarded: GuardedNode, cgroup: str, program: str) -> None:
-    kind, code = {
-        "sock_create": (bpf_programs.SOCK_CREATE, bpf_programs.mark_program(1)),
-        "skb_egress": (bpf_programs.SKB_EGRESS, bpf_programs.packet_mark_program(1)),
+    kind, write_code = {
+        "sock_create": (bpf_programs.SOCK_CREATE, bpf_programs.mark_program),
+        "skb_egress": (bpf_programs.SKB_EGRESS, bpf_programs.packet_mark_program),
+        "lsm": (bpf_programs.LSM_CGROUP, bpf_programs.lsm_mark_program),
     }[program]
+    code = write_code(1)
     guarded.space.nft("delete table inet hand")  # cgroup_skb runs behind postrouting
     assert guarded.verify().p1 == "proved"
 

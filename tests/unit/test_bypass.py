@@ -3,6 +3,7 @@
 import errno
 import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,7 @@ from nftpolicy.netstate.nft import (
 from nftpolicy.netstate.routing import Route, Sysctl
 from nftpolicy.netstate.state import Device, NetState
 from nftpolicy.policy.load import load
+from nftpolicy.proof.bypass import environment_assumptions
 from nftpolicy.proof.exemption_spec import exemption
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove, prove_guard
@@ -301,6 +303,14 @@ def test_assumption_names_devices_that_are_not_read() -> None:
     assert "no other device of this machine sends frames that leave by wan (not looked at)" in lines(devices=())
     vlan = (Device("eth0"), Device("wan", kind="vlan", link="eth0"))
     assert "AF_PACKET sockets (CAP_NET_RAW) on eth0, the device below wan, send no frames of wan" in lines(devices=vlan)
+
+
+def test_assumption_names_PPP_devices_without_link_guard() -> None:
+    devices = (Device("wan"), Device("ppp0", link_type=512))
+    line = "ppp0 does not send PPPoE frames by wan (not looked at)"
+    state = NetState(devices=devices)
+    assert line in set(environment_assumptions(state, evolve(SPEC, frames=False)))
+    assert line not in environment_assumptions(state, SPEC)  # the link guard asks the frame
 
 
 def test_assumption_does_not_name_rules_that_only_stop() -> None:
@@ -580,3 +590,27 @@ def test_own_BPF_programs_are_known_by_name_and_type() -> None:
         assert is_harmless(PacketProgram(7, number, "nftp.5", code))
         assert not is_harmless(PacketProgram(7, number, "other", code))
     assert not is_harmless(PacketProgram(7, 8, "nftp.5", STORE_CONTEXT + EXIT))
+
+
+def _look_at(monkeypatch: pytest.MonkeyPatch, programs: Sequence[PacketProgram], traced: Sequence[int] = ()) -> Look:
+    """Return the look at a kernel with these programs, of which none is at a cgroup."""
+    monkeypatch.setattr(packet_programs, "_loaded_programs", lambda: iter(programs))
+    monkeypatch.setattr(packet_programs, "_attachments", lambda _: iter(()))
+    monkeypatch.setattr(syscall, "linked_programs", lambda _: iter(traced))
+    return packet_programs.look_at_cgroup_programs()
+
+
+def test_struct_ops_programs_that_call_helpers_are_an_assumption(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = CALL + MOVE + EXIT  # perhaps bpf_setsockopt, as a congestion control may call it
+    look = _look_at(monkeypatch, [PacketProgram(number, 27, f"cong_{number}", code) for number in range(6)])
+    wanted = "BPF programs of struct_ops, such as a congestion control, mark no socket: cong_0, cong_1, cong_2, cong_3"
+    assert look == Look(CGROUP_BPF, narrowed=(f"{wanted}, and 2 more",))
+    assert _look_at(monkeypatch, [PacketProgram(1, 27, "plain", MOVE + EXIT)]) == Look(CGROUP_BPF)
+
+
+def test_LSM_program_counts_unless_it_is_of_the_whole_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = [PacketProgram(7, 29, "lsm", CALL + MOVE + EXIT)]
+    assert _look_at(monkeypatch, programs, traced=[7]) == Look(CGROUP_BPF)
+    assert _look_at(monkeypatch, programs, traced=[8]).narrowed == (
+        "BPF program lsm (lsm_cgroup) is at no cgroup that this process can see",
+    )

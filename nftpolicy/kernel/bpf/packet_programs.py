@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""BPF programs that can mark or move packets: at devices (tcx, netkit) and at cgroups (include/uapi/linux/bpf.h)."""
+"""BPF programs that can mark or move packets: at devices (tcx, netkit), cgroups, and in the kernel's struct_ops.
+
+Source of the numbers: include/uapi/linux/bpf.h.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from ...netstate.bypass import ANY_EFFECT, CGROUP_BPF, TCX, Actor, Look, MarkWrite
+from ...netstate.bypass import ANY_EFFECT, CGROUP_BPF, TCX, Actor, Look, MarkWrite, name_some
 from ..cgroup_tree import open_hierarchy
 from ..errors import Unavailable, error_reason
 from . import syscall
@@ -30,7 +33,10 @@ _CGROUP_TYPES: Mapping[int, tuple[str, tuple[int, ...]]] = {
     13: ("sock_ops", (3,)),  # bpf_setsockopt
     18: ("cgroup_sock_addr", (8, 9, 10, 11, 14, 15, 19, 20, 29, 30, 31, 32)),  # bpf_setsockopt
     25: ("cgroup_sockopt", (21, 22)),  # bpf_setsockopt
+    29: ("lsm_cgroup", (syscall.LSM_CGROUP,)),  # bpf_setsockopt
 }
+# Congestion control (tcp_congestion_ops) may call bpf_setsockopt; the type does not say what a program is for.
+_STRUCT_OPS, _LSM = 27, 29
 _MARKED_BY_STORE = (8, 9)
 _OWN_PREFIX, _OWN_TYPES = "nftp.", (9, 25)  # see programs.program_name()
 _INSN = struct.Struct("=BBhi")  # code, registers (destination in the lower half), offset, immediate value
@@ -70,13 +76,16 @@ def look_at_device_programs(names: Mapping[int, str], kinds: Mapping[int, str]) 
 def look_at_cgroup_programs() -> Look:
     """Return the programs at cgroups with processes of this network namespace that can mark packets or sockets."""
     try:
-        programs = {program.number: program for program in _loaded_programs() if not is_harmless(program)}
-        if not programs:
-            return Look(CGROUP_BPF)
-        places = dict(_attachments(programs))
+        suspects = [program for program in _loaded_programs() if not is_harmless(program)]
+        if any(program.type == _LSM for program in suspects):
+            # Only LSM programs of cgroups may call bpf_setsockopt (bpf_lsm_func_proto); the others have tracing links.
+            kernel_wide = set(syscall.linked_programs(syscall.LINK_TRACING))
+            suspects = [each for each in suspects if each.type != _LSM or each.number not in kernel_wide]
+        programs = {program.number: program for program in suspects if program.type != _STRUCT_OPS}
+        places = dict(_attachments(programs)) if programs else {}
     except (OSError, Unavailable) as error:
         return Look(CGROUP_BPF, (), "", _reason(error))
-    actors, narrowed = [], []
+    actors, narrowed = [], list(_struct_ops_assumptions(suspects))
     for number, program in programs.items():
         kind = _CGROUP_TYPES[program.type][0]
         description = f"BPF program {program.name or number} ({kind})"
@@ -89,6 +98,12 @@ def look_at_cgroup_programs() -> Look:
         else:
             narrowed.append(f"{description} is at no cgroup that this process can see")
     return Look(CGROUP_BPF, tuple(actors), "", "", tuple(narrowed))
+
+
+def _struct_ops_assumptions(programs: Iterable[PacketProgram]) -> Iterator[str]:
+    names = [program.name or str(program.number) for program in programs if program.type == _STRUCT_OPS]
+    if names:
+        yield f"BPF programs of struct_ops, such as a congestion control, mark no socket: {name_some(names)}"
 
 
 def is_harmless(program: PacketProgram) -> bool:
@@ -152,11 +167,11 @@ def _overwritten(operation: int, target: int, source: int) -> Iterable[int]:
 
 
 def _loaded_programs() -> Iterator[PacketProgram]:
-    """Yield the programs of the types of `_CGROUP_TYPES`. Raises OSError without CAP_SYS_ADMIN."""
+    """Yield the programs of cgroups and of struct_ops. Raises OSError without CAP_SYS_ADMIN."""
     for number in syscall.program_numbers():
         with suppress(FileNotFoundError), syscall.open_program(number) as descriptor:  # unloaded meanwhile
             program = syscall.describe(descriptor)
-            if program.type in _CGROUP_TYPES:
+            if program.type in _CGROUP_TYPES or program.type == _STRUCT_OPS:
                 code = syscall.verified_code(descriptor, program)
                 yield PacketProgram(number, program.type, program.name, code)
 

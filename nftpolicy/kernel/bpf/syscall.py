@@ -9,7 +9,7 @@ import os
 import platform
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 from attrs import frozen
 
@@ -21,6 +21,9 @@ _BPF_PROG_LOAD, _BPF_PROG_ATTACH, _BPF_PROG_DETACH = 5, 8, 9
 _BPF_PROG_TEST_RUN, _BPF_F_TEST_XDP_LIVE_FRAMES = 10, 2
 _BPF_PROG_GET_NEXT_ID, _BPF_PROG_GET_FD_BY_ID = 11, 13
 _BPF_OBJ_GET_INFO_BY_FD, _BPF_PROG_QUERY = 15, 16
+_BPF_LINK_GET_FD_BY_ID, _BPF_LINK_GET_NEXT_ID = 30, 31
+LSM_CGROUP = 43  # BPF_LSM_CGROUP, an attach type
+LINK_TRACING = 2  # BPF_LINK_TYPE_TRACING
 _BPF_F_ALLOW_MULTI = 2  # foreign programs on the same cgroup stay
 BPF_CGROUP_MAX_PROGS = 64  # programs of one type on a cgroup
 _INSN_SIZE = 8  # bytes of struct bpf_insn
@@ -34,7 +37,9 @@ _QUERY_COUNT = 24  # offset of prog_cnt in the attributes of BPF_PROG_QUERY
 # ifindex, expected_attach_type
 _LOAD = struct.Struct("=IIQQIIQII16sII")
 _ATTACH = struct.Struct("=IIII")  # target_fd, attach_bpf_fd, attach_type, attach_flags
-_QUERY = struct.Struct("=IIIIQII")  # target_fd, attach_type, two flags, prog_ids, prog_cnt, padding
+# target_fd, attach_type, two flags, prog_ids, prog_cnt, padding, prog_attach_flags
+_QUERY = struct.Struct("=IIIIQIIQ")
+_LINK_INFO, _LINK_INFO_SIZE = struct.Struct("=III"), 64  # begin of struct bpf_link_info: type, id, prog_id
 # prog_fd, retval, data_size_in, data_size_out, data_in, data_out, repeat, duration, ctx_size_in, ctx_size_out, ctx_in,
 # ctx_out, flags, cpu, batch_size
 _TEST_RUN = struct.Struct("=IIIIQQIIIIQQIII")
@@ -117,7 +122,7 @@ def run_on_frame(descriptor: int, frame: bytes, device: int) -> None:
 
 def describe(descriptor: int) -> LoadedProgram:
     """Return the program behind a descriptor."""
-    info = _program_info(descriptor, b"")
+    info = _object_info(descriptor, b"", _INFO_SIZE)
     kind, number, tag, _, length, _, _ = _INFO.unpack_from(info)
     name = info[_INFO_NAME : _INFO_NAME + _NAME_SIZE].partition(b"\0")[0]
     return LoadedProgram(number, kind, tag, name.decode("ascii", "replace"), length)
@@ -127,27 +132,40 @@ def verified_code(descriptor: int, program: LoadedProgram) -> bytes:
     """Return the code of a program after verification; empty if the kernel does not show it."""
     code = ctypes.create_string_buffer(program.length + 1)
     request = _INFO.pack(0, 0, b"", 0, program.length, 0, ctypes.addressof(code))
-    is_shown = _INFO.unpack_from(_program_info(descriptor, request))[6] != 0
+    is_shown = _INFO.unpack_from(_object_info(descriptor, request, _INFO_SIZE))[6] != 0
     return code.raw[: program.length] if is_shown and program.length % _INSN_SIZE == 0 else b""
 
 
-def _program_info(descriptor: int, request: bytes) -> bytes:
-    """Return struct bpf_prog_info; `request` is its content before, which says where to put the code."""
-    info = ctypes.create_string_buffer(request, _INFO_SIZE)
+def _object_info(descriptor: int, request: bytes, size: int) -> bytes:
+    """Return struct bpf_prog_info or bpf_link_info; `request` is its content before: where to put the code."""
+    info = ctypes.create_string_buffer(request, size)
     bpf(_BPF_OBJ_GET_INFO_BY_FD, struct.pack("=IIQ", descriptor, len(info), ctypes.addressof(info)))
     return info.raw
 
 
 def program_numbers() -> Iterator[int]:
     """Yield the numbers of all programs in the kernel. Raises OSError without CAP_SYS_ADMIN."""
+    return _numbers(_BPF_PROG_GET_NEXT_ID)
+
+
+def _numbers(command: int) -> Iterator[int]:
     number = 0
     while True:
         try:
-            answer = bpf(_BPF_PROG_GET_NEXT_ID, struct.pack("=III", number, 0, 0))[1]
+            answer = bpf(command, struct.pack("=III", number, 0, 0))[1]
         except FileNotFoundError:
             return
         number = struct.unpack_from("=I", answer, 4)[0]
         yield number
+
+
+def linked_programs(link_type: int) -> Iterator[int]:
+    """Yield the numbers of the programs that links of a type attach. Raises OSError without CAP_SYS_ADMIN."""
+    for number in _numbers(_BPF_LINK_GET_NEXT_ID):
+        with suppress(FileNotFoundError), _opened(_BPF_LINK_GET_FD_BY_ID, number) as descriptor:  # removed meanwhile
+            kind, _, program = _LINK_INFO.unpack_from(_object_info(descriptor, b"", _LINK_INFO_SIZE))
+            if kind == link_type:
+                yield program
 
 
 def attach(directory: int, descriptor: int, attach_type: AttachType) -> None:
@@ -164,7 +182,10 @@ def attached_numbers(target: int, attach_type: int, limit: int = BPF_CGROUP_MAX_
     They are in the order in which they run.
     """
     numbers = (ctypes.c_uint32 * limit)()
-    query = _QUERY.pack(target, attach_type, 0, 0, ctypes.addressof(numbers), limit, 0)
+    # Without a place for the flags, the kernel does not list LSM programs (__cgroup_bpf_query).
+    flags = (ctypes.c_uint32 * limit)()
+    flags_address = ctypes.addressof(flags) if attach_type == LSM_CGROUP else 0
+    query = _QUERY.pack(target, attach_type, 0, 0, ctypes.addressof(numbers), limit, 0, flags_address)
     try:
         answer = bpf(_BPF_PROG_QUERY, query)[1]
     except OSError as error:
@@ -189,10 +210,14 @@ def detach(directory: int, program: LoadedProgram, attach_type: AttachType) -> N
         bpf(_BPF_PROG_DETACH, _ATTACH.pack(directory, descriptor, attach_type.number, 0))
 
 
-@contextmanager
-def open_program(number: int) -> Iterator[int]:
+def open_program(number: int) -> AbstractContextManager[int]:
     """Open a program and yield its descriptor. Raises FileNotFoundError if there is none of that number."""
-    descriptor = bpf(_BPF_PROG_GET_FD_BY_ID, struct.pack("=III", number, 0, 0))[0]
+    return _opened(_BPF_PROG_GET_FD_BY_ID, number)
+
+
+@contextmanager
+def _opened(command: int, number: int) -> Iterator[int]:
+    descriptor = bpf(command, struct.pack("=III", number, 0, 0))[0]
     try:
         yield descriptor
     finally:
