@@ -345,7 +345,9 @@ def _inside(context: ProofContext, spec: Spec, patterns: tuple[str, ...]) -> Ite
             packet = Packet(family, remote, None, *sender, uid=unnamed, gid=unnamed, bound=bound)
             if family == 4 or pattern == (spec.inside or ())[0]:
                 query = evolve_packet(packet, dport=DNS_PORT)
+                reply = evolve_packet(packet, protocol=TCP, flow=CtInfo("established", "reply"))
                 plain = [(f"inside {pattern}", packet), (f"DNS inside {pattern}", query)]
+                plain.append((f"replies to hosts inside {pattern}", reply))
                 if any(owner.marked for uplink in spec.uplinks for each in uplink.services for owner in each.owners):
                     plain.append((f"DNS of root without a mark inside {pattern}", evolve_packet(query, uid=0, gid=0)))
                 for title, each in plain:

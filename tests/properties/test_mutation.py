@@ -16,11 +16,14 @@ from attrs import evolve, frozen
 from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.model.trace import Model
 from nftpolicy.netstate import nft
+from nftpolicy.netstate.state import Device
 from nftpolicy.policy.load import load
 from nftpolicy.proof import verdict
-from nftpolicy.proof.assumptions import add_assumed_environment
+from nftpolicy.proof.assumptions import add_assumed_environment, sample_device
+from nftpolicy.proof.context import ProofContext
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove
+from nftpolicy.proof.usability_cases import usability_cases
 from tests import packet_strategies, state_mutants
 from tests.finding_invariants import assert_findings_are_sound
 
@@ -30,6 +33,7 @@ ROOT = Path(__file__).parents[2]
 FILES = sorted([*ROOT.glob("rulesets/*.toml"), *ROOT.glob("tests/golden/*/policy.toml")])
 ALL = os.environ.get("NFTPOLICY_MUTANTS") == "all"
 SAMPLE = 48  # one of so many
+_ARPHRD_NONE = 0xFFFE  # include/uapi/linux/if_arp.h
 PACKETS = 400  # beside those that name a word each
 # One policy is compiled for a machine whose uplink is a bridge, so that the chains of its ports are there.
 PORTS = {"gluon-fastd.toml": {"br-wan": ("eth0", "eth1")}}
@@ -69,6 +73,18 @@ SPARE = [
     ),
     (r"gone: netdev \S+ device-\S+: @ll,96,16 < 0x0600 ", "a bridge's own BPDUs: leaks/test_exempt_frames.py"),
     (r"destination: fib daddr type .* update @", "it only remembers who asked: leaks/test_source_addresses.py"),
+    (
+        r"match gone: .*\.arrival: ct direction original ct status ! confirmed .*\[ct status ! confirmed\]",
+        "P1 is refuted where packets are answered; elsewhere, replies in a flow with the mark are dropped",
+    ),
+    (
+        r"verdict turned: .*\.arrival: ct direction original ct mark & \S+ != \d+ meta mark set ",
+        "no packet of a flow that began elsewhere arrives by an uplink",
+    ),
+    (
+        r"ip rule gone: IPv\d: (5\d5|40000)$",
+        "a marked packet finds the unreachable route of its table; without any route, a packet is lost as well",
+    ),
     (r"sysctl gone", "sysctls are compared, and no packet of the model depends on ours"),
     (r"ip rule with another mark: IPv\d: \d+ unreachable", "each uplink's table ends in an unreachable route"),
     (r"value 'anycast' gone: .* fib daddr", "no state here has an anycast address"),
@@ -121,17 +137,24 @@ IDLE = {
     "router-wireguard": [
         (r"nftpolicy restore: icmp\S* type ", "no packet that is tried is an error about a forwarded one"),
         (r"inward: .*\[?ct direction reply|rules gone: .*inward: ", "answers with NAT: tests/leaks/test_forward.py"),
+        (r"rule gone: .* goto internet.inward", "answers with NAT: tests/leaks/test_forward.py"),
+        (r"match gone: .*foreign-source.*\[meta iifname ", "forwards and published ports have the same device"),
         (r"nftpolicy inside: meta iifname .*not-local", "requests to other ports: tests/leaks/test_router_wireguard.py"),
         (r"arrival: fib daddr type unicast udp sport 67", "no packet that is tried is a DHCP reply by unicast"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
     ],
     "14-tunnels": [
         (r"match gone: .* tunnels: .*\[meta mark & 0x3 != 2\]", "no service of the other uplink sends to these ends"),
+        (r"match gone: .* restore: .*\[meta mark ", "there are no answers"),
+        (r"match gone: .* lte.guard: ip6 .*foreign-source.*\[fib ", "no service of this uplink uses IPv6"),
         (r"ip rule gone: IPv\d: 86[56]", "the uplink's table has a default route; without one, the guard drops them inside"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"nftpolicy arrival: ct status ! confirmed ct mark ", "nobody inside could borrow the mark of a flow"),
     ],
     "15-local-network": [
+        (r"nftpolicy arrival: ct status ! confirmed ct mark ", "nobody inside could borrow the mark of a flow"),
+        (r"match gone: .*misrouted-reply.* @wan.askers", "no host sends UDP by the device inside"),
+        (r"match gone: .*dhcpv6-server.*\[udp sport ", "these are link-local addresses, and the LAN has all of them"),
         (r"ip rule gone: IPv\d: 880", "no route here leads these packets elsewhere: leaks/test_local_networks.py"),
         (r"count gone: .*@wan\.lan\.", "no packet that is tried is one to these networks"),
         (r"nftpolicy wan\.(identity|answers|arrival):", "no service and no answer needs the mark"),
@@ -149,6 +172,7 @@ IDLE = {
     ],
     "03-two-uplinks": [(r"match (gone|negated): .* lte.identity: .*\[ct mark ", "there are no answers")],
     "vpn-killswitch": [
+        (r"nftpolicy arrival: ct status ! confirmed ct mark ", "nobody inside could borrow the mark of a flow"),
         (r"match gone: .*\bidentity: .*\[ct mark ", "there are no answers"),
         (r"type changed: .* restore: route", "there are no answers"),
     ],
@@ -187,7 +211,9 @@ class Case:
 
     @cached_property
     def packets(self):
-        return packet_strategies.some_packets(self.policy, PACKETS, self.ports)
+        context = ProofContext(add_assumed_environment(self.state, self.claim)[0], self.claim.devices, self.claim.masks)
+        used = (case.packet for case in usability_cases(context, self.claim, self.claim.inside or ()))
+        return [*packet_strategies.some_packets(self.policy, PACKETS, self.ports), *used]
 
     @cached_property
     def counted(self):
@@ -211,11 +237,18 @@ class Case:
         link_less = evolve(mutant.state, tables=tuple(one for one in mutant.state.tables if one.family != "netdev"))
         if prove(link_less, evolve(self.claim, frames=False)).verdict != verdict.PROVED:
             return "doubled"  # both guards stand in the way, and this one would be missed where there is no other
+        if prove(self.with_bare_devices(mutant.state), self.claim).verdict != verdict.PROVED:
+            return "bare"  # uplinks whose devices have no link header
         before_after = zip(self.counted, self.counts(mutant.state), strict=True)
         changed = [(old, new) for old, new in before_after if old != new]
-        if any(old[:2] == new[:2] and Tally(new[2]) < Tally(old[2]) for old, new in changed):
-            return "uncounted" if all(old[:2] == new[:2] for old, new in changed) else None
+        if changed and all(old[:2] == new[:2] for old, new in changed):
+            return "counted otherwise"
         return None
+
+    def with_bare_devices(self, state):
+        """Return the state on a machine whose devices have no link header, as those of LTE modems."""
+        names = [*self.claim.devices, *map(sample_device, self.claim.inside or ())]
+        return evolve(state, devices=tuple(Device(name, link_type=_ARPHRD_NONE) for name in names))
 
     @property
     def spare(self):

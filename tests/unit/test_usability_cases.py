@@ -9,6 +9,7 @@ from attrs import evolve
 from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.model.packet import format_address, parse_address
 from nftpolicy.model.symbolic.box import points
+from nftpolicy.netstate.nft import DROP, Chain, Ct, Hook, Match, Rule, Table
 from nftpolicy.netstate.routing import Route
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
@@ -76,7 +77,22 @@ def test_any_device_inside_may_have_the_default_route(device: str, verdict: str)
     proof = prove(evolve(state, routes=(*state.routes, *default)), spec)
     assert {proof.property_verdict(name) for name in ("P3", "P4")} == {verdict}
     refuted = {finding.subject for finding in proof.findings if finding.verdict == REFUTED}
-    assert refuted == ({"inside lan", "DNS inside lan", "service s0 inside"} if verdict == REFUTED else set())
+    assert refuted == (
+        {"inside lan", "DNS inside lan", "replies to hosts inside lan", "service s0 inside"}
+        if verdict == REFUTED
+        else set()
+    )
+
+
+def test_replies_to_hosts_inside_have_to_leave():
+    policy = load((UPLINK + service(0)).encode())[0]
+    state, spec = compile_policy(policy), build_spec(policy)
+    hook = Hook("filter", "output", -10)
+    rule = Rule((Match(Ct("direction"), "reply"), Match(Ct("mark"), 0), DROP))
+    foreign = Table("inet", "foreign", (Chain("out", (rule,), hook),))
+    proof = prove(evolve(state, tables=(*state.tables, foreign)), spec)
+    refuted = {(finding.property, finding.subject) for finding in proof.findings if finding.verdict == REFUTED}
+    assert refuted == {("P3", "replies to hosts inside lan")}
 
 
 @pytest.mark.parametrize(("device", "verdict"), [("under0", PROVED), ("other", REFUTED)])
