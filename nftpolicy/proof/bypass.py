@@ -16,7 +16,7 @@ from ..netstate.bypass import SUBJECTS, TC, TCX, XTABLES, Effect, HeaderWrite, L
 from ..netstate.formats import nft_text
 from ..netstate.state import NetState
 from .context import ProofContext
-from .device_paths import DevicePaths, FramePoint
+from .device_paths import DATAPATH, DevicePaths, FramePoint
 from .lemmas import Violation, may_set_mark
 from .spec import IP_FAMILIES, Spec, UplinkSpec
 
@@ -155,6 +155,9 @@ def environment_assumptions(state: NetState, spec: Spec) -> Iterator[str]:
         if names:
             yield f"{look.subject} stay as they are (looked at: {name_some(names)})"
         yield from look.narrowed
+    switches = [device.name for device in state.devices if device.kind == DATAPATH]
+    if switches:
+        yield f"flows of Open vSwitch mark no packet ({name_some(switches)}; not looked at)"
     yield "no module of the kernel sends frames past the egress hook, such as pktgen and netconsole (not looked at)"
     paths = DevicePaths(state.devices)
     for uplink in spec.uplinks:

@@ -19,8 +19,8 @@ _TUNNELS = ("gre", "gretap", "ip6gre", "ip6gretap", "erspan", "ip6erspan", "ipip
             "vxlan", "geneve", "bareudp", "xfrm", "l2tpeth")  # fmt: skip
 _NOT_ABOVE = (*_PAIRS, *_TUNNELS)
 _SIBLINGS = ("macvlan", "ipvlan", "macvtap", "ipvtap")  # two on one device reach each other
-_DATAPATH = "openvswitch"
-_SWITCHES = ("bridge", "hsr", "batadv", _DATAPATH)  # a frame of one port leaves by the others
+DATAPATH = "openvswitch"
+_SWITCHES = ("bridge", "hsr", "batadv", DATAPATH)  # a frame of one port leaves by the others
 
 
 class FramePoint(NamedTuple):
@@ -60,7 +60,7 @@ class DevicePaths:
                     yield FramePoint(device.master)
             return
         yield from (FramePoint(port) for port in self._ports.get(device.name, ()))
-        if device.kind == _DATAPATH and device.master:  # an internal port: its frames enter the datapath
+        if device.kind == DATAPATH and device.master:  # an internal port: its frames enter the datapath
             yield FramePoint(device.master)
         if device.kind in _PAIRS and device.link:
             yield FramePoint(device.link, True)

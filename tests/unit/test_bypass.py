@@ -305,6 +305,13 @@ def test_assumption_names_devices_that_are_not_read() -> None:
     assert "AF_PACKET sockets (CAP_NET_RAW) on eth0, the device below wan, send no frames of wan" in lines(devices=vlan)
 
 
+def test_assumption_names_Open_vSwitch() -> None:
+    """Its flows can set the mark of a packet (OVS_KEY_ATTR_SKB_MARK)."""
+    switch = (Device("wan", master="ovs-system"), Device("ovs-system", kind="openvswitch"))
+    assert "flows of Open vSwitch mark no packet (ovs-system; not looked at)" in lines(devices=switch)
+    assert "Open vSwitch" not in lines(devices=(Device("wan"),))
+
+
 def test_assumption_names_PPP_devices_without_link_guard() -> None:
     devices = (Device("wan"), Device("ppp0", link_type=512))
     line = "ppp0 does not send PPPoE frames by wan (not looked at)"
