@@ -615,7 +615,7 @@ def test_struct_ops_programs_that_call_helpers_are_an_assumption(monkeypatch: py
     assert _look_at(monkeypatch, [PacketProgram(1, 27, "plain", MOVE + EXIT)]) == Look(CGROUP_BPF)
 
 
-def test_LSM_program_counts_unless_it_is_of_the_whole_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_LSM_program_without_tracing_link_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     programs = [PacketProgram(7, 29, "lsm", CALL + MOVE + EXIT)]
     assert _look_at(monkeypatch, programs, traced=[7]) == Look(CGROUP_BPF)
     assert _look_at(monkeypatch, programs, traced=[8]).narrowed == (
