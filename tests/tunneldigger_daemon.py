@@ -66,12 +66,12 @@ def broker(device: str, log: str, port: int) -> None:
 
 
 def _carried(made: socket.socket, tun: int, say: _Say) -> bytes:
-    """Carry data both ways until a control message comes; return b"" when it is time for the next one."""
-    end = time.monotonic() + _SECONDS
+    """Carry data both ways until it is time for the next control message; return the one that came, or b""."""
+    end, answer = time.monotonic() + _SECONDS, b""
     while True:
         ready = select.select([made, tun], [], [], max(0.0, end - time.monotonic()))[0]
         if not ready:
-            return b""
+            return answer
         if tun in ready:
             _send(made, _DATA + os.read(tun, 65535), say)
         if made in ready:
@@ -81,8 +81,8 @@ def _carried(made: socket.socket, tun: int, say: _Say) -> bytes:
                 say(errno.errorcode[error.errno or 0])
                 continue
             if message.startswith(_MAGIC):
-                return message
-            if message.startswith(_DATA):
+                answer = message  # not answered at once: client and broker would never rest
+            elif message.startswith(_DATA):
                 os.write(tun, message[len(_DATA) :])
 
 
