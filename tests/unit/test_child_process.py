@@ -80,7 +80,7 @@ def test_child_process_descriptor_can_be_polled() -> None:
     with ChildProcess(work, nice=1) as child:
         assert not child.has_ended()
         os.write(writer, b"!")
-        assert select.select([child.descriptor], [], [], 10)[0]
+        assert select.select([child.descriptor], [], [], limit(60))[0]
         assert child.has_ended()
         assert child.result() == b"!"
     os.close(reader)

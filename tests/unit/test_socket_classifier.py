@@ -26,6 +26,7 @@ from nftpolicy.runtime.services.socket_classifier import (
     inodes_to_resolve,
 )
 from nftpolicy.runtime.watch import socket_audit as socketwatch
+from tests.lab.limits import limit
 
 POLICY = load(
     b"""
@@ -272,7 +273,8 @@ class AuditRun:
         self.watch.process(policy)
         self.looks += self.watch._worker is not None
         while errand := self.watch._worker:
-            assert select.select([errand.descriptor], [], [], 10)[0]
+            # The worker gives way to all other programs (nice 15).
+            assert select.select([errand.descriptor], [], [], limit(60))[0]
             self.watch.process(policy)
         assert {event for event, _ in self.said} <= {"socket", "failed"}
         return [facts for _, facts in self.said]

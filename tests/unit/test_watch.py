@@ -40,6 +40,7 @@ from nftpolicy.runtime.watch.log_limiter import LogLimiter
 from nftpolicy.runtime.watch.loop import Watch
 from nftpolicy.runtime.watch.repair_plan import ConflictDetector, DesiredState, Exposure
 from nftpolicy.runtime.watch.worker import WorkerProcess
+from tests.lab.limits import limit
 
 RULESETS = sorted((Path(__file__).parents[2] / "rulesets").glob("*.toml"))
 TOML = b"""
@@ -365,8 +366,9 @@ def test_failed_or_cancelled_worker_leaves_no_process() -> None:
     hanging = WorkerProcess(lambda: select.select([], [], [], 60))
     assert not hanging.is_finished()
     hanging.cancel()
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    for each in (worker, hanging):
+        with pytest.raises(ChildProcessError):
+            os.waitpid(each._child._pid, os.WNOHANG)
 
 
 # The whole of it, on the kernel in memory
@@ -447,7 +449,7 @@ class WatchRun:
             self.clock += seconds / 20
             self.watch.process()
             if worker := self.watch._checks.worker:
-                select.select([worker.descriptor], [], [], 10)
+                select.select([worker.descriptor], [], [], limit(60))
                 self.watch.process()
 
     def events(self) -> list[str]:
@@ -606,7 +608,7 @@ def test_check_from_before_a_repair_does_not_reconcile(enforcing: WatchRun) -> N
         assert worker is not None
         enforcing.hear(ours_changed=True, deleted_families={"inet"})
         while enforcing.watch._checks.worker is worker:
-            select.select([worker.descriptor], [], [], 10)
+            select.select([worker.descriptor], [], [], limit(60))
             enforcing.watch.process()
 
     repair_during_a_check()
