@@ -348,10 +348,14 @@ def _inside(context: ProofContext, spec: Spec, patterns: tuple[str, ...]) -> Ite
                 reply = evolve_packet(packet, protocol=TCP, flow=CtInfo("established", "reply"))
                 plain = [(f"inside {pattern}", packet), (f"DNS inside {pattern}", query)]
                 plain.append((f"replies to hosts inside {pattern}", reply))
-                if any(owner.marked for uplink in spec.uplinks for each in uplink.services for owner in each.owners):
-                    plain.append((f"DNS of root without a mark inside {pattern}", evolve_packet(query, uid=0, gid=0)))
                 for title, each in plain:
                     yield UsabilityCase("P3", "", title, ("inside",), each, "leaves", device, alternatives=chosen)
+                if any(owner.marked for uplink in spec.uplinks for each in uplink.services for owner in each.owners):
+                    by_root, title = evolve_packet(query, uid=0, gid=0), f"DNS of root without a mark inside {pattern}"
+                    yield UsabilityCase(
+                        "P3", "", title, ("inside",), by_root, "leaves", device, endpoint=(remote, DNS_PORT),
+                        alternatives=chosen,
+                    )  # fmt: skip
                 for uplink, service, by_service in _sent_by_services(spec, packet):
                     case = UsabilityCase(
                         "P3", uplink.name, f"service {service.name} inside", service.origin, by_service, "leaves",

@@ -1,6 +1,7 @@
 """Packets that use the entries of a policy. Those of four policies are golden files (packets.txt)."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from socket import PACKET_OTHERHOST
 
 import pytest
@@ -28,7 +29,9 @@ from nftpolicy.proof.usability_case import (
 )
 from nftpolicy.proof.usability_cases import usability_cases
 from nftpolicy.proof.verdict import PROVED, REFUTED
+from tests import state_mutants
 
+GOLDEN = Path(__file__).parents[1] / "golden"
 UPLINK = """\
 name = "p"
 inside = ["lan"]
@@ -93,6 +96,20 @@ def test_replies_to_hosts_inside_have_to_leave():
     proof = prove(evolve(state, tables=(*state.tables, foreign)), spec)
     refuted = {(finding.property, finding.subject) for finding in proof.findings if finding.verdict == REFUTED}
     assert refuted == {("P3", "replies to hosts inside lan")}
+
+
+def test_unmarked_query_of_root_keeps_its_server():
+    """The redirect of a service of root is for its marked queries."""
+    policy = load((GOLDEN / "16-root-services/policy.toml").read_bytes())[0]
+    start = "match gone: inet nftpolicy dns-redirect: meta skuid 0 meta mark "
+    state, spec = compile_policy(policy), build_spec(policy)
+    mutants = [
+        each for each in state_mutants.mutants(state) if str(each).startswith(start) and "[meta mark" in str(each)
+    ]
+    assert len(mutants) == 2  # of IPv4 and IPv6
+    for each in mutants:
+        refuted = {finding.subject for finding in prove(each.state, spec).findings if finding.verdict == REFUTED}
+        assert any(subject.startswith("DNS of root without a mark inside ") for subject in refuted)
 
 
 @pytest.mark.parametrize(("device", "verdict"), [("under0", PROVED), ("other", REFUTED)])
