@@ -28,9 +28,9 @@ _XDP_FLAGS_SKB_MODE = 2
 _ALLOW_MULTI = 2
 _libc = ctypes.CDLL(None, use_errno=True)
 
-R0, R1, R2, R6, R7, R10 = 0, 1, 2, 6, 7, 10
+R0, R1, R2, R3, R4, R5, R6, R7, R10 = 0, 1, 2, 3, 4, 5, 6, 7, 10
 _CALL, _BPF_REDIRECT, _BPF_SETSOCKOPT = 0x85, 23, 49
-_LOAD_LONG = 0x79
+_LOAD_LONG, _STORE_CONSTANT, _COPY, _ADD = 0x79, 0x62, 0xBF, 0x07
 # Kinds of BTF types, and the bytes behind struct btf_type: fixed, and for each of its `vlen` parts.
 _STRUCT, _FUNC = 4, 12
 _TYPE_SIZES = {
@@ -114,12 +114,12 @@ def lsm_mark_program(mark: int) -> bytes:
         + _instruction(_JUMP_NOT_EQUAL, R1, offset=2)
         + _instruction(_MOVE, R0, value=1)
         + _instruction(_EXIT)
-        + _instruction(0x62, R10, offset=-4, value=mark)
+        + _instruction(_STORE_CONSTANT, R10, offset=-4, value=mark)
         + _instruction(_MOVE, R2, value=socket.SOL_SOCKET)
-        + _instruction(_MOVE, 3, value=socket.SO_MARK)
-        + _instruction(0xBF, 4, R10)
-        + _instruction(0x07, 4, value=-4)
-        + _instruction(_MOVE, 5, value=4)
+        + _instruction(_MOVE, R3, value=socket.SO_MARK)
+        + _instruction(_COPY, R4, R10)
+        + _instruction(_ADD, R4, value=-4)
+        + _instruction(_MOVE, R5, value=4)
         + _instruction(_CALL, value=_BPF_SETSOCKOPT)
         + _instruction(_MOVE, R0, value=1)
         + _instruction(_EXIT)
