@@ -27,6 +27,7 @@ from nftpolicy.netstate.state import CounterValue, NetState
 from nftpolicy.policy.load import load
 from nftpolicy.proof.policy_spec import build_spec
 from nftpolicy.proof.prover import prove_guard
+from nftpolicy.proof.verdict import PROVED, REFUTED
 from nftpolicy.runtime.apply.executor import apply_change, plan_change
 from nftpolicy.runtime.apply.state_dir import StateDir
 from nftpolicy.runtime.apply.transaction import PolicyApplier
@@ -663,6 +664,39 @@ def test_newly_applied_policy_is_enforced(enforcing: WatchRun) -> None:
     assert enforcing.events()[:1] == ["enforcing"]
     assert enforcing.watch.policy == load(other)[0]
     assert not plan_change(enforcing.kernel, load(other)[0], enforcing.memory).plan.steps
+
+
+@pytest.mark.parametrize("ends", ["before the adoption", "after the adoption"])
+def test_check_of_the_earlier_policy_blocks_nothing(
+    enforcing: WatchRun, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """A check that began before another policy was applied refutes: it compared the one with the rules of the other."""
+    read_end, write_end = os.pipe()
+    refuted = {"state": 1, "verdict": REFUTED, "failures": ["P1"], "leak_verdict": REFUTED, "leaks": ["P1"]}
+
+    def check(*_: object) -> dict[str, object]:
+        os.read(read_end, 1)
+        return {"differs": False, "unwritable_ports": [], **refuted}
+
+    monkeypatch.setattr(check_runner, "run_full_check", check)
+    enforcing.hear(foreign_changes=1)
+    enforcing.clock += 5
+    enforcing.watch.process()
+    worker = enforcing.watch._checks.worker
+    assert worker is not None
+    monkeypatch.undo()
+    with enforcing.memory.lock():
+        enforcing.apply(TOML.replace(b"800", b"801").replace(b"small", b"other"), "other.toml")
+    if ends == "before the adoption":
+        os.write(write_end, b"1")
+        select.select([worker.descriptor], [], [], limit(60))
+    enforcing.hear(ours_changed=True, files=True)
+    os.write(write_end, b"1")
+    enforcing.pass_time(3)
+    os.close(read_end), os.close(write_end)
+    assert enforcing.events() == ["enforcing", "proof"]
+    assert enforcing.watch.verdict == PROVED
+    assert ("inet", object_names.BLOCK_TABLE) not in enforcing.kernel.tables
 
 
 def test_release_removes_the_block(enforcing: WatchRun) -> None:

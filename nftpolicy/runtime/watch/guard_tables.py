@@ -95,6 +95,10 @@ class GuardTables:
             with suppress(StepRefused):
                 self._environment.applier.kernel.apply_step(IpRuleChange("add", rule))  # refused with EEXIST
 
+    def is_guard_loaded(self) -> bool:
+        """Return True if the kernel has the guard's inet table."""
+        return bool(self._environment.applier.kernel.read_own(object_names.TABLE, ("inet",), 0, ()).tables)
+
     def detect_block(self) -> bool:
         """Read from the kernel whether a block is loaded; set and return `is_blocked`."""
         self.is_blocked = bool(self._loaded_block())

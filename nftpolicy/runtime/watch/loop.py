@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ...compiler import object_names
 from ...compiler.compile import HostFacts, compile_policy
 from ...compiler.shadow_guard import shadow_guard_tables
 from ...exceptions import NftpolicyError
@@ -217,9 +216,7 @@ class Watch:
 
         def run() -> None:
             nonlocal repaired
-            if self.state_dir.policy() != self.source or self.state_dir.journal.interrupted():
-                return
-            if not self._tables.load_repair(repair):
+            if self._is_policy_changing() or not self._tables.load_repair(repair):
                 return
             self._barrier.run("sysctls", lambda: self.state_dir.save_sysctls(repair.earlier_sysctls))
             for change in repair.changes:
@@ -309,7 +306,7 @@ class Watch:
         """Take over a policy that was applied or released meanwhile."""
         if latest == self.source and (latest is None) == (self.policy is None):
             return
-        if latest is None and self.source is not None and self._is_guard_loaded():
+        if latest is None and self.source is not None and self._tables.is_guard_loaded():
             # `release` would have removed the guard as well: only the file is missing.
             self.state_dir.save_policy(*self.source)
             self.environment.log_event(
@@ -317,6 +314,7 @@ class Watch:
             )
             return
         self.source, self.policy, self.desired = latest, None, None
+        self._checks.cancel()  # it compares the policy before with the kernel of this one
         self._proof.clear()
         self._keeper.set_policy(None)
         if latest is None:
@@ -339,8 +337,9 @@ class Watch:
             self.environment.log_event("enforcing", {"policy": self.policy.name, "file": latest[0]})
         self._notify_status()
 
-    def _is_guard_loaded(self) -> bool:
-        return bool(self.kernel.read_own(object_names.TABLE, ("inet",), 0, ()).tables)
+    def _is_policy_changing(self) -> bool:
+        """Return True if another process has applied or released a policy since the last adoption, or is doing so."""
+        return self.state_dir.policy() != self.source or self.state_dir.journal.interrupted() is not None
 
     # --- full check in a worker process ---
 
@@ -361,7 +360,9 @@ class Watch:
             return
         if self._tables.block_ports(result["unwritable_ports"]):
             self.environment.events.ignore_ports(self.environment.netlink_ports())
-        if self._checks.is_outdated(self._repairs.count):
+        if self._is_policy_changing():
+            self._reconcile()  # adopts that policy, and requests a proof
+        elif self._checks.is_outdated(self._repairs.count):
             self._checks.request_comparison()
         elif result["differs"]:
             self._reconcile()
