@@ -6,7 +6,14 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Annotated
 
-from .apply_common import announce, confirm_guard, create_applier, dry_run_text, print_report
+from .apply_common import (
+    announce,
+    confirm_guard,
+    create_applier,
+    dry_run_text,
+    print_report,
+    warn_of_earlier_shadow_guard,
+)
 from .common import change_errors_as_failure, describe_result, policy_file, read_policy, this_kernel, warn
 from .inactive_parts import inactive_parts
 from .lockout import require_confirmation, warn_of_lockout
@@ -77,6 +84,7 @@ def command(
                 require_confirmation(reasons, f"nftpolicy apply {shlex.quote(str(file))}")
             with confirm_guard(applier, checked_plan, confirm):
                 report = applier.apply(checked_plan, wanted, f"apply, on trial for {confirm} s" if confirm else "apply")
+    warn_of_earlier_shadow_guard(kernel, checked_plan.planned.desired)
     for line in link_guard_messages(checked_plan.planned.host):
         warn(line)
     for port in sorted(checked_plan.planned.unwritable_ports):

@@ -12,10 +12,13 @@ from .render.phrases import quantity
 
 if TYPE_CHECKING:
     from ..kernel.interface import Kernel
+    from ..netstate.state import NetState
     from ..policy.objects import Policy
     from ..proof.transition_proof import StateProof
     from ..runtime.apply.journal import PolicySource
     from ..runtime.apply.transaction import ChangeOptions, ChangeReport, CheckedPlan, PolicyApplier
+
+_TAKEOVER = 5.0  # seconds that a running watch has to take over a policy
 
 
 def create_applier(kernel: Kernel, options: ChangeOptions) -> PolicyApplier:
@@ -76,6 +79,14 @@ def print_report(report: ChangeReport) -> None:
         warn(line)
     for line in report.cleanup_lines:
         print(line)
+
+
+def warn_of_earlier_shadow_guard(kernel: Kernel, desired: NetState) -> None:
+    """Wait until a running `watch` has loaded the shadow guard of the new state; warn if it does not."""
+    from ..runtime.shadow_guard_state import EARLIER_SHADOW_GUARD, await_shadow_guard
+
+    if not await_shadow_guard(kernel, desired, _TAKEOVER):
+        warn(EARLIER_SHADOW_GUARD)
 
 
 @contextmanager

@@ -9,7 +9,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 from ..policy.errors import PolicyText
-from .apply_common import announce, confirm_errors_as_failure, create_applier, dry_run_text, print_report
+from .apply_common import (
+    announce,
+    confirm_errors_as_failure,
+    create_applier,
+    dry_run_text,
+    print_report,
+    warn_of_earlier_shadow_guard,
+)
 from .common import (
     EXIT_BAD_INPUT,
     Failure,
@@ -72,6 +79,7 @@ def command(
             print(dry_run_text(applier.check(wanted), "the kernel is in this state already"))
             return
         checked_plan = _apply_target(applier, wanted, target, reason, around)
+    warn_of_earlier_shadow_guard(kernel, checked_plan.planned.desired)
     if policy is None:
         print(describe_result(checked_plan.planned, "released", "there was nothing to release"))
     else:

@@ -19,6 +19,7 @@ from .apply.step_text import plan_lines
 from .foreign_rules import STARVES, ForeignRule, foreign_rules
 from .services.socket_classifier import SocketVerdict
 from .services.socket_verdicts import read_verdicts_or_reason
+from .shadow_guard_state import EARLIER_SHADOW_GUARD, stale_shadow_families
 
 
 @frozen
@@ -63,7 +64,7 @@ def asked_addresses(observed: NetState, policy: Policy) -> tuple[AskedAddress, .
 class Status:
     """Result of the comparison, a part of the report of `nftpolicy status` (status_report.py).
 
-    `parts`: guard, link guard, ip rules, routes, sysctls -> True if as expected. `is_blocked`: the
+    `parts`: guard, link guard, shadow guard, ip rules, routes, sysctls -> True if as expected. `is_blocked`: the
     block (by watch or apply) is loaded, so the uplinks are stopped. `differences`: the
     steps to the policy, as text. `misplaced_routes`: foreign routes over an uplink outside its
     table; they open no path and do not count for `as_expected`. `sockets`: the sockets related to
@@ -147,9 +148,11 @@ def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Statu
     """Compare the kernel with a policy. Changes nothing."""
     steps = planned.plan.steps
     changed = {operation.family for step in steps if isinstance(step, NftTransaction) for operation in step.operations}
+    is_stale = bool(stale_shadow_families(kernel, planned.desired))
     parts = {
         "guard": "inet" not in changed,
         "link guard": planned.host.has_egress_hook and not planned.unwritable_ports and "netdev" not in changed,
+        "shadow guard": not is_stale,
         "ip rules": not any(isinstance(step, IpRuleChange) for step in steps),
         "routes": not any(isinstance(step, RouteChange | RouteReplacement) for step in steps),
         "sysctls": not any(isinstance(step, SysctlChange) for step in steps),
@@ -162,7 +165,7 @@ def read_status(kernel: Kernel, policy: Policy, planned: PlannedChange) -> Statu
         counters=kernel.counters(object_names.TABLE),
         sockets=None if sockets is None else tuple(sockets),
         socket_error=trouble,
-        notes=tuple(link_guard_messages(planned.host)),
+        notes=(*link_guard_messages(planned.host), *((EARLIER_SHADOW_GUARD,) if is_stale else ())),
         is_blocked=any(name == object_names.BLOCK_TABLE for _, name in kernel.table_names()),
         foreign_rules=foreign_rules(kernel.ip_rules(), policy),
         asked_addresses=asked_addresses(planned.observed, policy),

@@ -154,6 +154,7 @@ def read_report(kernel: Kernel, source: tuple[Policy, PolicyText] | None, state_
     comparison = read_status(kernel, policy, plan_change(kernel, policy, state_dir))
     unnamed = find_device_warnings(policy, list(Rtnetlink().devices())).unnamed
     report = evolve(report, uplinks=read_uplinks(kernel, policy), warnings=(*report.warnings, *unnamed))
+    report = evolve(report, watch=report.watch and report.watch.about(text.text.encode()))
     last = state_dir.policy()
     if last is not None and last[1] == text.text.encode():
         report = evolve(report, since=state_dir.applied_at())

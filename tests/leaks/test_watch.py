@@ -1,14 +1,19 @@
 """E6-E9, E12: foreign damage under `nftpolicy watch` and a flood: it is repaired, and the exposure is counted."""
 
+import contextlib
 import json
+import signal
+import socket
+import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
 
 from nftpolicy.runtime.file_lock import exclusive_lock
+from nftpolicy.runtime.shadow_guard_state import EARLIER_SHADOW_GUARD
 from tests.exposure_lab import DAMAGES, WATCH, Watched, hurt
-from tests.guarded_lab import ENVIRONMENT, POLICY, STATE, Guarded, gluon, guarded_lab, wan_routes_in_main
+from tests.guarded_lab import ENVIRONMENT, POLICY, SERVICE_GID, STATE, Guarded, gluon, guarded_lab, wan_routes_in_main
 from tests.lab import addresses as at
 from tests.lab.limits import limit
 from tests.lab.netns import wait_until
@@ -110,6 +115,61 @@ def test_shadow_guard_precedes_the_lock(made: Guarded) -> None:
     wait_until(lambda: made.nftpolicy("status", check=False).returncode == 0, 20, "the guard after the lock")
     process.terminate()
     assert process.wait(limit(20)) == 0
+
+
+def test_stopped_watch_with_earlier_shadow_guard_is_named(made: Guarded) -> None:
+    """The shadow guard of a watch that takes nothing over drops the new mark: neither apply nor status is content."""
+    if not owns_tables(made):
+        pytest.skip("this kernel knows no tables with an owner")
+    made.apply()
+    text = made.lab.node.outside(POLICY).read_text()
+    try:
+        with Watched(made, "--leave-routes") as one:
+            assert one.process is not None
+            assert json.loads(made.nftpolicy("status", "--json").stdout)["leaks"] == 0
+            made.lab.node.outside(POLICY).write_text(text.replace('"0x1/0x1"', '"0x2/0x2"'))
+            with stopped(one.process):
+                assert EARLIER_SHADOW_GUARD in made.nftpolicy("apply", POLICY).stderr
+                assert not may_send(made, 2), "the shadow guard drops the service's packets"
+                status = made.nftpolicy("status", "--json", check=False)
+            found = json.loads(status.stdout)
+            assert (status.returncode, found["verdict"], found["leaks"]) == (1, "held", None)
+            assert [part for part, good in found["parts"].items() if not good] == ["shadow guard"]
+            assert found["watch"]["verdict"] == "", "the last proof is about the policy before"
+            one.wait_until_right()
+            assert may_send(made, 2)
+            one.wait_for("proof", 2)
+            assert json.loads(made.nftpolicy("status", "--json").stdout)["leaks"] == 0
+            made.lab.node.outside(POLICY).write_text(text)
+            assert made.nftpolicy("apply", POLICY).stderr == "", "a watch that runs takes the policy over"
+            assert made.nftpolicy("status").returncode == 0
+    finally:
+        made.lab.node.outside(POLICY).write_text(text)
+        made.apply()
+
+
+@contextlib.contextmanager
+def stopped(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def may_send(made: Guarded, mark: int) -> bool:
+    """Send a packet of the service with a mark to a server behind the uplink; return False if a guard drops it."""
+    try:
+        made.lab.node.call(send_marked, mark, gid=SERVICE_GID, keep_caps=True)
+    except PermissionError:  # sendto's result of a packet that postrouting drops
+        return False
+    return True
+
+
+def send_marked(mark: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        one.sendto(b"service", (at.SERVER[4], 9))
 
 
 def test_control_without_watch_damage_leaks(made: Guarded) -> None:

@@ -23,7 +23,7 @@ from nftpolicy.runtime.status_report import StatusReport, UplinkState, needs_def
 from tests.unit.uplink_policy import TWO_DEVICES as TEXT
 
 POLICY = load(TEXT)[0]
-PARTS = dict.fromkeys(("guard", "link guard", "ip rules", "routes", "sysctls"), True)
+PARTS = dict.fromkeys(("guard", "link guard", "shadow guard", "ip rules", "routes", "sysctls"), True)
 COUNTERS = {
     ("inet", "nftpolicy", "wan.dropped"): CounterValue(12, 720),
     ("inet", "nftpolicy", "wan.exempt.arp"): CounterValue(5, 200),
@@ -66,6 +66,11 @@ CASES = {
         report(trial=evolve(TRIAL, state=FAILED)),
         "in force",
         "in force since 2026-01-02 12:00:00 UTC; dropped 12",
+    ),
+    "watch stands still": (
+        report(["shadow guard"], watch=WATCH),
+        "held",
+        "held by the guard, but shadow guard differs; dropped 12",
     ),
     "routes": (report(["routes"]), "held", "held by the guard, but routes differ; dropped 12"),
     "starved": (
@@ -162,7 +167,7 @@ def test_json_keys_of_version_1_are_fixed():
     assert (list(found), found["version"]) == (KEYS, 1), "a key that is gone or has another meaning needs a new version"
     assert list(found["uplinks"]["wan"]) == ["devices", "mark", "table", "usable", "problems", "resolver_runs"]
     assert list(found["watch"]) == [
-        "pid", "started", "verdict", "failures", "proved", "repairs", "last_repair", "last_socket",
+        "pid", "started", "verdict", "failures", "proved", "repairs", "last_repair", "last_socket", "policy",
     ]  # fmt: skip
     assert list(found["trial"]) == ["state", "until", "remaining", "back", "pid", "reason"]
     assert (found["leaks"], found["dropped"]) == (0, 12)

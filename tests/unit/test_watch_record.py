@@ -57,6 +57,19 @@ def test_new_policy_has_no_verdict_before_its_proof(recorder, tmp_path):
         assert read_watch_record(StateDir(tmp_path / "state")).verdict == ""
 
 
+def test_verdict_counts_only_for_the_policy_that_watch_adopted(recorder, tmp_path):
+    state_dir = StateDir(tmp_path / "state")
+    with recorder.running():
+        state_dir.save_policy("small.toml", b"adopted")
+        recorder.write("enforcing", {"policy": "small"})
+        recorder.write("proof", {"verdict": "proved"})
+        state_dir.save_policy("small.toml", b"applied later")
+        record = read_watch_record(state_dir)
+    assert record.about(b"adopted") == record
+    other = record.about(b"applied later")
+    assert (other.verdict, other.proved, other.pid) == ("", "", record.pid)
+
+
 def test_blocks_are_in_the_history(recorder, tmp_path):
     with recorder.running():
         for event in EVENTS:

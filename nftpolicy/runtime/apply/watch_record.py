@@ -8,6 +8,7 @@ Blocks go into the history as well.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -39,6 +40,7 @@ class WatchRecord:
 
     `verdict` and `failures` are those of the last proof, "" and () before it; `proved` is the time since when the
     proofs have had this result. `last_repair` has the keys time, what and by; `last_socket` is the last wrong socket.
+    `policy` is the SHA-256 of the text of the policy that it watches.
     """
 
     pid: int
@@ -49,6 +51,11 @@ class WatchRecord:
     repairs: int = 0
     last_repair: dict[str, Any] | None = None
     last_socket: dict[str, Any] | None = None
+    policy: str = ""
+
+    def about(self, text: bytes) -> WatchRecord:
+        """Return the record, without a verdict if that is about another policy than the one with this text."""
+        return self if self.policy == _digest(text) else evolve(self, verdict="", failures=(), proved="")
 
     def after(self, event: str, fields: dict[str, Any], time: str) -> WatchRecord:
         """Return the record after an event of the log."""
@@ -87,7 +94,10 @@ def _is_valid(record: WatchRecord) -> bool:
     """Return True if all values have their types: a disk, or another program, may have damaged the file."""
     entries = ((record.last_repair, _REPAIR_TYPES), (record.last_socket, _SOCKET_TYPES))
     return (
-        all(isinstance(text, str) for text in (record.started, record.verdict, record.proved, *record.failures))
+        all(
+            isinstance(text, str)
+            for text in (record.started, record.verdict, record.proved, record.policy, *record.failures)
+        )
         and all(type(number) is int for number in (record.pid, record.repairs))
         and all(entry is None or _has_types(entry, types) for entry, types in entries)
     )
@@ -126,6 +136,8 @@ class WatchRecorder:
             return
         self._policy = fields.get("policy", self._policy)
         record = self._record.after(event, fields, _now())
+        if event == "enforcing" and (source := self._state_dir.policy()) is not None:
+            record = evolve(record, policy=_digest(source[1]))
         if record != self._record:
             self._record = record
             self._write()
@@ -138,6 +150,10 @@ class WatchRecorder:
     def _write(self) -> None:
         with suppress(OSError):
             write_file(_directory(self._state_dir) / "record", json.dumps(asdict(self._record)).encode())
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()
 
 
 def _directory(state_dir: StateDir) -> Path:
