@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..runtime.apply.journal import PolicySource
     from ..runtime.apply.transaction import ChangeOptions, ChangeReport, CheckedPlan, PolicyApplier
 
-_TAKEOVER = 5.0  # seconds that a running watch has to take over a policy
+_TAKEOVER = 10.0  # seconds that a running watch has to take over a policy
 
 
 def create_applier(kernel: Kernel, options: ChangeOptions) -> PolicyApplier:
