@@ -12,6 +12,7 @@ from .common import EXIT_BAD_INPUT, Failure, read_input, resolve_account, this_k
 from .parameters import argument, option
 
 if TYPE_CHECKING:
+    from ..runtime.apply.journal import PolicySource
     from ..runtime.snapshot import PolicyInForce, Snapshot
 
 _PRIVATE = 0o600  # the document has addresses, routes and the firewall of the machine
@@ -40,12 +41,15 @@ def command(
 
     from attrs import evolve
 
+    from ..runtime.apply.state_dir import current_state_dir, read_undisturbed
     from ..runtime.snapshot import encode_snapshot, take_snapshot
 
     kernel = this_kernel()
+    state_dir = current_state_dir()
+    source, snapshot = read_undisturbed(state_dir, lambda: (state_dir.policy(), take_snapshot(kernel)))
     snapshot = evolve(
-        take_snapshot(kernel),
-        policy=_policy_in_force(),
+        snapshot,
+        policy=_policy_in_force(source),
         program=__version__,
         kernel=os.uname().release,
         time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -53,16 +57,14 @@ def command(
     write_output(file or Path("-"), encode_snapshot(snapshot), _PRIVATE)
 
 
-def _policy_in_force() -> PolicyInForce | None:
+def _policy_in_force(source: PolicySource | None) -> PolicyInForce | None:
     from ..policy.errors import PolicyError
-    from ..runtime.apply.state_dir import current_state_dir
     from ..runtime.snapshot import policy_in_force
 
-    last = current_state_dir().policy()
-    if last is None:
+    if source is None:
         return None
     try:
-        return policy_in_force(*last, resolve_account)
+        return policy_in_force(*source, resolve_account)
     except PolicyError as error:
         warn(f"the snapshot is written without the policy in force, which is no longer valid: {error}")
         return None

@@ -160,13 +160,12 @@ def command(
     uplinks = uplinks_from_options(file, inputs.uplinks, inputs.marks, inputs.exempt)
     policy = read_policy(file) if file is not None else None
     stored = read_snapshot(snapshot) if snapshot is not None else None
-    if policy is None and not uplinks and stored is not None:
+    if live:
+        stored, policy = _read_kernel(policy, bool(uplinks))
+    elif policy is None and not uplinks and stored is not None:
         policy = _policy_of(stored, snapshot)
     if policy is None and not uplinks:
-        if not live:
-            raise Failure(_NO_INPUT, EXIT_BAD_INPUT)
-        this_kernel()  # first, so that a missing root privilege is the message
-        policy = last_policy(f"nftpolicy verify --live FILE, or its uplinks: {_USAGE}")
+        raise Failure(_NO_INPUT, EXIT_BAD_INPUT)
     judged_state = _prove(inputs, stored, policy, uplinks)
     from .render.proof_report import print_proof, verdict_headline
 
@@ -181,6 +180,25 @@ def command(
     status = {"proved": 0, "refuted": EXIT_REFUTED, "unknown": EXIT_UNKNOWN}[judged_state.proof.verdict]
     if status:
         raise typer.Exit(status)
+
+
+def _read_kernel(
+    named: tuple[Policy, PolicyText] | None, has_uplinks: bool
+) -> tuple[Snapshot, tuple[Policy, PolicyText] | None]:
+    """Return what a proof reads of this kernel, and the policy: the named one, else the one in force at that time."""
+    kernel = this_kernel()  # first, so that a missing root privilege is the message
+    from ..runtime.apply.state_dir import current_state_dir, read_undisturbed
+    from ..runtime.snapshot import take_snapshot
+
+    state_dir = current_state_dir()
+
+    def read() -> tuple[Snapshot, tuple[Policy, PolicyText] | None]:
+        policy = named
+        if policy is None and not has_uplinks:
+            policy = last_policy(f"nftpolicy verify --live FILE, or its uplinks: {_USAGE}", state_dir)
+        return take_snapshot(kernel), policy
+
+    return read_undisturbed(state_dir, read)
 
 
 def _policy_of(stored: Snapshot, file: Path | None) -> tuple[Policy, PolicyText]:
@@ -206,13 +224,11 @@ def _prove(
     try:
         with _Progress() as progress:
             if stored is not None:
-                name = f"the snapshot of {stored.time}"
+                name = "this kernel" if inputs.live else f"the snapshot of {stored.time}"
                 return verify.verify_snapshot(name, stored, subject, inputs.exempt, progress)
             if inputs.has_state_files:
                 state = state_from_files(inputs.ruleset, inputs.rules, inputs.routes, inputs.chain_devices)
                 return verify.verify_files(state, subject, inputs.exempt, progress)
-            if inputs.live:
-                return verify.verify_kernel(this_kernel(), subject, inputs.exempt, progress)
             assert policy is not None
             return verify.verify_policy(policy[0], progress)
     except verify.AlternativeNameError as error:

@@ -7,7 +7,6 @@ The state is the compiled one, the kernel's, or one from files.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
@@ -24,10 +23,7 @@ from ..proof.prover import Progress, prove
 from ..proof.spec import IP_FAMILIES, Spec, UplinkSpec
 from ..proof.verdict import REFUTED, Counterexample, Finding, Proof
 from .marks_in_use import MarksInUse
-from .snapshot import Snapshot, take_snapshot
-
-if TYPE_CHECKING:
-    from ..kernel.linux import Linux
+from .snapshot import Snapshot
 
 Ports = Mapping[str, Sequence[str]]  # bridge -> its ports
 
@@ -108,16 +104,6 @@ def verify_policy(policy: Policy, progress: Progress = _no_progress) -> Verifica
     """Verify a compiled policy without a machine, so that the verdict is the same on every host."""
     state, spec = compile_policy(policy), build_spec(policy)
     return Verification("what it compiles to", state, spec, prove(state, spec, progress), policy)
-
-
-def verify_kernel(
-    kernel: Linux,
-    subject: Policy | Sequence[GivenUplink],
-    exempt: Iterable[str],
-    progress: Progress,
-) -> Verification:
-    """Verify this kernel, with all tables, rules and routes."""
-    return verify_snapshot("this kernel", take_snapshot(kernel), subject, exempt, progress)
 
 
 def verify_snapshot(

@@ -21,7 +21,8 @@ from nftpolicy.kernel.linux import Linux
 from nftpolicy.netstate.bypass import Actor
 from nftpolicy.netstate.formats.xtables_decode import ARP, table_actors
 from nftpolicy.policy.mark import Mark
-from nftpolicy.runtime.verify import GivenUplink, verify_kernel
+from nftpolicy.runtime.snapshot import take_snapshot
+from nftpolicy.runtime.verify import GivenUplink, verify_snapshot
 from tests.lab import addresses as at
 from tests.lab import packet_senders
 from tests.lab.netns import Namespace, veth, wait_until
@@ -66,7 +67,7 @@ class Verdict:
 
 
 def _verify() -> Verdict:
-    proof = verify_kernel(Linux(), (UPLINK,), (), lambda _: None).proof
+    proof = verify_snapshot("this kernel", take_snapshot(Linux()), (UPLINK,), (), lambda _: None).proof
     deciding = [finding for finding in proof.findings if finding.property == "P1" and finding.deciding]
     worst = max((finding.verdict for finding in deciding), key=("proved", "unknown", "refuted").index)
     reasons = [text for finding in proof.findings for text in (finding.detail, *finding.unsupported)]

@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import TypeVar
 
 from attrs import frozen
 
 from ...exceptions import NftpolicyError
 from ...kernel.netns import netns_cookie
 from ..atomic_file import write_file
-from ..file_lock import LockTimeout, exclusive_lock
+from ..file_lock import LockTimeout, exclusive_lock, is_locked
 from ..private_files import make_directory, modification_time, read_private
 from .journal import Journal
 
 DEFAULT_ROOT = "/run/nftpolicy"
+# Seconds: how long a read waits for a pause in the changes, and until its next try.
+_MAX_WAIT, _RETRY = 5.0, 0.05
+
+Result = TypeVar("Result")
 
 
 class Locked(NftpolicyError):
@@ -106,6 +112,32 @@ class StateDir:
             os.ftruncate(descriptor, 0)
             os.write(descriptor, str(os.getpid()).encode())
             yield
+
+
+def read_undisturbed(state_dir: StateDir, read: Callable[[], Result]) -> Result:
+    """Return the result of `read`, which reads the policy in force and the kernel, from a time without a change.
+
+    A change by nftpolicy saves its policy last: a read in the middle would compare the earlier policy with the later
+    rules. When changes follow one another for longer than _MAX_WAIT, the read after that counts.
+    """
+    deadline = time.monotonic() + _MAX_WAIT
+    while True:
+        is_late = time.monotonic() > deadline
+        before = _last_change(state_dir)
+        if is_late or before is not None:
+            result = read()
+            if is_late or _last_change(state_dir) == before:
+                return result
+        time.sleep(_RETRY)
+
+
+def _last_change(state_dir: StateDir) -> int | None:
+    """Return a number that differs after each change of the kernel by nftpolicy; None during one."""
+    lock = state_dir.directory / "lock"
+    with suppress(OSError):
+        # A process that takes the lock writes its process id.
+        return None if is_locked(lock) else lock.stat().st_mtime_ns
+    return 0
 
 
 def current_state_dir() -> StateDir:
