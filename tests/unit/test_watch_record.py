@@ -70,6 +70,20 @@ def test_verdict_counts_only_for_the_policy_that_watch_adopted(recorder, tmp_pat
     assert (other.verdict, other.proved, other.pid) == ("", "", record.pid)
 
 
+def test_unreadable_policy_stops_no_event(recorder, tmp_path, logged, monkeypatch):
+    def fail(_):
+        raise PermissionError("not private")
+
+    state_dir = StateDir(tmp_path / "state")
+    with recorder.running():
+        monkeypatch.setattr(StateDir, "policy", fail)
+        recorder.write("enforcing", {"policy": "small"})
+        recorder.write("proof", {"verdict": "proved"})
+        record = read_watch_record(state_dir)
+    assert [event for event, _ in logged] == ["enforcing", "proof"]
+    assert record.about(b"any").verdict == ""
+
+
 def test_blocks_are_in_the_history(recorder, tmp_path):
     with recorder.running():
         for event in EVENTS:

@@ -136,8 +136,10 @@ class WatchRecorder:
             return
         self._policy = fields.get("policy", self._policy)
         record = self._record.after(event, fields, _now())
-        if event == "enforcing" and (source := self._state_dir.policy()) is not None:
-            record = evolve(record, policy=_digest(source[1]))
+        if event == "enforcing":
+            with suppress(OSError):  # without the hash no verdict counts
+                source = self._state_dir.policy()
+                record = evolve(record, policy=_digest(source[1]) if source else "")
         if record != self._record:
             self._record = record
             self._write()
