@@ -6,6 +6,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING, Annotated
 
+from ..phrases import and_more
 from .apply_common import (
     announce,
     confirm_guard,
@@ -20,7 +21,6 @@ from .lockout import require_confirmation, warn_of_lockout
 from .options import LOCK_WAIT, DryRun, PolicyFile, WaitSeconds
 from .parameters import option
 from .plain_output import plain_line
-from .render.phrases import and_more
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy

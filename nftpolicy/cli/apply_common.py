@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ..phrases import quantity
 from .common import Failure, resolve_account, warn
-from .render.phrases import quantity
 
 if TYPE_CHECKING:
     from ..kernel.interface import Kernel

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from ..phrases import quantity
 from .common import policy_file, read_policy, warn
 from .findings_text import warning_lines
 from .options import PolicyFile
 from .plain_output import plain_line
 from .proving import require_proof
-from .render.phrases import quantity
 
 if TYPE_CHECKING:
     from ..policy.objects import Policy

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..exceptions import NftpolicyError
+from ..phrases import quantity
 from ..policy.errors import PolicyError, PolicyText, did_you_mean, format_path
 from ..policy.load import MAX_ERRORS, load, numeric_account
 from ..policy.objects import Account, Policy
 from .plain_output import plain_line
-from .render.phrases import quantity
 
 if TYPE_CHECKING:
     from ..kernel.errors import StepRefused

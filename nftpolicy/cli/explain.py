@@ -171,8 +171,8 @@ class ExplainResults:
             print(fault)
 
     def _print_process(self, process: dict[str, Any]) -> None:
+        from ..phrases import quantity
         from .plain_output import plain_line
-        from .render.phrases import quantity
 
         namespace = " (in another network namespace)" if process["entered"] else ""
         count = quantity(len(self.items), "IP or packet socket") if self.items else "no IP or packet sockets"

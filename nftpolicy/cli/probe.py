@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from ..phrases import and_more
 from .common import EXIT_REFUTED, EXIT_UNKNOWN, last_policy, read_policy, root_needed, this_kernel
 from .options import AppliedPolicyFile, PrintJson, UplinkDevices, UplinkMarks
 from .plain_output import print_json
-from .render.phrases import and_more
 from .render.terminal import make_console, make_table, styled
 from .uplink_options import uplinks_from_options
 

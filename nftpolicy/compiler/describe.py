@@ -5,12 +5,11 @@ from __future__ import annotations
 
 from ..netstate.formats import ip_text
 from ..netstate.state import NetState
+from ..phrases import name_some
 from ..policy import vocabulary
 from ..policy.objects import Forward, Lan, Policy, Service, Uplink, lease_file
 from ..policy.validate import account_selectors
 from . import exemptions, forwards, lans, replies, service_sets
-
-_MAX_ITEMS = 4  # of a list
 
 
 def describe_policy(policy: Policy, state: NetState) -> str:
@@ -51,19 +50,19 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, state: NetState) -> list[
     if any(bpdus <= set(chain.rules) for table in state.tables for chain in table.chains):
         lines.append("  exempt BPDUs of its bridges: a loop of the network is noticed (stp)")
     for key, lan in lans.uplink_lans(policy, name).items():
-        from_ports = f" from {_shorten(lan.sport)}" if lan.sport else ""
+        from_ports = f" from {name_some(lan.sport)}" if lan.sport else ""
         senders = _senders(lan) if account_selectors(lan) else "any program"
         lines.append(f"  exempt lan {key}: {senders} may send {_destinations(lan)}{from_ports}")
     lines += [f"  learns {word}: {vocabulary.LEARN_SOURCES[word]}" for word in uplink.learn]
     if uplink.addresses:
-        lines.append(f"  is known by {_shorten(uplink.addresses)}, too")
+        lines.append(f"  is known by {name_some(uplink.addresses)}, too")
     if uplink.clat:
         lines.append(
             f"  clat {uplink.clat.device}: IPv4 packets with the mark may leave as IPv6 to {uplink.clat.prefix}"
         )
     for answer in uplink.answer:
         port = f" ({answer.port})" if answer.port else ""
-        source = f" from {_shorten(answer.source)}" if answer.source else ""
+        source = f" from {name_some(answer.source)}" if answer.source else ""
         alone = ", by the uplink's routes" if answer.exclusive else ""
         lines.append(f"  answers {answer.name}{port}{source}{alone}")
     if replies.refuses_closed_ports(uplink):
@@ -84,7 +83,7 @@ def _senders(service: Service | Lan) -> str:
         kinds = {"TCP that no process owns" if port.protocol == "tcp" else "tunnels" for port in service.ports}
         return f"the kernel's {' and '.join(sorted(kinds))}"
     if isinstance(service, Service) and service.kernel:
-        ports = f" on {_shorten(service.sport)}" if service.sport else ""
+        ports = f" on {name_some(service.sport)}" if service.sport else ""
         return f"UDP of the kernel's own sockets{ports}"
     if isinstance(service, Service) and service.of_root:
         return f"root's sockets of the cgroup {service.cgroup}" if service.cgroup else "root's sockets of its cgroup"
@@ -92,18 +91,11 @@ def _senders(service: Service | Lan) -> str:
 
 
 def _forwarded(forward: Forward) -> str:
-    source = f" from {_shorten(forward.source)}" if forward.source else ""
+    source = f" from {name_some(forward.source)}" if forward.source else ""
     masquerade = ", with the uplink's address" if forward.masquerade else ""
-    return f"{_shorten(forward.devices)}{source} may be sent {_destinations(forward)}{masquerade}"
+    return f"{name_some(forward.devices)}{source} may be sent {_destinations(forward)}{masquerade}"
 
 
 def _destinations(service: Service | Forward | Lan) -> str:
-    to = f"to {_shorten(service.to)}" if service.to else "anywhere"
-    return f"{to} on {_shorten(service.ports)}" if service.ports else to
-
-
-def _shorten(items: tuple[object, ...]) -> str:
-    """Return the first items as text, and the number of the others."""
-    text = ", ".join(map(str, items[:_MAX_ITEMS]))
-    more = len(items) - _MAX_ITEMS
-    return f"{text} and {more} more" if more > 0 else text
+    to = f"to {name_some(service.to)}" if service.to else "anywhere"
+    return f"{to} on {name_some(service.ports)}" if service.ports else to

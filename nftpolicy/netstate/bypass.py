@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from attrs import frozen
 
@@ -19,7 +19,6 @@ TCX = "tcx and netkit programs"
 CGROUP_BPF = "cgroup BPF programs"
 XFRM = "output marks of IPsec (xfrm)"
 ENCAPSULATION = "routes with encapsulation (lwtunnel, MPLS)"
-_MOST_NAMES = 4  # of rules and programs in one assumption
 SUBJECTS = (XTABLES, EBTABLES, TC, XDP, AF_XDP, TCX, CGROUP_BPF, XFRM, ENCAPSULATION)
 
 
@@ -130,9 +129,3 @@ def only_drops(program: Iterable[tuple[int, int]]) -> bool:
         for operation, value in program
         if operation & _CLASS == _RETURN
     )
-
-
-def name_some(names: Sequence[str]) -> str:
-    """Return the first names as text, and how many more there are."""
-    more = f", and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(names[:_MOST_NAMES]) + more

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator
 
 from ..model.packet import FORWARD, FRAME, KERNEL, SOCKET, Packet
 from ..model.trace import Trace
-from ..netstate.bypass import SUBJECTS, TC, TCX, XTABLES, Effect, HeaderWrite, Look, MarkWrite, Move, Stop, name_some
+from ..netstate.bypass import SUBJECTS, TC, TCX, XTABLES, Effect, HeaderWrite, Look, MarkWrite, Move, Stop
 from ..netstate.formats import nft_text
 from ..netstate.state import NetState
+from ..phrases import name_some
 from .context import ProofContext
 from .device_paths import DATAPATH, DevicePaths, FramePoint
 from .lemmas import Violation, may_set_mark

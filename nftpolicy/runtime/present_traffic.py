@@ -24,6 +24,7 @@ from ..kernel.netlink.sock_diag import PROTOCOLS, TCP, UDP, UDPLITE, InetSocket
 from ..kernel.packet_sockets import FrameUser, frame_users
 from ..kernel.process_sockets import asks_for_destination
 from ..kernel.socket_owners import SocketOwner
+from ..phrases import and_more
 from ..policy.objects import Network, Policy, Port, Uplink
 from ..policy.scalars import matching_pattern
 from ..policy.vocabulary import NAMED_ANSWERS
@@ -292,10 +293,10 @@ def describe_traffic(traffic: Iterable[StoppedTraffic], most: int = _MOST_LINES)
     for first, *more in groups.values():
         prefix = "stops under this policy: " + ("this session: " if first.is_own else "")
         count = len({each.subject for each in more} - {first.subject})
-        extra = f" and {count} more" if count else ""
+        extra = f" {and_more(count)}" if count else ""
         lines.append(f"{prefix}{first.owner} {first.subject}{extra}: {first.reason}")
     left = len(lines) - most
-    return lines if left <= 0 else [*lines[:most], f"stops under this policy: and {left} more"]
+    return lines if left <= 0 else [*lines[:most], f"stops under this policy: {and_more(left)}"]
 
 
 def find_stopped_traffic(policy: Policy, starts_watch: bool = False) -> list[StoppedTraffic]:

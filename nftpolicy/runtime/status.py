@@ -13,6 +13,7 @@ from ..compiler.uplink_addresses import asked_set
 from ..kernel.interface import Kernel
 from ..netstate.operations import IpRuleChange, NftTransaction, RouteChange, RouteReplacement, SysctlChange
 from ..netstate.state import CounterValues, NetState
+from ..phrases import name_some
 from ..policy.objects import Policy
 from .apply.executor import PlannedChange, link_guard_messages, unwritable_port_message
 from .apply.step_text import plan_lines
@@ -31,10 +32,9 @@ class AskedAddress:
     askers: tuple[str, ...]
 
     def __str__(self) -> str:
-        hosts = ", ".join(self.askers[:_MAX_ASKERS])
-        more = f" and {len(self.askers) - _MAX_ASKERS} more" if len(self.askers) > _MAX_ASKERS else ""
+        hosts = name_some(self.askers, _MAX_ASKERS)
         return (
-            f"uplink {self.uplink}: {hosts}{more} asked for {self.address}, which is on another device: dropped "
+            f"uplink {self.uplink}: {hosts} asked for {self.address}, which is on another device: dropped "
             f"({object_names.object_name(self.uplink, 'not-local')}); if the uplink's network routes it to this "
             f"machine, add it to 'addresses' of [uplink.{self.uplink}]"
         )

@@ -11,10 +11,10 @@ from attrs import frozen
 
 from ...model.packet import ETHERTYPES, FORWARD, FRAME, KERNEL, CtInfo, Packet, format_address
 from ...model.trace import Trace
+from ...phrases import and_more
 from ...proof.verdict import PROPERTIES, PROVED, REFUTED, UNKNOWN, Counterexample, Finding, describe_packet
 from ...runtime.verify import Verification
 from ..plain_output import plain_line
-from .phrases import and_more
 from .terminal import print_styled
 from .trace import SourceLocator, outcome_text, shown_steps, trace_json
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from shlex import quote
 
+from ...phrases import and_more, quantity
 from ...policy.objects import Policy
 from ...runtime.apply.block_reason import WAY_OUT
 from ...runtime.apply.watch_record import WatchRecord
 from ...runtime.status import LAYERS, Status
 from ...runtime.status_report import BLOCKED, GUARD_ONLY, IN_FORCE, ON_TRIAL, StatusReport
-from .phrases import and_more, quantity
 from .terminal import make_console, make_table, print_styled, styled
 
 _MOST_SOCKETS = 20  # rows

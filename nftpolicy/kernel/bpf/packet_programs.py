@@ -15,7 +15,8 @@ from pathlib import Path
 
 from attrs import frozen
 
-from ...netstate.bypass import ANY_EFFECT, CGROUP_BPF, TCX, Actor, Look, MarkWrite, name_some
+from ...netstate.bypass import ANY_EFFECT, CGROUP_BPF, TCX, Actor, Look, MarkWrite
+from ...phrases import name_some
 from ..cgroup_tree import open_hierarchy
 from ..errors import Unavailable, error_reason
 from . import syscall

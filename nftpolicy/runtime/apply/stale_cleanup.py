@@ -12,6 +12,7 @@ from ...kernel.errors import Unavailable
 from ...kernel.live_sockets import LiveSockets
 from ...kernel.netlink.conntrack import ConntrackEntry
 from ...kernel.netlink.sock_diag import CLOSED, NOT_SUPPORTED, TCP, InetSocket
+from ...phrases import first_few, quantity
 from ...policy.objects import Policy
 from ..ownership import Addresses
 from .stale import (
@@ -74,16 +75,9 @@ def _group_lines(
     """Yield a headline for each reason, then its sockets or flows."""
     for why in dict.fromkeys(why for why, _ in items):
         group = [item for other, item in items if other == why]
-        yield f"{action} {len(group)} {_plural(noun) if len(group) > 1 else noun}: {why}"
-        for item in group[:_MOST_SHOWN]:
-            user = f", user {item.uid}" if isinstance(item, InetSocket) else ""
-            yield f"  {item}{user}"
-        if len(group) > _MOST_SHOWN:
-            yield f"  and {len(group) - _MOST_SHOWN} more"
-
-
-def _plural(noun: str) -> str:
-    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+        yield f"{action} {quantity(len(group), noun)}: {why}"
+        lines = (f"{item}, user {item.uid}" if isinstance(item, InetSocket) else str(item) for item in group)
+        yield from (f"  {line}" for line in first_few(lines, _MOST_SHOWN))
 
 
 def close_stale(live_sockets: LiveSockets, before: Policy | None, after: Policy | None) -> CleanupReport:

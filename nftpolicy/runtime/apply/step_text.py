@@ -20,6 +20,7 @@ from ...netstate.operations import (
     SysctlChange,
 )
 from ...netstate.routing import IpRule, Route, Sysctl
+from ...phrases import first_few
 from ...planner.plan import Plan
 
 _MOST_OBJECTS = 6  # that a summary names
@@ -49,10 +50,7 @@ def step_lines(step: Step) -> list[str]:
 
 def summarize(steps: Sequence[Step]) -> Iterator[str]:
     """Yield the first few changes that steps make, and how many more there are."""
-    changes = list(chain.from_iterable(map(_short_lines, steps)))
-    yield from changes[:_MOST_OBJECTS]
-    if len(changes) > _MOST_OBJECTS:
-        yield f"and {len(changes) - _MOST_OBJECTS} more"
+    yield from first_few(chain.from_iterable(map(_short_lines, steps)), _MOST_OBJECTS)
 
 
 def _short_lines(step: Step) -> list[str]:

@@ -15,6 +15,7 @@ from ...kernel.netlink.monitor import ChangeSet
 from ...kernel.netlink.route_mover import MAX_ROUTES, KernelRoute, RouteListing
 from ...netstate.formats.ip_text import display_text
 from ...netstate.routing import Route
+from ...phrases import first_few
 from ...policy.objects import Network, Policy
 from ..apply import route_placement
 from ..apply.journal import PolicySource
@@ -291,12 +292,10 @@ class RouteKeeper:
             texts = [
                 display_text(misplaced_route.route) for misplaced_route in new if misplaced_route.target.table == table
             ]
-            self._log("route-moved", {"routes": _shortened(texts), "to": table})
+            self._log("route-moved", {"routes": first_few(texts, _MAX_NAMED), "to": table})
         if withdrawn:
-            texts = list(map(display_text, withdrawn))
-            self._log(
-                "route-withdrawn", {"routes": _shortened(texts), "why": "its address is gone, or has another metric"}
-            )
+            texts = first_few(map(display_text, withdrawn), _MAX_NAMED)
+            self._log("route-withdrawn", {"routes": texts, "why": "its address is gone, or has another metric"})
 
     def _check_errno(self, code: int, route: Route, now: float) -> int:
         if code:
@@ -317,10 +316,6 @@ def _network_route(route: Route) -> NetworkRoute:
     """Return what a route of nftpolicy does; the kernel attaches an IPv6 route without a device to lo."""
     is_unicast = route.kind == "unicast"
     return NetworkRoute(route.kind, route.device, route.prefsrc) if is_unicast else NetworkRoute(route.kind)
-
-
-def _shortened(texts: list[str]) -> list[str]:
-    return texts if len(texts) <= _MAX_NAMED else [*texts[:_MAX_NAMED], f"and {len(texts) - _MAX_NAMED} more"]
 
 
 def misplaced_routes(access: RouteAccess, policy: Policy) -> tuple[str, ...]:
