@@ -18,8 +18,9 @@ from .dns_isolation import check_dns_isolation
 from .inherited_marks import inherited_mark_assumptions
 from .mark_confinement import check_mark_confinement
 from .no_leak import check_no_leak, check_unnamed_devices
+from .peer_flow_cases import peer_flow_assumptions
 from .query_routes import check_query_routes, query_route_assumptions
-from .spec import Spec
+from .spec import ServiceSpec, Spec, UplinkSpec
 from .udp_replies import check_udp_replies
 from .usability import check_usability
 from .verdict import Finding, Proof
@@ -56,7 +57,7 @@ def prove(state: NetState, spec: Spec, progress: Progress = lambda _: None, usab
             findings += check_udp_replies(context, spec, uplink)
         unusable, skipped = check_usability(context, spec)
         findings += unusable
-        assumed += skipped
+        assumed += (*skipped, *peer_flow_assumptions(context, spec))
     inherited = inherited_mark_assumptions(context, spec)
     stated = (*assumed, *assumptions(state, spec), *answer_assumptions(context, spec), *inherited)
     return Proof(tuple(findings), stated, exemptions(spec))
@@ -101,37 +102,8 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
     yield "the kernel applies nftables, ip rules and routes as the model does"
     yield from environment_assumptions(state, spec)
     yield "processes that may set SO_MARK (CAP_NET_ADMIN or CAP_NET_RAW) set it as the policy requires"
-    for uplink in spec.uplinks:
-        of_root = [service.name for service in uplink.services if any(owner.marked for owner in service.owners)]
-        if of_root:
-            names = ", ".join(of_root)
-            yield f"no other program of root begins a flow with the mark of uplink {uplink.name}: it counts as {names}"
-    if any(service.is_tunnel for uplink in spec.uplinks for service in uplink.services):
-        yield "raw sockets (CAP_NET_RAW) send no packets of the kernel's tunnels to their other ends"
-    for uplink in spec.uplinks:
-        of_l2tp = [service.name for service in uplink.services if service.is_l2tp]
-        if of_l2tp:
-            names = ", ".join(of_l2tp)
-            yield f"no process opens AF_PPPOX sockets for sessions of its own in the L2TP tunnels of {names}"
-    for uplink in spec.uplinks:
-        of_tcp = [service.name for service in uplink.services if service.has_no_owner]
-        if of_tcp:
-            yield (
-                f"TCP that no process owns, to the servers of {', '.join(of_tcp)}, is the kernel's: no process opens "
-                "AF_SMC sockets or adds MPTCP subflows"
-            )
-    if not spec.frames:
-        for uplink in spec.uplinks:
-            for device in (*uplink.devices, *uplink.ports):
-                yield (
-                    f"AF_PACKET sockets (CAP_NET_RAW) are not used on {device}: this kernel has no netdev egress hook"
-                )
-    if spec.frames:
-        hooked = ", ".join(device for uplink in spec.uplinks for device in spec.frame_devices(uplink))
-        if hooked:
-            yield f"AF_PACKET sockets (CAP_NET_RAW) reach an uplink by {hooked} only, not by a renamed or new device"
-        for device in sorted(spec.absent_devices):
-            yield f"device {device} is absent, so no packet leaves by it until watch or apply has added its link guard"
+    yield from _service_assumptions(spec)
+    yield from _frame_assumptions(spec)
     for clat in (uplink.clat for uplink in spec.uplinks if uplink.clat):
         yield f"the CLAT behind {clat.device} (CAP_NET_ADMIN) sends translations of packets that it read, no others"
     for port in (port for uplink in spec.uplinks for port in uplink.ports):
@@ -141,3 +113,38 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
     yield from query_route_assumptions(state, spec)
     if spec.has_policy and spec.frames:
         yield "a frame of an AF_PACKET socket that set the mark itself counts as marked, whatever process sent it"
+
+
+def _service_assumptions(spec: Spec) -> Iterator[str]:
+    """Yield what the guard cannot ask of the sockets of services of root and of the kernel."""
+    for uplink in spec.uplinks:
+        if names := _names(uplink, lambda service: any(owner.marked for owner in service.owners)):
+            yield f"no other program of root begins a flow with the mark of uplink {uplink.name}: it counts as {names}"
+    if any(service.is_tunnel for uplink in spec.uplinks for service in uplink.services):
+        yield "raw sockets (CAP_NET_RAW) send no packets of the kernel's tunnels to their other ends"
+    for uplink in spec.uplinks:
+        if names := _names(uplink, lambda service: service.is_l2tp):
+            yield f"no process opens AF_PPPOX sockets for sessions of its own in the L2TP tunnels of {names}"
+    for uplink in spec.uplinks:
+        if names := _names(uplink, lambda service: service.has_no_owner):
+            yield (
+                f"TCP that no process owns, to the servers of {names}, is the kernel's: no process opens "
+                "AF_SMC sockets or adds MPTCP subflows"
+            )
+
+
+def _names(uplink: UplinkSpec, condition: Callable[[ServiceSpec], bool]) -> str:
+    return ", ".join(service.name for service in uplink.services if condition(service))
+
+
+def _frame_assumptions(spec: Spec) -> Iterator[str]:
+    """Yield by which devices the frames of AF_PACKET sockets reach an uplink."""
+    if not spec.frames:
+        for device in (device for uplink in spec.uplinks for device in (*uplink.devices, *uplink.ports)):
+            yield f"AF_PACKET sockets (CAP_NET_RAW) are not used on {device}: this kernel has no netdev egress hook"
+        return
+    hooked = ", ".join(device for uplink in spec.uplinks for device in spec.frame_devices(uplink))
+    if hooked:
+        yield f"AF_PACKET sockets (CAP_NET_RAW) reach an uplink by {hooked} only, not by a renamed or new device"
+    for device in sorted(spec.absent_devices):
+        yield f"device {device} is absent, so no packet leaves by it until watch or apply has added its link guard"

@@ -139,6 +139,11 @@ class ServiceSpec:
         return any("socket" in each.fields for regions in self.regions.values() for each in regions)
 
     @property
+    def names_source_port(self) -> bool:
+        """Return True if some of its packets are those of named ports of the kernel's sockets (`sport`)."""
+        return self.kernel and any("sport" in each.fields for regions in self.regions.values() for each in regions)
+
+    @property
     def is_tunnel(self) -> bool:
         """Return True if some of its packets are those of the kernel's tunnels, whatever their owner."""
         regions = [each for listed in self.regions.values() for each in listed]

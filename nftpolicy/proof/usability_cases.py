@@ -30,6 +30,7 @@ from .entitlement import DNS_PORT
 from .exemption_cases import exemption_cases
 from .forward_cases import forward_cases
 from .lan_cases import lan_cases
+from .peer_flow_cases import peer_flow_cases
 from .reply_cases import service_replies
 from .spec import IP_FAMILIES, ResolverSpec, ServiceSpec, Spec, UplinkSpec
 from .tunnel_cases import tunnel_cases
@@ -96,6 +97,7 @@ def _services(context: ProofContext, uplink: UplinkSpec, spec: Spec) -> Iterator
         if index >= _MAX_SERVICES:
             yield from _service_in_short(context, uplink, service)
             continue
+        yield from peer_flow_cases(context, uplink, service)
         for family, regions in service.regions.items():
             for region in (
                 part for full_region in regions for part in region_parts(family, full_region, with_ends=True)

@@ -2,7 +2,6 @@
 
 import os
 import socket
-import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 
@@ -10,6 +9,7 @@ import pytest
 
 from tests.guarded_lab import Guarded, guarded_lab, watching
 from tests.lab import addresses as at
+from tests.lab.conntrack_flush import flush_flows
 from tests.lab.limits import limit
 from tests.lab.netns import Namespace, wait_until
 from tests.leaks.test_forged_arrivals import DATAGRAM, DOMAIN, SERVICE, answering
@@ -19,7 +19,6 @@ WAN, MESH, LOST = "by the WAN", "by the mesh", "lost"
 ANY = {4: "0.0.0.0", 6: "::"}
 UDP4 = (socket.AF_INET, DATAGRAM)
 families = pytest.mark.parametrize("family", [4, 6], ids=["ipv4", "ipv6"])
-_FLUSH_FLOWS = struct.pack("=IHHII", 20, 0x0102, 5, 1, 0) + bytes(4)  # IPCTNL_MSG_CT_DELETE of all families
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +87,6 @@ def exchange(made: Guarded, family: int, mode: str, default: bool) -> Iterator[E
             made.lab.mesh_default(True)
 
 
-def flush_flows(made: Guarded) -> None:
-    """Delete all conntrack entries of the node."""
-    with made.lab.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as channel:  # NETLINK_NETFILTER
-        channel.send(_FLUSH_FLOWS)
-        assert struct.unpack_from("=i", channel.recv(100), 16) == (0,)
-
-
 @families
 @pytest.mark.parametrize("mode", [WILDCARD, BOUND, PKTINFO])
 @pytest.mark.parametrize("default", [True, False], ids=["default-inside", "no-default"])
@@ -104,7 +96,7 @@ def test_udp_reply_leaves_by_wan_or_not_at_all(made: Guarded, family: int, mode:
         talk.ask()
         assert talk.reply() == expected
         assert talk.reply() == expected, "the server speaks again"
-        flush_flows(made)
+        flush_flows(made.lab.node)
         assert talk.reply() == LOST, "nothing tells that it is a reply"
         talk.ask()
         assert talk.reply() == expected

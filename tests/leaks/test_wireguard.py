@@ -27,6 +27,7 @@ from tests.guarded_lab import (
 )
 from tests.lab import addresses as at
 from tests.lab import inbound_clients
+from tests.lab.conntrack_flush import flush_flows
 from tests.lab.netns import wait_until
 from tests.lab.topology import Lab
 from tests.vpn_programs import INSIDE, WIREGUARD, echoes, of, set_wg, wait_for_echoes, wg_key, wireguard
@@ -282,6 +283,35 @@ def test_kernel_tunnel_without_sport_passes_ownerless_only() -> None:
         before = made.counters()["inet/wan.unentitled"]
         assert lab.node.call(inbound_clients.udp, there, at.ECHO_PORT, b"hello", 0.3, gid=OTHER_GID) != b"hello"
         assert made.counters()["inet/wan.unentitled"] > before
+
+
+@pytest.mark.parametrize("ports", ["", f'sport = ["udp/{VXLAN}"]'], ids=["without-sport", "sport"])
+def test_kernel_tunnel_in_flow_of_peer_requires_sport(ports: str) -> None:
+    """WireGuard has one port at each end, so that the replies to a peer that sent first are of the peer's flow."""
+
+    def policy(lab: Lab) -> str:
+        return "\n".join(ports if line.startswith("sport ") else line for line in kernels(lab).splitlines())
+
+    with guarded_lab(policy) as made, tunnelled(made, 4, VXLAN) as lab:
+        here, there, route = lab.wan_address(4), at.SERVER[4], f"route replace {at.CLIENT_NET[4]}"
+        lab.server.ip(f"link del {KERNEL}")
+        lab.server.ip(
+            f"link add {KERNEL} type vxlan id 7 dstport {VXLAN} srcport {VXLAN} {VXLAN + 1} local {there} remote {here}"
+        )
+        lab.server.ip(f"addr add {INNER[4][1]}/{INNER[4][2]} dev {KERNEL}")
+        lab.server.ip(f"link set {KERNEL} up")
+        lab.server.ip(f"{route} via {INNER[4][0]} dev {KERNEL}")
+
+        def is_answered() -> bool:
+            flush_flows(lab.node)
+            return lab.server.call(inbound_clients.ping, at.CLIENT_ADDRESS[4], 0.6)
+
+        if ports:
+            assert wait_until(is_answered, 10, "the answer")
+            return
+        # The node's own reports in the tunnel begin the flow sometimes.
+        before = made.counters()["inet/wan.unanswered"]
+        wait_until(lambda: not is_answered() and made.counters()["inet/wan.unanswered"] > before, 10, "a dropped reply")
 
 
 def test_kernel_tunnel_keeps_port_from_programs(kernel: Guarded) -> None:

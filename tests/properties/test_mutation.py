@@ -142,6 +142,11 @@ IDLE = {
         (r"element gone: .*@wan.groups", "only a resolver asks who its clients are"),
     ],
     "gluon-wireguard": [(r"element gone: .*@wan.group-ports: \(800, '\w+', 53\)", "names are asked of the resolver alone")],
+    "laptop-wireguard": [
+        (r"(rule gone|verdict turned): .*identity: .*@network.group-ports accept", "names are asked of the resolver alone"),
+        (r"element gone: .*@network.group-ports", "names are asked of the resolver alone"),
+        (r"type changed: .* restore: route", "there are no answers"),
+    ],
     "dual-uplink": [(r"match (gone|negated): .* lte.identity: .*\[ct mark ", "there are no answers")],
     "server-egress": [
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 
 from nftpolicy.kernel.linux import Linux
 from nftpolicy.netstate.state import NetState
+from tests.lab.conntrack_flush import flush_flows
 from tests.lab.frames import Frame
 from tests.lab.limits import brief
 
@@ -81,7 +82,7 @@ def _talk(network: ReplyNetwork, talks: list[Exchange]) -> dict[Cell, str]:
     if after_flush:
         speak(after_flush, ask, reply)
         if network.network.has_policy:
-            network.flush_flows()
+            flush_flows(network.node)
         predict(at(cells.FLUSHED), False)
         speak(after_flush, reply)
         asking_again = [talk for talk in after_flush if talk.cell.moment == cells.SERVER_FIRST]

@@ -2,7 +2,6 @@
 
 import contextlib
 import socket
-import struct
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,8 +22,6 @@ _BEYOND = {4: "198.51.100.77", 6: "2001:db8:77::77"}
 _LENGTH = {4: 24, 6: 64}
 _OWN, _GATEWAY, _NEIGHBOUR = 2, 1, 50
 _FLOW_SECONDS = max(1, round(PATIENCE))  # of UDP, ICMP and established TCP
-_FLUSH_FLOWS = struct.pack("=IHHII", 20, 0x0102, 5, 1, 0) + bytes(4)  # IPCTNL_MSG_CT_DELETE of all families
-_NETLINK_NETFILTER = 12
 PROGRAM = str(Path(sys.executable).with_name("nftpolicy"))
 POLICY = "/run/lab/policy.toml"
 ENVIRONMENT = {"NFTPOLICY_STATE": "/run/lab/state", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -63,12 +60,6 @@ class ReplyNetwork:
     def client(self, family: int, client: str) -> str:
         """Return the address of a client."""
         return f"{self._net(self.asked)[family]}{_NEIGHBOUR}" if client == cells.NEIGHBOUR else _BEYOND[family]
-
-    def flush_flows(self) -> None:
-        """Delete all conntrack entries of the machine."""
-        with self.node.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_NETFILTER) as channel:
-            channel.send(_FLUSH_FLOWS)
-            channel.recv(100)
 
     def _net(self, device: str) -> Mapping[int, str]:
         same = self.network.uplinks == cells.SAME_ADDRESS

@@ -10,7 +10,7 @@ from attrs import evolve
 from nftpolicy.compiler.compile import HostFacts, compile_policy
 from nftpolicy.model.packet import format_address, parse_address
 from nftpolicy.model.symbolic.box import points
-from nftpolicy.netstate.nft import DROP, Chain, Ct, Hook, Match, Rule, Table
+from nftpolicy.netstate.nft import DROP, Bitwise, Chain, Ct, Hook, Match, Rule, Table
 from nftpolicy.netstate.routing import Route
 from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.load import load
@@ -96,6 +96,30 @@ def test_replies_to_hosts_inside_have_to_leave():
     proof = prove(evolve(state, tables=(*state.tables, foreign)), spec)
     refuted = {(finding.property, finding.subject) for finding in proof.findings if finding.verdict == REFUTED}
     assert refuted == {("P3", "replies to hosts inside lan")}
+
+
+@pytest.mark.parametrize(
+    "users", [service(0, ""), '[service.wg]\nuplink = "wan"\nkernel = true\nsport = ["udp/51820"]\n']
+)
+def test_service_may_send_in_a_flow_that_its_peer_began(users: str):
+    """After a flush of connection tracking the peer's packet may be the first, and the service's are replies."""
+    policy = load((UPLINK + users).encode())[0]
+    state, spec = compile_policy(policy), build_spec(policy)
+    name = next(iter(policy.service))
+    hook = Hook("filter", "output", -10)
+    rule = Rule((Match(Ct("direction"), "reply"), Match(Bitwise(Ct("mark"), 0xFF), 1), DROP))
+    foreign = Table("inet", "foreign", (Chain("out", (rule,), hook),))
+    proof = prove(evolve(state, tables=(*state.tables, foreign)), spec)
+    refuted = {(finding.property, finding.subject) for finding in proof.findings if finding.verdict == REFUTED}
+    assert refuted == {("P3", f"service {name}: packets in a flow that the peer began")}
+
+
+def test_kernel_service_without_sport_has_an_assumption():
+    """The guard cannot distinguish its replies from those of other sockets of the kernel."""
+    policy = load((UPLINK + '[service.wg]\nuplink = "wan"\nkernel = true\n').encode())[0]
+    proof = prove(compile_policy(policy), build_spec(policy))
+    assert not [finding for finding in proof.findings if finding.verdict == REFUTED]
+    assert any(each.startswith("peers of wg begin no flow") for each in proof.assumptions)
 
 
 def test_unmarked_query_of_root_keeps_its_server():
