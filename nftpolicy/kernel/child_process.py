@@ -27,7 +27,8 @@ class ChildProcess:
 
     `descriptor` becomes readable at the end of the process: `result` then returns without a wait.
     `seconds` limits the life of the process (0: no limit); the kernel then ends it by SIGALRM
-    (alarm(2)). `nice` lowers its priority, in a session of its own.
+    (alarm(2)). `nice` is its nice value in a session of its own, unless that of this process is higher
+    (0: no change).
     """
 
     def __init__(self, work: Callable[[], bytes], seconds: int = 0, nice: int = 0) -> None:
@@ -108,7 +109,7 @@ def _run_child(work: Callable[[], bytes], memory: int, seconds: int, nice: int) 
             signal.signal(number, signal.SIG_DFL)
         signal.alarm(seconds)
         if nice:
-            change_session_nice(nice)
+            change_session_nice(max(nice - os.nice(0), 0))
         try:
             output, has_returned = work(), True
         except Exception as error:

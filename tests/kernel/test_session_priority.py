@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nftpolicy.kernel.child_process import run_in_child
+from nftpolicy.kernel.child_process import ChildProcess, run_in_child
 from nftpolicy.kernel.session_priority import apply_nice_to_session, change_session_nice
 
 pytestmark = pytest.mark.kernel
@@ -51,3 +51,13 @@ def test_other_members_cannot_change_their_session() -> None:
         return str(apply_nice_to_session()).encode()
 
     assert run_in_child(work) == b"False"
+
+
+@pytest.mark.parametrize(("parent", "child"), [(-10, b"5"), (0, b"5"), (10, b"10")])
+def test_worker_has_its_nice_value_whatever_the_parent_has(parent: int, child: bytes) -> None:
+    def work() -> bytes:
+        os.setpriority(os.PRIO_PROCESS, 0, parent)
+        with ChildProcess(lambda: str(os.nice(0)).encode(), nice=5) as worker:
+            return worker.result()
+
+    assert run_in_child(work) == child

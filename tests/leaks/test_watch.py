@@ -211,10 +211,12 @@ def test_watch_blocks_until_foreign_table_is_removed(made: Guarded, watched: Wat
             "meta mark set 0x1\n}\n}\n"
             "table inet early {\nchain out {\ntype route hook output priority -160\nmeta mark set 0x1\n}\n}\n"
         )
-        watched.wait_for("blocked")
-        assert "nftpolicy-block" in node.run(["nft", "list", "tables"]).stdout
-        assert seen(made) == 0
-        node.nft("delete table inet other\ndelete table inet early\n")
+        try:
+            watched.wait_for("blocked")
+            assert "nftpolicy-block" in node.run(["nft", "list", "tables"]).stdout
+            assert seen(made) == 0
+        finally:
+            node.nft("delete table inet other\ndelete table inet early\n")
         watched.wait_for("unblocked")
         wait_until(
             lambda: "nftpolicy-block" not in node.run(["nft", "list", "tables"]).stdout, 5, "the end of the block"

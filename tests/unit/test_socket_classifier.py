@@ -273,7 +273,7 @@ class AuditRun:
         self.watch.process(policy)
         self.looks += self.watch._worker is not None
         while errand := self.watch._worker:
-            # The worker gives way to all other programs (nice 15).
+            # The worker gives way to other programs (nice 5).
             assert select.select([errand.descriptor], [], [], limit(60))[0]
             self.watch.process(policy)
         assert {event for event, _ in self.said} <= {"socket", "failed"}

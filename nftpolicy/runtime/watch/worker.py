@@ -13,7 +13,7 @@ from typing import Any
 from ...kernel.child_process import ChildProcess
 from ...kernel.errors import ChildFailed
 
-_NICENESS = 15  # added to that of the parent, which repairs
+_NICENESS = 5  # lower than that of the parent, which repairs; but a busy machine must not starve the proof
 
 
 class WorkerProcess:
