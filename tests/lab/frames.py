@@ -1,5 +1,6 @@
 """Parser of Ethernet frames: the kind of a frame in one word, and the few fields that tests need; the checksum. Pure."""
 
+import functools
 import ipaddress
 import struct
 from dataclasses import dataclass
@@ -93,6 +94,7 @@ def _nothing(body: bytes) -> dict[str, object]:
     return {"payload": body}
 
 
+@functools.lru_cache(4096)
 def _address(raw: bytes) -> str:
     return str(ipaddress.ip_address(raw))
 

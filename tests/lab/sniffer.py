@@ -13,7 +13,7 @@ from .limits import limit
 from .netns import Namespace
 
 _SOL_PACKET, _PACKET_AUXDATA, _PACKET_STATISTICS = 263, 8, 6
-_SO_RCVBUFFORCE = 33
+_SO_RCVBUFFORCE, _SO_TIMESTAMPNS = 33, 35
 _PACKET_OUTGOING = 4
 _VLAN_VALID, _VLAN_TPID_VALID = 1 << 4, 1 << 6
 _ETH_P_ALL = 3
@@ -37,6 +37,7 @@ class Sniffer:
         except PermissionError:  # in a user namespace: what net.core.rmem_max allows; `dropped` tells if it was enough
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER)
         self._socket.setsockopt(_SOL_PACKET, _PACKET_AUXDATA, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         self._socket.bind((device, _ETH_P_ALL))
 
     def __enter__(self) -> "Sniffer":
@@ -60,15 +61,15 @@ class Sniffer:
         """Return the first frame, old or new, for which `predicate` is true; None if none came in `limit(seconds)`."""
         end, done = time.monotonic() + limit(seconds), 0
         while True:
+            is_last = time.monotonic() >= end
             self._collect()
             for frame in self._frames[done:]:
                 if predicate(frame):
                     return frame
             done = len(self._frames)
-            left = end - time.monotonic()
-            if left <= 0 or self._socket.fileno() < 0:
+            if is_last or self._socket.fileno() < 0:
                 return None
-            select.select([self._socket], [], [], left)
+            select.select([self._socket], [], [], max(end - time.monotonic(), 0))
 
     @property
     def dropped(self) -> int:
@@ -85,8 +86,10 @@ class Sniffer:
             self._socket.close()
 
     def _collect(self) -> None:
+        """Read the frames that were captured before this call: a flood may be quicker than the reader."""
         if self._socket.fileno() < 0:
             return
+        now = time.clock_gettime_ns(time.CLOCK_REALTIME)
         with contextlib.suppress(BlockingIOError):
             while True:
                 try:
@@ -97,6 +100,17 @@ class Sniffer:
                     raise
                 if address[2] != _PACKET_OUTGOING and len(raw) >= 14:
                     self._frames.append(frames.parse(_with_vlan(raw, ancillary)))
+                if _captured_at(ancillary) > now:
+                    return
+
+
+def _captured_at(ancillary: list[tuple[int, int, bytes]]) -> int:
+    """Return the time of the capture in nanoseconds since 1970."""
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
+            seconds, nanoseconds = struct.unpack("@ll", data)
+            return seconds * 1_000_000_000 + nanoseconds
+    return 0
 
 
 def _with_vlan(raw: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
