@@ -294,7 +294,7 @@ def test_assumption_names_reason_and_contents_of_look() -> None:
     assert f"(looked at: none now): {XTABLES} (2 tables with 9 rules)" in text
     harmless = Actor("rule 7", (MarkWrite(2, 2, 0),))
     text = lines(*(Look(subject) for subject in SUBJECTS if subject != TC), Look(TC, (harmless,) * 6, narrowed=("so",)))
-    assert f"{TC} stay as they are (looked at: rule 7, rule 7, rule 7, rule 7, and 2 more)" in text
+    assert f"{TC} stay as they are (looked at: rule 7, rule 7, rule 7, rule 7 and 2 more)" in text
     assert "\nso" in text
     assert "none of these" not in text
 
@@ -611,7 +611,7 @@ def test_struct_ops_programs_that_call_helpers_are_an_assumption(monkeypatch: py
     code = CALL + MOVE + EXIT  # perhaps bpf_setsockopt, as a congestion control may call it
     look = _look_at(monkeypatch, [PacketProgram(number, 27, f"cong_{number}", code) for number in range(6)])
     wanted = "BPF programs of struct_ops, such as a congestion control, mark no socket: cong_0, cong_1, cong_2, cong_3"
-    assert look == Look(CGROUP_BPF, narrowed=(f"{wanted}, and 2 more",))
+    assert look == Look(CGROUP_BPF, narrowed=(f"{wanted} and 2 more",))
     assert _look_at(monkeypatch, [PacketProgram(1, 27, "plain", MOVE + EXIT)]) == Look(CGROUP_BPF)
 
 
