@@ -128,13 +128,14 @@ def test_resolver_server_change_loses_no_query(storm: Guarded, capsys: pytest.Ca
 
 
 def test_resolver_flapping_link_leaks_nothing(storm: Guarded, capsys: pytest.CaptureFixture[str]) -> None:
-    primary, seconds = asked_of_the_machines_own(storm), 7
+    primary, seconds = asked_of_the_machines_own(storm), 8
     storm.lab.mesh_sniffer.drain()
     downs: list[tuple[float, float]] = []
     listed(storm, LISTS[1])
     wait_until(lambda: ask(storm) == [LIE], 5, "the list")
     with watching(storm.lab) as watch:
         askers = QueryLoad(storm, seconds)
+        time.sleep(1.1)  # on a busy machine the flaps take the rest of the time
         for number in range(3):
             time.sleep(0.9)
             begin = time.monotonic()
