@@ -306,14 +306,16 @@ def test_script_interrupted_leaves_no_namespace(space, number):
     process = space.popen(["sh", "-c", text])
     mounts = Path(f"/proc/{process.pid}/mountinfo")
     wait_until(lambda: mounts.read_text().count(" nsfs ") >= 2, 5, "the namespaces of the script")
-    own = Path(f"/proc/{process.pid}/ns/mnt").readlink()
-    assert not left_over(space), "the names are of the script alone"
-    process.send_signal(number)
-    try:
-        assert process.wait(limit(5)) == (EXIT_INCONCLUSIVE if number == signal.SIGTERM else -number)
-    except subprocess.TimeoutExpired:
-        pytest.fail("the script does not end")
-    wait_until(lambda: own not in mount_namespaces(), 5, "the end of the last process that holds the namespaces")
+    namespace = Path(f"/proc/{process.pid}/ns/mnt")
+    with namespace.open("rb"):  # the kernel gives the number of a namespace that nothing holds to the next one
+        own = namespace.readlink()
+        assert not left_over(space), "the names are of the script alone"
+        process.send_signal(number)
+        try:
+            assert process.wait(limit(5)) == (EXIT_INCONCLUSIVE if number == signal.SIGTERM else -number)
+        except subprocess.TimeoutExpired:
+            pytest.fail("the script does not end")
+        wait_until(lambda: own not in mount_namespaces(), 5, "the end of the last process that holds the namespaces")
     assert not left_over(space)
 
 
