@@ -152,7 +152,7 @@ def _service_queries(spec: Spec, uplink: UplinkSpec, owners: Sequence[OwnerSpec]
     root_elsewhere = [
         other
         for other in spec.uplinks
-        if other is not uplink and any(owner.marked for service in other.services for owner in service.owners)
+        if other is not uplink and any(service.has_marked_owner for service in other.services)
     ]
     for key, is_marked in sorted({(owner.key, owner.marked) for owner in owners}):
         numbers = merge_ranges(

@@ -8,6 +8,7 @@ are replies, with the uplink's mark in the flow.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 
 from ..model.packet import KERNEL, SOCKET, UDP, CtInfo, Packet, evolve_packet
 from .context import ProofContext
@@ -35,7 +36,7 @@ def _udp_packets(context: ProofContext, service: ServiceSpec) -> Iterator[Packet
     """Yield a packet for each family that the service may send over UDP; queries are always its own flows."""
     for family, regions in service.regions.items() if not service.unmarked else ():
         packets = (sample_packet(context, family, region, SOCKET) for region in regions)
-        yield from [packet for packet in packets if packet.protocol == UDP and packet.dport != DNS_PORT][:1]
+        yield from islice((each for each in packets if each.protocol == UDP and each.dport != DNS_PORT), 1)
 
 
 def peer_flow_assumptions(context: ProofContext, spec: Spec) -> Iterator[str]:
@@ -48,7 +49,7 @@ def peer_flow_assumptions(context: ProofContext, spec: Spec) -> Iterator[str]:
         names = [
             service.name
             for service in uplink.services
-            if (service.kernel and not service.names_source_port) or any(owner.marked for owner in service.owners)
+            if (service.kernel and not service.names_source_port) or service.has_marked_owner
             if any(_udp_packets(context, service))
         ]
         if names:

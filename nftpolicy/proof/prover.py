@@ -118,7 +118,7 @@ def _assumptions(state: NetState, spec: Spec) -> Iterator[str]:
 def _service_assumptions(spec: Spec) -> Iterator[str]:
     """Yield what the guard cannot ask of the sockets of services of root and of the kernel."""
     for uplink in spec.uplinks:
-        if names := _names(uplink, lambda service: any(owner.marked for owner in service.owners)):
+        if names := _names(uplink, lambda service: service.has_marked_owner):
             yield f"no other program of root begins a flow with the mark of uplink {uplink.name}: it counts as {names}"
     if any(service.is_tunnel for uplink in spec.uplinks for service in uplink.services):
         yield "raw sockets (CAP_NET_RAW) send no packets of the kernel's tunnels to their other ends"

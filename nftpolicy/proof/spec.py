@@ -139,6 +139,11 @@ class ServiceSpec:
         return any("socket" in each.fields for regions in self.regions.values() for each in regions)
 
     @property
+    def has_marked_owner(self) -> bool:
+        """Return True if the mark alone distinguishes it from other programs of its owner, root."""
+        return any(owner.marked for owner in self.owners)
+
+    @property
     def names_source_port(self) -> bool:
         """Return True if some of its packets are those of named ports of the kernel's sockets (`sport`)."""
         return self.kernel and any("sport" in each.fields for regions in self.regions.values() for each in regions)

@@ -352,7 +352,7 @@ def _inside(context: ProofContext, spec: Spec, patterns: tuple[str, ...]) -> Ite
                 plain.append((f"replies to hosts inside {pattern}", reply))
                 for title, each in plain:
                     yield UsabilityCase("P3", "", title, ("inside",), each, "leaves", device, alternatives=chosen)
-                if any(owner.marked for uplink in spec.uplinks for each in uplink.services for owner in each.owners):
+                if any(each.has_marked_owner for uplink in spec.uplinks for each in uplink.services):
                     by_root, title = evolve_packet(query, uid=0, gid=0), f"DNS of root without a mark inside {pattern}"
                     yield UsabilityCase(
                         "P3", "", title, ("inside",), by_root, "leaves", device, endpoint=(remote, DNS_PORT),
