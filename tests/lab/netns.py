@@ -144,10 +144,13 @@ class Namespace:
         """Load nft text as one transaction."""
         return self.run(["nft", "-f", "-"], input=text, check=check)
 
-    def sysctl(self, key: str, value: object) -> None:
-        """Write a network sysctl, such as "net.ipv4.ip_forward", or "net/ipv4/conf/eth0.5/forwarding"."""
+    def sysctl(self, key: str, value: object) -> str:
+        """Write a network sysctl, such as "net.ipv4.ip_forward", or "net/ipv4/conf/eth0.5/forwarding".
+
+        Returns the value before.
+        """
         with self._net():
-            _write_sysctl(key if "/" in key else key.replace(".", "/"), value)
+            return _write_sysctl(key if "/" in key else key.replace(".", "/"), value)
 
     # Python inside
 
@@ -296,5 +299,9 @@ def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
     return value
 
 
-def _write_sysctl(key: str, value: object) -> None:
-    Path("/proc/sys", key).write_text(f"{value}\n")
+def _write_sysctl(key: str, value: object) -> str:
+    """Return the value before."""
+    file = Path("/proc/sys", key)
+    before = file.read_text().strip()
+    file.write_text(f"{value}\n")
+    return before

@@ -3,10 +3,9 @@
 import contextlib
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tests.lab.limits import PATIENCE
 from tests.lab.netns import Namespace, veth, wait_until
 from tests.lab.sniffer import Sniffer
 
@@ -21,7 +20,7 @@ _INSIDE_NET = {4: "203.0.113.", 6: "2001:db8:9::"}
 _BEYOND = {4: "198.51.100.77", 6: "2001:db8:77::77"}
 _LENGTH = {4: 24, 6: 64}
 _OWN, _GATEWAY, _NEIGHBOUR = 2, 1, 50
-_FLOW_SECONDS = max(1, round(PATIENCE))  # of UDP, ICMP and established TCP
+_FLOW_SECONDS = 1  # of UDP, ICMP and established TCP while flows are short
 PROGRAM = str(Path(sys.executable).with_name("nftpolicy"))
 POLICY = "/run/lab/policy.toml"
 ENVIRONMENT = {"NFTPOLICY_STATE": "/run/lab/state", "PYTHONDONTWRITEBYTECODE": "1"}
@@ -48,10 +47,14 @@ class ReplyNetwork:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    @property
-    def flow_seconds(self) -> float:
-        """Seconds after which an idle flow is gone."""
-        return _FLOW_SECONDS + 0.5
+    @contextlib.contextmanager
+    def short_flows(self) -> Iterator[float]:
+        """Let flows end soon; yield the seconds after which an idle flow is gone. Without a policy there are none."""
+        names = [f"net/netfilter/nf_conntrack_{name}" for name in _TIMEOUTS if self.network.has_policy]
+        before = [self.node.sysctl(name, _FLOW_SECONDS) for name in names]
+        yield _FLOW_SECONDS + 0.5
+        for name, value in zip(names, before, strict=True):
+            self.node.sysctl(name, value)
 
     def address(self, family: int) -> str:
         """Return the address of the machine that the clients ask."""
@@ -79,8 +82,6 @@ class ReplyNetwork:
         if self.network.has_policy:
             self.node.outside(POLICY).write_text(self.policy())
             self.node.run([PROGRAM, "apply", POLICY], env=ENVIRONMENT)
-            for name in _TIMEOUTS:
-                self.node.sysctl(f"net/netfilter/nf_conntrack_{name}", _FLOW_SECONDS)
             if self.network.default != cells.BY_UPLINK:  # `watch` would move that route
                 self.node.popen([PROGRAM, "watch", POLICY], env=ENVIRONMENT)
                 for family in FAMILIES:
