@@ -36,7 +36,7 @@ COMMANDS = (
     (4, ["explain", "--to", "198.51.100.9"]),
     (4, ["explain", "--to", "198.51.100.9", "--json"]),
     (4, ["snapshot"]),
-    (4, ["init"]),
+    (4, ["init", "/run/draft.toml", "--force"]),
     (4, ["check", POLICY]),
     (3, ["apply", POLICY, "--dry-run"]),
     (2, ["apply", POLICY]),

@@ -224,6 +224,12 @@ def test_sections_of_other_pages_exist(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
+def test_no_row_begins_with_a_quote(file: Path) -> None:
+    """groff ends a quote (Ql) at the end of the row, not of the cell."""
+    assert re.findall(r"^\.It .*Ql .* Ta .*", file.read_text(), re.MULTILINE) == []
+
+
+@pytest.mark.parametrize("file", PAGES, ids=lambda file: file.name)
 def test_no_cell_begins_with_a_word_that_is_a_macro(file: Path) -> None:
     """mdoc takes words such as No and An for macros, and leaves them out."""
     found = [line for line in file.read_text().splitlines() if re.search(r"^\..* Ta (?:No|An|At|In|So|Do) [a-z]", line)]
@@ -531,7 +537,7 @@ def rows(source: str, macro: str) -> dict[str, list[str]]:
 
 
 def test_every_socket_verdict_is_in_the_page() -> None:
-    documented = rows(section(page_of("status").read_text(), "SOCKET VERDICTS", "Sh"), "Ql")
+    documented = rows(section(page_of("status").read_text(), "SOCKET VERDICTS", "Sh"), "Cm")
     assert {*documented} == {*socket_classifier.MEANINGS, socket_classifier.RIGHT}
     for verdict, meaning in socket_classifier.MEANINGS.items():
         assert documented[verdict][0].startswith("UPLINK.") == ("{counter}" in meaning), verdict
@@ -613,6 +619,7 @@ def test_page_has_every_sysctl() -> None:
     of_devices = [*sysctls.DEVICE_SYSCTLS.items(), *sysctls.ROUTER_ADVERTISEMENT_SYSCTLS.items()]
     compiled += [(path.format(device="DEVICE"), value) for path, value in of_devices]
     compiled += [(sysctls.FORWARD_SYSCTL.format(device="DEVICE"), "2")]
+    compiled += [(path.format(device="DEVICE"), value) for path, value in sysctls.CLAT_SYSCTLS.items()]
     assert documented == compiled
 
 

@@ -98,7 +98,7 @@ def command(
 
 
 def _print_meaning(checked_plan: CheckedPlan, policy: Policy) -> None:
-    """Print who gains and loses what by the change."""
+    """Print which traffic the change permits newly or no longer."""
     if not checked_plan.step_count:
         return
     from ..policy.policy_diff import diff_policies

@@ -137,7 +137,7 @@ def write_output(file: Path, text: str, mode: int) -> None:
     try:
         write_named_file(file, text.encode(), mode)
     except OSError as error:
-        raise Failure(f"{file}: cannot be written: {error.strerror}", EXIT_BAD_INPUT) from None
+        raise Failure(f"{plain_line(str(file))}: cannot be written: {error.strerror}") from None
 
 
 def write_policy(file: Path, text: bytes, force: bool) -> None:

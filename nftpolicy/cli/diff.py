@@ -26,7 +26,7 @@ def command(
     ] = False,
     as_json: PrintJson = False,
 ) -> None:
-    """Show who gains and loses what between two policies.
+    """Show which traffic two policies permit differently.
 
     With one file, its policy is compared with the policy in force.
     """

@@ -71,7 +71,7 @@ def diff(
 ) -> None:
     """Compare two policies of the history.
 
-    Prints who gains and loses what, as 'nftpolicy diff', then the lines that differ.
+    Prints which traffic they permit differently, as 'nftpolicy diff', then the lines that differ.
     """
     state_dir, snapshot = _read_history()
     old = _find_entry(snapshot, number)
@@ -92,7 +92,7 @@ def diff(
 
 
 def policy_difference(before: tuple[str, str], after: tuple[str, str]) -> list[str]:
-    """Return the difference of two policies, each a title and a text: who gains and loses what, then the lines."""
+    """Return the difference of two policies, each a title and a text: the traffic, then the lines."""
     (old_title, old_text), (new_title, new_text) = before, after
     texts = old_text.splitlines(), new_text.splitlines()
     lines = list(difflib.unified_diff(*texts, old_title, new_title, lineterm=""))

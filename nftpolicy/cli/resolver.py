@@ -73,10 +73,8 @@ def _run_resolver(policy: Policy, name: str, file: str) -> None:
     from ..runtime.status import read_status
 
     state_dir = current_state_dir()
-    if not read_status(kernel, policy, plan_change(kernel, policy, state_dir)).guarded:
-        raise Failure(
-            f"{policy.name} is not in force, so queries could leave by any uplink: run 'nftpolicy apply {file}' first"
-        )
+    if not read_status(kernel, policy, plan_change(kernel, policy, state_dir)).has_guard_and_rules:
+        raise Failure(f"{policy.name} is not in force: guard or ip rules differ. Run 'nftpolicy apply {file}' first")
     uplink = policy.uplink[name]
     assert uplink.resolver is not None
     gc.enable()

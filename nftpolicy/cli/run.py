@@ -147,9 +147,9 @@ def _require_in_force(kernel: Linux, policy: Policy, state_dir: StateDir, file: 
 
     with change_errors_as_failure(None):
         state = read_status(kernel, policy, plan_change(kernel, policy, state_dir))
-    if not state.guarded:
+    if not state.has_guard_and_rules:
         command = f"nftpolicy apply {file}" if file else "nftpolicy status"
-        raise Failure(f"{policy.name} is not in force, so packets could leave by any uplink: run '{command}' first")
+        raise Failure(f"{policy.name} is not in force: guard or ip rules differ. Run '{command}' first")
 
 
 def _run_self_test(job: ServiceJob) -> None:

@@ -45,13 +45,13 @@ def command(
     is_live: Annotated[bool, option("--watch", help="Print the status again after each change, until Ctrl-C.")] = False,
     interval: Annotated[
         float,
-        option(min=0.2, max=_LONGEST_INTERVAL, callback=require_number, help="Seconds between two looks of --watch."),
+        option(min=0.2, max=_LONGEST_INTERVAL, callback=require_number, help="Seconds between two updates of --watch."),
     ] = 2,
 ) -> None:
     """Show if the policy is in force, with counters and sockets.
 
-    Exits with 1 if it is not: if guard, ip rules, routes or sysctls differ from it, if the uplinks are blocked, or if a
-    foreign ip rule starves the services. Exits with 2 if no policy is applied.
+    Exits with 1 if it is not: if guard, shadow guard, ip rules, routes or sysctls differ, if the uplinks are blocked,
+    or if a foreign ip rule starves the services. Exits with 2 if no policy is applied.
     """
     kernel = this_kernel()
     if is_live:

@@ -54,7 +54,7 @@ def command(
     require_known("service", service, policy.service)
 
     def is_guarded() -> bool:
-        return read_status(kernel, policy, plan_change(kernel, policy, state_dir)).guarded
+        return read_status(kernel, policy, plan_change(kernel, policy, state_dir)).has_guard_and_rules
 
     with (
         change_errors_as_failure(None),

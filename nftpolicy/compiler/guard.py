@@ -102,12 +102,12 @@ def _mark_unmarked_users(name: str, uplink: Uplink, services: ServiceSets) -> It
     No route is chosen after this hook. The chain of mark owners then checks their destinations.
     """
     for match in unmarked_user_matches(name, services):
-        check = Verdict("goto", object_name(name, "identity"))
+        check = Verdict("goto", object_name(name, "mark-owner"))
         yield Rule((match, matches.set_mark(uplink.mark), check), origin=("uplink", name))
 
 
 def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) -> Chain:
-    check = Verdict("goto", object_name(name, "identity"))
+    check = Verdict("goto", object_name(name, "mark-owner"))
     marked = Rule((matches.has_mark(uplink.mark), check), origin=("uplink", name, "mark"))
     reports = exemptions.exemption_rules(name, exemptions.report_exemptions(uplink.exempt))
     further_exemptions = tuple(word for word in uplink.exempt if word not in exemptions.MEMBERSHIP_REPORTS)
@@ -132,7 +132,7 @@ def _uplink(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) ->
 def _clat(name: str, uplink: Uplink, policy: Policy, services: ServiceSets) -> Chain:
     """Return the chain for packets that leave by the device of a CLAT: no exemption lets one pass."""
     origin = ("uplink", name, "clat")
-    to_owners = Rule((matches.has_mark(uplink.mark), Verdict("goto", object_name(name, "identity"))), origin=origin)
+    to_owners = Rule((matches.has_mark(uplink.mark), Verdict("goto", object_name(name, "mark-owner"))), origin=origin)
     rules = (
         *tunnels.ipsec_rules(name, policy, (4,)),
         *clat.device_guard_rules(name, uplink),

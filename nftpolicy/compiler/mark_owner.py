@@ -15,7 +15,7 @@ from .service_sets import ServiceSets, entitlement_matches
 
 
 def mark_owner_chain(name: str, uplink: Uplink, services: ServiceSets, policy: Policy) -> Chain:
-    """Return the chain "wan.identity": accept packets entitled to the mark, drop all others."""
+    """Return the chain "wan.mark-owner": accept packets entitled to the mark, drop all others."""
     origin = ("uplink", name, "mark")
     rules = [Rule((*match, ACCEPT), origin=("uplink", name)) for match in tunnels.tunnel_matches(name, policy)]
     # Any process may send from a port of a kernel socket, including the processes of a service
@@ -41,4 +41,4 @@ def mark_owner_chain(name: str, uplink: Uplink, services: ServiceSets, policy: P
     rules += [Rule((*match, ACCEPT), origin=("uplink", name)) for match in tunnels.tcp_matches(name, policy)]
     rules.append(Rule((matches.IS_ORIGINAL, matches.IS_ESTABLISHED, ACCEPT), origin=origin))
     rules.append(matches.count_and_drop(object_name(name, "unentitled"), origin=origin))
-    return Chain(object_name(name, "identity"), tuple(rules), origin=origin)
+    return Chain(object_name(name, "mark-owner"), tuple(rules), origin=origin)

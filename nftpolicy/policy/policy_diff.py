@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: BSD-2-Clause
-"""Difference of two policies by their meaning: which senders gain and lose what, and what else changes."""
+"""Difference of two policies by their meaning: traffic that only one of them permits, and other changes."""
 
 from __future__ import annotations
 

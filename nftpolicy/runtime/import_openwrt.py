@@ -173,7 +173,7 @@ def import_config(
     if it is available.
 
     Raises:
-        NotUsable: no policy can be written.
+        NotImportable: no policy can be written.
     """
     proposal = draft_policy(config.packages, requested, config.groups, config.tables)
     state = _present_state(proposal, printed_state)

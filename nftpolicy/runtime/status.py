@@ -112,8 +112,8 @@ class Status:
         )
 
     @property
-    def guarded(self) -> bool:
-        """True if nothing can leave against the policy, whatever else differs."""
+    def has_guard_and_rules(self) -> bool:
+        """True if guard and ip rules are in force, without which no service may begin."""
         return self.parts["guard"] and self.parts["ip rules"]
 
     def as_json(self) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def test_explain_service_packet_leaves_by_uplink(guarded_node: Node, family: int
 
 def test_explain_mark_without_entitlement_is_dropped(guarded_node: Node) -> None:
     output = guarded_node.words("--to", FAR[4], "--gid", OTHER, "--mark", 1)
-    assert output == "dropped by inet nftpolicy wan.identity: counter wan.unentitled"
+    assert output == "dropped by inet nftpolicy wan.mark-owner: counter wan.unentitled"
 
 
 @pytest.mark.parametrize(("family", "resolver"), [(4, "127.0.0.1:54"), (6, "[::1]:54")])

@@ -168,7 +168,7 @@ def test_verify_policy_never_applied_is_refuted(bare: Node) -> None:
 
 
 def test_verify_missing_service_rule_refutes_P3(guarded_node: Node) -> None:
-    guarded_node.delete("wan.identity", "skgid @wan.group-anywhere")
+    guarded_node.delete("wan.mark-owner", "skgid @wan.group-anywhere")
     output = guarded_node.verify(POLICY, status=1)
     assert "P3 refuted: uplink wan: service fastd\n" in output
     assert f"  policy  {POLICY}:{line('[service.fastd]')} service.fastd\n" in output
@@ -289,7 +289,7 @@ def test_verify_legacy_rule_beside_policy_is_judged(guarded_node: Node, rule: st
 
 
 def test_verify_unsupported_rule_in_guard_is_unknown(guarded_node: Node) -> None:
-    guarded_node.space.nft("insert rule inet nftpolicy wan.identity numgen random mod 2 0 accept\n")
+    guarded_node.space.nft("insert rule inet nftpolicy wan.mark-owner numgen random mod 2 0 accept\n")
     output = guarded_node.verify(POLICY, status=3)
     assert output.startswith("unknown: gluon-fastd: this kernel: ")
     assert "P1 unknown: uplink wan: sockets of no service: " in output
@@ -368,5 +368,5 @@ def test_snapshot_without_root_or_directory_is_refused(shared_node: Node, tmp_pa
     done = shared_node.run("snapshot", check=False, uid=65534)
     assert (done.returncode, done.stdout) == (4, "")
     done = shared_node.run("snapshot", str(tmp_path / "none" / "file"), check=False)
-    assert (done.returncode, done.stdout) == (2, "")
+    assert (done.returncode, done.stdout) == (5, "")
     assert "cannot be written: No such file or directory" in done.stderr

@@ -205,7 +205,7 @@ def test_B18_reply_to_forged_packet_stays_inside(made: Guarded, family: int) -> 
 
     # Whether the kernel answers depends on the number that the connection began with.
     assert not any(replies(0.3) for _ in range(4))
-    made.lab.node.nft("insert rule inet nftpolicy wan.identity ct state established accept")
+    made.lab.node.nft("insert rule inet nftpolicy wan.mark-owner ct state established accept")
     try:
         assert any(replies(0.5) for _ in range(40)), "the control: the kernel does not answer"
     finally:

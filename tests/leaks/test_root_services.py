@@ -99,7 +99,7 @@ def test_reply_of_another_server_of_root_is_dropped(made: Guarded, family: int) 
         exchange.ask()
         assert exchange.reply() == LOST
         made.lab.node.run(
-            ["nft", "insert", "rule", "inet", "nftpolicy", "wan.identity", "meta", "skuid", "0", "accept"]
+            ["nft", "insert", "rule", "inet", "nftpolicy", "wan.mark-owner", "meta", "skuid", "0", "accept"]
         )
         assert exchange.reply() == WAN, "the control: root's packets in either direction"
         made.apply()

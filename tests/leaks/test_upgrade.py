@@ -13,6 +13,7 @@ ALLOWED = b"a service's flood"
 NAMES_OF_0_1 = [
     (r"\bunnamed-device\b", "unknown-device"),
     (r"\.not-local\b", ".not-mine"),
+    (r"\.mark-owner\b", ".identity"),
     (r"\b(chain|jump) dns\b", r"\1 names"),
 ]
 

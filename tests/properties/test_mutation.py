@@ -64,7 +64,7 @@ SPARE = [
     (r"verdict turned: \S+ nftpolicy forward: .*\[accept\]", "a drop without a counter counts as that of a firewall"),
     (r"policy turned: \S+ nftpolicy (guard|device-\S+): drop", "the last rule of the chain drops the rest"),
     (
-        r"match gone: .*\b(restore|arrival|identity): .*\[ct direction (original|reply)\]",
+        r"match gone: .*\b(restore|arrival|mark-owner): .*\[ct direction (original|reply)\]",
         "two of these tests say the same",
     ),
     (r"match gone: .*\barrival: .*\[meta mark (& \S+ )?!= 0\]", "it spares a write that changes nothing"),
@@ -115,15 +115,15 @@ FORWARDS = [
     (r"match gone: .* forward: .*\[meta iifname @\w+.publish-devices\]", "the guard asks for the device again"),
     (r"match gone: .* forward-nat: ", "the guard lets no other foreign source leave"),
     (r"nftpolicy inside: meta iifname .*not-local", "requests to other ports"),
-    (r"nftpolicy \w+\.identity: meta iifname .*not-forwarded", "the rules behind it drop the rest"),
-    (r"match gone: .*\.identity: .*\[fib saddr \. oif type local\]", "packets without NAT"),
+    (r"nftpolicy \w+\.mark-owner: meta iifname .*not-forwarded", "the rules behind it drop the rest"),
+    (r"match gone: .*\.mark-owner: .*\[fib saddr \. oif type local\]", "packets without NAT"),
 ]
 # ... and what a policy has no use for.
 IDLE = {
     "04-kernel-service": [
-        (r"(rule gone|verdict turned): .*identity: .*@wan.group-ports accept", "names are asked of the resolver alone"),
+        (r"(rule gone|verdict turned): .*mark-owner: .*@wan.group-ports accept", "names are asked of the resolver alone"),
         (r"element gone: .*@wan.group-ports", "names are asked of the resolver alone"),
-        (r"match gone: .*identity: .*\[th dport 53\]", "names are asked of the resolver alone"),
+        (r"match gone: .*mark-owner: .*\[th dport 53\]", "names are asked of the resolver alone"),
         (r"type changed: .* restore: route", "of answers there is only ping, which has the mark of its cause"),
     ],
     "05-no-resolver": [
@@ -135,7 +135,7 @@ IDLE = {
         (r"element gone: .*@eth.users", "only a resolver asks who its clients are"),
     ],
     "06-gateways": [
-        (r"match gone: .*\bidentity: .*\[ct mark ", "there are no answers"),
+        (r"match gone: .*\bmark-owner: .*\[ct mark ", "there are no answers"),
         (r"match gone: .* restore: .*\[meta mark ", "no service answers in a flow from the uplink"),
         (r"type changed: .* restore: route", "there are no answers"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
@@ -143,32 +143,32 @@ IDLE = {
     ],
     "gluon-wireguard": [(r"element gone: .*@wan.group-ports: \(800, '\w+', 53\)", "names are asked of the resolver alone")],
     "laptop-wireguard": [
-        (r"(rule gone|verdict turned): .*identity: .*@network.group-ports accept", "names are asked of the resolver alone"),
+        (r"(rule gone|verdict turned): .*mark-owner: .*@network.group-ports accept", "names are asked of the resolver alone"),
         (r"element gone: .*@network.group-ports", "names are asked of the resolver alone"),
         (r"type changed: .* restore: route", "there are no answers"),
     ],
-    "dual-uplink": [(r"match (gone|negated): .* lte.identity: .*\[ct mark ", "there are no answers")],
+    "dual-uplink": [(r"match (gone|negated): .* lte.mark-owner: .*\[ct mark ", "there are no answers")],
     "server-egress": [
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"element gone: .*@management.groups", "only a resolver asks who its clients are"),
     ],
     "server-port": [
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
-        (r"identity: (meta skuid 0-4294967294 |ct direction original ct state established )", "no service uses this uplink"),
+        (r"mark-owner: (meta skuid 0-4294967294 |ct direction original ct state established )", "no service uses this uplink"),
     ],
     "11-uid-rule": [
         (r"verdict turned: .* lte.guard: meta skuid @lte.unmarked ", "this user may send anywhere"),
-        (r"match (gone|negated): .* lte.identity: .*\[ct mark ", "there are no answers"),
+        (r"match (gone|negated): .* lte.mark-owner: .*\[ct mark ", "there are no answers"),
         (r"element gone: .*@lte.users", "only a resolver asks who its clients are"),
     ],
     "12-forward": [
         *FORWARDS,
         (r"match gone: .*lte.guard: .*foreign-source.*\[meta iifname ", "this uplink forwards with NAT only"),
-        (r"nftpolicy lte\.identity: ct direction original ct state established ", "no service uses this uplink"),
-        (r"match gone: .*lte\.identity: ct direction reply .*\[ct mark ", "there are no answers"),
+        (r"nftpolicy lte\.mark-owner: ct direction original ct state established ", "no service uses this uplink"),
+        (r"match gone: .*lte\.mark-owner: ct direction reply .*\[ct mark ", "there are no answers"),
         (r"element gone: .*@lte.forward-devices", "this uplink forwards with NAT only"),
         (r"wan\.arrival: ct direction reply ct mark ", "answers without NAT: leaks/test_forward.py"),
-        (r"match gone: .*identity: .*fib saddr type local .*\[meta iifname ", "no other packet has such a source"),
+        (r"match gone: .*mark-owner: .*fib saddr type local .*\[meta iifname ", "no other packet has such a source"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
         (r"element gone: .*@wan.groups", "only a resolver asks who its clients are"),
         (r"match gone: .*foreign-source.*\[fib saddr ", "no socket of this machine uses this uplink"),
@@ -181,7 +181,7 @@ IDLE = {
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
     ],
     "14-tunnels": [
-        (r"match gone: .*\.identity: ct direction reply .*\[ct mark ", "there are no answers"),
+        (r"match gone: .*\.mark-owner: ct direction reply .*\[ct mark ", "there are no answers"),
         (r"ip rule (gone|with another mark): IPv6: 520", "no service of this uplink uses IPv6"),
         (r"type changed: .* restore: route", "there are no answers"),
         (r"match gone: .* tunnels: .*\[meta mark & 0x3 != [12]\]", "no service of the other uplink sends to these ends"),
@@ -196,7 +196,7 @@ IDLE = {
         (r"match gone: .*@wan\.lan\.\S+ .*\[meta l4proto \{ tcp, udp \}\]", "these have every protocol of the network"),
         (r"ip rule gone: IPv\d: 880", "no route here leads these packets elsewhere: leaks/test_local_networks.py"),
         (r"count gone: .*@wan\.lan\.", "no packet that is tried is one to these networks"),
-        (r"nftpolicy wan\.(identity|answers|arrival):", "no service and no answer needs the mark"),
+        (r"nftpolicy wan\.(mark-owner|answers|arrival):", "no service and no answer needs the mark"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
     ],
     "17-clat": [
@@ -205,19 +205,19 @@ IDLE = {
         (r"(rule gone|match \w+): .*wwan\.guard: meta iifname ", "no service of the kernel passes without an owner"),
         (r"count gone: .*wwan\.(guard|clat): ", "no packet that is tried is one of the translator"),
         (r"match gone: .*wwan\.clat: .*\[ip saddr != 0\.0\.0\.0\]", "no DHCP client asks by this device"),
-        (r"nftpolicy (restore|wwan\.identity): ct direction reply ", "there are no answers"),
+        (r"nftpolicy (restore|wwan\.mark-owner): ct direction reply ", "there are no answers"),
         (r"type changed: .* restore: route", "there are no answers"),
         (r"guard: meta oifname \"lo\" goto loopback \[goto loopback\]", "loopback accepts everything"),
     ],
     "03-two-uplinks": [
         (r"element gone: .*@wired.addresses6: '2001:db8:6::/56'", "one known address is tried"),
-        (r"(match gone|match negated|rule gone): .* lte.identity: .*ct mark ", "there are no answers"),
+        (r"(match gone|match negated|rule gone): .* lte.mark-owner: .*ct mark ", "there are no answers"),
         (r"match gone: .* wired.destination: .*\[fib daddr ", "the guard lets no packet to these addresses leave inside"),
         (r"match gone: .* wired.guard: .*foreign-source.*\[ip6 saddr != ::\]", "no exempt packet is without a source"),
     ],
     "16-root-services": [(r"count gone: .* dns: .*meta skuid 0 ", "no query of root that is tried is marked and not redirected")],
     "vpn-killswitch": [
-        (r"match gone: .*\bidentity: .*\[ct mark ", "there are no answers"),
+        (r"match gone: .*\bmark-owner: .*\[ct mark ", "there are no answers"),
         (r"type changed: .* restore: route", "there are no answers"),
     ],
 }  # fmt: skip

@@ -98,7 +98,7 @@ def test_other_rules_with_ipsec_are_not_proved(statements):
     assert verdict(*statements) != "proved"
 
 
-@pytest.mark.parametrize("chain", ["wan.guard", "wan.identity", "tunnels"])
+@pytest.mark.parametrize("chain", ["wan.guard", "wan.mark-owner", "tunnels"])
 def test_esp_without_its_rules_is_refuted(chain):
     inet, *others = STATE.tables
     chains = tuple(

@@ -63,12 +63,12 @@ FAULTS = {
     "replies of servers, marked": (
         lambda name, each: without(each, "direction") if name == "tunnels" else each, {("P1", "unknown")}),
     "replies of servers, permitted": (
-        lambda name, each: without(each, "direction") if ".kernel-tcp" in str(each) and name == "wan.identity" else each,
+        lambda name, each: without(each, "direction") if ".kernel-tcp" in str(each) and name == "wan.mark-owner" else each,
         {("P1", "refuted")}),
     "any destination": (
         lambda name, each: without(each, ".kernel-tcp") if name == "tunnels" else each, {("P1", "unknown")}),
     "no mark": (lambda name, each: () if name == "tunnels" else each, {("P3", "refuted")}),
-    "no entry": (lambda name, each: () if ".kernel-tcp" in str(each) and name == "wan.identity" else each,
+    "no entry": (lambda name, each: () if ".kernel-tcp" in str(each) and name == "wan.mark-owner" else each,
         {("P3", "refuted")}),
 }  # fmt: skip
 

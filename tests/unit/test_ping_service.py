@@ -34,7 +34,7 @@ def without_type(number):
     chains, seen = [], 0
     for chain in inet.chains:
         rules = []
-        for rule in chain.rules if chain.name == "wan.identity" else ():
+        for rule in chain.rules if chain.name == "wan.mark-owner" else ():
             first, *rest = rule.statements
             if isinstance(first, Match) and isinstance(first.left, Payload) and first.right == "echo-request":
                 seen += 1

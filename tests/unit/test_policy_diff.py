@@ -1,4 +1,4 @@
-"""Difference of two policies in words: who gains and loses which ports by which uplink."""
+"""Difference of two policies in words: the ports by each uplink that one of them permits."""
 
 import json
 

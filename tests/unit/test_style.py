@@ -1,6 +1,7 @@
 """Names and English: the rules of docs/style.md that a program can check."""
 
 import ast
+import builtins
 import io
 import re
 import tokenize
@@ -268,6 +269,21 @@ def test_docstring_quotes_names_that_exist(file):
     assert [pair for pair in quoted if pair[1] not in FOREIGN_NAMES and not re.search(rf"\b{pair[1]}\b", code)] == []
 
 
+RAISED = re.compile(r"^ +Raises:(?: +([A-Z]\w+)|\n((?: {8,}.*\n?)+))", re.MULTILINE)
+LISTED = re.compile(r"^ +([A-Z]\w+):", re.MULTILINE)
+
+
+@cache
+def all_classes() -> set[str]:
+    return {item.name for file in FILES for item in ast.walk(tree(file)) if isinstance(item, ast.ClassDef)}
+
+
+@pytest.mark.parametrize("file", FILES, ids=name_of)
+def test_raised_exception_exists(file):
+    raised = [name for each in RAISED.findall(file.read_text()) for name in (each[0], *LISTED.findall(each[1])) if name]
+    assert [name for name in raised if name not in all_classes() and not hasattr(builtins, name)] == []
+
+
 MODULE = re.compile(r"`((?:nftpolicy|[a-z_]+)(?:[./][a-z_0-9]+)+?(?:\.py)?)`")
 PACKAGES = {path.name for path in (ROOT / "nftpolicy").iterdir() if path.is_dir()}
 
@@ -347,16 +363,3 @@ def test_test_name_is_short_plain_and_unique(file):
         f"{node.lineno}: {node.name}" for node in tests if FORBIDDEN_IN_TEST_NAMES & set(node.name.lower().split("_"))
     ]
     assert (long, forbidden, sorted({name for name in names if names.count(name) > 1})) == ([], [], [])
-
-
-TEST_REFERENCE = re.compile(r"(tests/[\w/]+\.py)::(\w+)")
-
-
-@pytest.mark.parametrize("file", sorted(ROOT.glob("docs/*.md")), ids=name_of)
-def test_page_names_tests_that_exist(file):
-    missing = []
-    for path, name in TEST_REFERENCE.findall(file.read_text()):
-        module = ROOT / path
-        if not module.is_file() or not re.search(rf"def {name}\b", module.read_text()):
-            missing.append(f"{path}::{name}")
-    assert missing == []

@@ -90,7 +90,7 @@ def test_tunnel_mark_in_another_hook_is_not_proved(hook):
 def test_mark_for_any_destination_is_refuted():
     unmarked = with_first("tunnels", GRE, SET_MARK)
     assert verdicts(unmarked)["P1"] == "unknown"  # the guard holds its packets
-    assert verdicts(with_first("wan.identity", GRE, ACCEPT, state=unmarked))["P1"] == "refuted"
+    assert verdicts(with_first("wan.mark-owner", GRE, ACCEPT, state=unmarked))["P1"] == "refuted"
 
 
 def test_mark_for_other_protocols_is_not_proved():
@@ -131,11 +131,11 @@ def test_l2tp_without_session_id_is_refuted():
     unmarked = edited("tunnels", without_session_id)
     assert verdicts(unmarked)["P1"] == "unknown"  # the guard holds its packets
     inet, *others = unmarked.tables
-    chains = tuple(without_session_id(each) if each.name == "wan.identity" else each for each in inet.chains)
+    chains = tuple(without_session_id(each) if each.name == "wan.mark-owner" else each for each in inet.chains)
     assert verdicts(evolve(unmarked, tables=(evolve(inet, chains=chains), *others)))["P1"] == "refuted"
 
 
-@pytest.mark.parametrize("chain", ["tunnels", "wan.identity"])
+@pytest.mark.parametrize("chain", ["tunnels", "wan.mark-owner"])
 def test_l2tp_without_its_rules_is_refuted(chain):
     def without(item):
         return evolve(item, rules=tuple(rule for rule in item.rules if "l2tp" not in str(rule)))
@@ -143,7 +143,7 @@ def test_l2tp_without_its_rules_is_refuted(chain):
     assert verdicts(edited(chain, without))["P3"] == "refuted"
 
 
-@pytest.mark.parametrize("chain", ["tunnels", "wan.identity"])
+@pytest.mark.parametrize("chain", ["tunnels", "wan.mark-owner"])
 def test_tunnel_without_its_rules_is_refuted(chain):
     def without(item):
         rules = tuple(rule for rule in item.rules if "tunnels" not in str(rule))

@@ -10,7 +10,7 @@ import pytest
 from attrs import evolve
 
 from nftpolicy.cli import check, verify
-from nftpolicy.cli.common import EXIT_BAD_INPUT, EXIT_REFUTED, EXIT_UNAVAILABLE, EXIT_UNKNOWN, Failure
+from nftpolicy.cli.common import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_REFUTED, EXIT_UNAVAILABLE, EXIT_UNKNOWN, Failure
 from nftpolicy.cli.packet_options import PacketOptions
 from nftpolicy.cli.render import proof_report
 from nftpolicy.cli.uplink_options import uplinks_from_options
@@ -437,9 +437,9 @@ def test_script_without_counterexample_is_not_written(tmp_path):
     assert not (tmp_path / "leak.sh").exists()
 
 
-def test_unwritable_script_is_status_2(tmp_path):
+def test_unwritable_script_is_status_5(tmp_path):
     result = run(*fixture_options(), *UPLINK_OPTIONS, "--script", tmp_path / "absent" / "leak.sh")
-    assert result.returncode == EXIT_BAD_INPUT
+    assert result.returncode == EXIT_FAILED
     assert (
         result.stderr.decode()
         == f"nftpolicy: {tmp_path}/absent/leak.sh: cannot be written: No such file or directory\n"

@@ -659,7 +659,7 @@ def test_newly_applied_policy_is_enforced(enforcing: WatchRun) -> None:
     other = TOML.replace(b"800", b"801").replace(b"small", b"other")
     with enforcing.memory.lock():
         enforcing.apply(other, "other.toml")
-    enforcing.hear(ours_changed=True, files=True, changed_chains={("inet", "wan.identity")})
+    enforcing.hear(ours_changed=True, files=True, changed_chains={("inet", "wan.mark-owner")})
     enforcing.pass_time()
     assert enforcing.events()[:1] == ["enforcing"]
     assert enforcing.watch.policy == load(other)[0]

@@ -253,7 +253,7 @@ def section_lines(head: str, items: Iterable[str]) -> Iterator[str]:
 
 
 def proof_json(judged_state: Verification, locate: SourceLocator) -> dict[str, Any]:
-    """Return the report as JSON; nftpolicy(1) documents the keys."""
+    """Return the report as JSON; nftpolicy-verify(1) documents the keys."""
     proof = judged_state.proof
     return {
         "judged": judged_state.name,

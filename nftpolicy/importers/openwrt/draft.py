@@ -69,7 +69,7 @@ def draft_policy(
     `tables` the names of its routing tables.
 
     Raises:
-        NotUsable: the configuration has no uplink.
+        NotImportable: the configuration has no uplink.
     """
     names = {**NAMED_TABLES, **(tables or {})}
     sections = packages["network"]

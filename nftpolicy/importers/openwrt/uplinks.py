@@ -60,7 +60,7 @@ def uplink_candidates(
     `names` are interfaces given by the user; without any, the uplinks are detected.
 
     Raises:
-        NotUsable: no uplink was found, or a given interface does not exist.
+        NotImportable: no uplink was found, or a given interface does not exist.
     """
     chosen = _named_interfaces(network, names) if names else _detected_interfaces(packages, network)
     if not chosen:

@@ -113,7 +113,7 @@ def sender_program(packet: Packet, device: str, scene: Topology) -> str:
     """Return the program that sends `packet` in the namespace HERE and watches from THERE.
 
     Raises:
-        Unsendable: no script can produce the packet.
+        NotReproducible: no script can produce the packet.
     """
     scene.require_device(device)
     if max(packet.uid, packet.gid) >= _MAX_ID:

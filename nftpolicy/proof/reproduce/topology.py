@@ -61,7 +61,7 @@ class Topology:
         """Return the device of that name.
 
         Raises:
-            Unsendable: the namespace has no such device.
+            NotReproducible: the namespace has no such device.
         """
         if name not in self.devices:
             raise NotReproducible(f"device {name} cannot be created in the namespace")

@@ -145,7 +145,7 @@ def apply_change(kernel: Kernel, planned: PlannedChange, state_dir: StateDir, on
     """Execute a planned change; `on_step` is called after each step.
 
     Raises:
-        Refused, ReadBackMismatch: the kernel is as it was before.
+        StepRefused, ReadBackMismatch: the kernel is as it was before.
         RollbackFailed: the previous state could not be restored; the guard stays in force.
     """
     set_sysctls = [step for step in planned.plan.steps if isinstance(step, SysctlChange)]
@@ -184,7 +184,7 @@ def run_plan(
     `observed` is the state before the first step; with it, the undone state is read back.
 
     Raises:
-        Refused: the steps were undone.
+        StepRefused: the steps were undone.
         RollbackFailed: as `roll_back`.
     """
     completed: list[Step] = []

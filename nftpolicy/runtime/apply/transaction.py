@@ -171,7 +171,7 @@ class PolicyApplier:
         `why` is the reason in the history, `repeats` the number of the entry that is applied again.
 
         Raises:
-            Refused, ReadBackMismatch: the kernel is as it was.
+            StepRefused, ReadBackMismatch: the kernel is as it was.
             RollbackFailed: the kernel holds neither the old nor the new state.
             OSError: the journal could not be written, so nothing was begun.
         """

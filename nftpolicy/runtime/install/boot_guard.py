@@ -143,7 +143,7 @@ def load_boot_guard(kernel: Kernel, policy: Policy, state_dir: StateDir) -> Guar
     ip rules, routes and sysctls are not changed. The caller holds the lock.
 
     Raises:
-        Refused, ReadBackMismatch, RollbackFailed: as apply_change().
+        StepRefused, ReadBackMismatch, RollbackFailed: as apply_change().
     """
     planned = plan_change(kernel, policy, state_dir)
     observed = planned.observed
