@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import typer.core
 
+from tests.all_items import check_all
 from tests.lab.limits import limit
 from tests.unit.test_policy_errors import GOOD_ELSEWHERE
 
@@ -32,7 +33,6 @@ TRACED = """
 import json, sys
 sys.argv = ["nftpolicy", *{arguments!r}]
 from nftpolicy.cli.main import main
-from tests.lab.limits import limit
 try:
     main()
 except SystemExit as end:
@@ -81,7 +81,7 @@ def test_quick_commands_import_no_slow_module(policy, arguments):
     assert "nftpolicy" in imported
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+@check_all(FILES, lambda file: str(file.relative_to(ROOT)))
 def test_source_file_is_short_with_licence_and_docstring(file):
     lines = file.read_text().splitlines()
     assert len(lines) <= 400

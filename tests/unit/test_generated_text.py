@@ -11,6 +11,7 @@ import pytest
 from nftpolicy import generated_text as gates
 from nftpolicy.netstate import nft
 from nftpolicy.netstate.formats import nft_text
+from tests.all_items import check_all
 
 ROOT = Path(__file__).parents[2] / "nftpolicy"
 # Modules that make CheckedText of text: the gates.
@@ -184,7 +185,7 @@ def is_text_of(node: ast.BinOp) -> bool:
     )
 
 
-@pytest.mark.parametrize("name", sorted(WRITERS))
+@check_all(sorted(WRITERS))
 def test_writer_builds_no_text_around_the_gates(name: str) -> None:
     found = [
         f"{node.lineno}: {ast.unparse(node)}"  # type: ignore[attr-defined]
@@ -209,7 +210,7 @@ def test_built_texts_are_found() -> None:
     assert not list(built_texts(ast.parse("fill('set {x}', x=word(x)); join(' ', x); 1 + 2; f'plain'")))
 
 
-@pytest.mark.parametrize("name", sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")))
+@check_all(sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")))
 def test_only_gates_declare_text_checked(name: str) -> None:
     """Templates and own text are literals or constants, so no value can be in them before a gate."""
     for node in ast.walk(tree(name)):
@@ -262,7 +263,7 @@ DISPLAYED = {
 }
 
 
-@pytest.mark.parametrize("name", sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")))
+@check_all(sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob("*.py")))
 def test_module_that_is_no_writer_builds_no_code(name: str) -> None:
     if name in WRITERS | GATES | DISPLAYED.keys() or name.startswith(("proof/reproduce/", "netstate/formats/nft_text")):
         return

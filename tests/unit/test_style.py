@@ -9,7 +9,7 @@ from collections import defaultdict
 from functools import cache
 from pathlib import Path
 
-import pytest
+from tests.all_items import check_all
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "nftpolicy").rglob("*.py"))
@@ -109,13 +109,13 @@ def prose(file: Path):
             yield token.start[0], token.string
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
+@check_all(FILES, name_of)
 def test_prose_has_no_forbidden_word(file):
     found = [f"{line}: {match[0]}" for line, text in prose(file) for match in FORBIDDEN.finditer(text)]
     assert found == []
 
 
-@pytest.mark.parametrize("file", PAGES, ids=name_of)
+@check_all(PAGES, name_of)
 def test_page_has_no_forbidden_word(file):
     if file == GLOSSARY:
         return
@@ -175,13 +175,13 @@ def all_definitions(file: Path):
             yield node.lineno, node.id
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
+@check_all(FILES, name_of)
 def test_name_is_no_pronoun_preposition_or_participle(file):
     refused = NOT_A_NAME - ALLOWED_NAMES
     assert [f"{line}: {name}" for line, name in definitions(file) if name.strip("_").lower() in refused] == []
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
+@check_all(FILES, name_of)
 def test_name_uses_no_forbidden_word(file):
     found = [
         f"{line}: {name}"
@@ -191,7 +191,7 @@ def test_name_uses_no_forbidden_word(file):
     assert found == []
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
+@check_all(FILES, name_of)
 def test_docstring_begins_with_a_verb_or_a_noun(file):
     found = []
     for node, text in docstrings(file):
@@ -229,7 +229,7 @@ def documented_interfaces() -> list[frozenset[str]]:
     return [frozenset(one) for one in methods if one and all(one.values())]
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
+@check_all(FILES, name_of)
 def test_public_function_has_a_docstring(file):
     """Exempt are the methods of a Protocol in a class that has all of them: the Protocol documents them."""
     missing = [
@@ -253,7 +253,7 @@ QUOTED = re.compile(r"`([a-z_][a-z_0-9]*)`")
 FOREIGN_NAMES = words("answer case interface with")
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
+@check_all(FILES, name_of)
 def test_docstring_quotes_names_that_exist(file):
     """A parameter or field that was renamed leaves its old name in a docstring."""
     text = file.read_text()
@@ -278,7 +278,7 @@ def all_classes() -> set[str]:
     return {item.name for file in FILES for item in ast.walk(tree(file)) if isinstance(item, ast.ClassDef)}
 
 
-@pytest.mark.parametrize("file", FILES, ids=name_of)
+@check_all(FILES, name_of)
 def test_raised_exception_exists(file):
     raised = [name for each in RAISED.findall(file.read_text()) for name in (each[0], *LISTED.findall(each[1])) if name]
     assert [name for name in raised if name not in all_classes() and not hasattr(builtins, name)] == []
@@ -288,7 +288,7 @@ MODULE = re.compile(r"`((?:nftpolicy|[a-z_]+)(?:[./][a-z_0-9]+)+?(?:\.py)?)`")
 PACKAGES = {path.name for path in (ROOT / "nftpolicy").iterdir() if path.is_dir()}
 
 
-@pytest.mark.parametrize("file", [*FILES, *ROOT.glob("docs/*.md")], ids=name_of)
+@check_all([*FILES, *ROOT.glob("docs/*.md")], name_of)
 def test_named_module_exists(file):
     missing = []
     for found in MODULE.finditer(file.read_text()):
@@ -316,7 +316,7 @@ def exists(parts: list[str]) -> bool:
     return False
 
 
-@pytest.mark.parametrize("folder", sorted({file.parent for file in FILES}), ids=name_of)
+@check_all(sorted({file.parent for file in FILES}), name_of)
 def test_directory_has_a_docstring(folder):
     text = ast.get_docstring(tree(folder / "__init__.py"))
     assert text
@@ -354,7 +354,7 @@ def functions_of_tests(file: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDe
     return [node for node in nodes if node.name.startswith("test_")]
 
 
-@pytest.mark.parametrize("file", TEST_FILES, ids=name_of)
+@check_all(TEST_FILES, name_of)
 def test_test_name_is_short_plain_and_unique(file):
     tests = functions_of_tests(file)
     names = [node.name for node in tests]
