@@ -2,24 +2,18 @@
 
 import inspect
 import os
-import subprocess
-import sys
 from importlib import import_module
 from keyword import iskeyword
 
 import pytest
 
 from nftpolicy.cli.main import COMMANDS, command_tree
-from tests.lab.limits import limit
+from tests.forked_program import run_program
 from tests.unit.test_policy_errors import GOOD, GOOD_ELSEWHERE
-
-MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
 
 
 def run(*arguments, stdin=b""):
-    return subprocess.run(
-        [*MAIN, *map(str, arguments)], input=stdin, capture_output=True, timeout=limit(30), check=False
-    )
+    return run_program(*arguments, given=stdin)
 
 
 @pytest.fixture
@@ -125,15 +119,9 @@ def modules():
 
 
 def help_of(*command):
-    result = subprocess.run(
-        [*MAIN, *command, "--help"],
-        capture_output=True,
-        text=True,
-        timeout=limit(30),
-        check=True,
-        env={**os.environ, "COLUMNS": str(WIDTH)},
-    )
-    return result.stdout
+    result = run_program(*command, "--help", env={**os.environ, "COLUMNS": str(WIDTH)})
+    assert (result.returncode, result.stderr) == (0, b"")
+    return result.stdout.decode()
 
 
 @pytest.mark.parametrize("command", [(), ("import",)], ids=["nftpolicy", "import"])

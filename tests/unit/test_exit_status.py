@@ -11,6 +11,8 @@ import pytest
 
 from nftpolicy.cli import common
 from nftpolicy.cli.main import COMMANDS
+from tests.forked_program import run_program
+from tests.lab import syscalls
 from tests.lab.limits import limit
 from tests.unit.test_policy_errors import GOOD
 
@@ -45,9 +47,21 @@ AS_NOBODY = [*UNSHARE, "sh", "-c", "mount -t tmpfs none /run && mkdir -m 700 /ru
              'exec setpriv --reuid 65534 --regid 65534 --clear-groups -- "$@"', "sh"]  # fmt: skip
 
 
-def run(*arguments, before="pass", prefix=UNSHARE, **options):
+def leave_namespaces():
+    """Leave the machine's network and mounts, as `unshare` does."""
+    if os.geteuid() == 0:
+        syscalls.unshare(syscalls.CLONE_NEWNET | syscalls.CLONE_NEWNS)
+        syscalls.mount("none", "/", flags=syscalls.MS_REC | syscalls.MS_PRIVATE)
+
+
+def run(*arguments, **options):
+    return run_program(*arguments, prepare=leave_namespaces, **options)
+
+
+def run_alone(*arguments, before="pass", prefix=UNSHARE, cwd=None):
+    """Run a command in a new interpreter, after the statement `before`."""
     command = [*prefix, sys.executable, "-c", MAIN.format(before=before), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, timeout=limit(60), check=False, **options)
+    return subprocess.run(command, capture_output=True, timeout=limit(60), check=False, cwd=cwd)
 
 
 def assert_refused(done, *statuses):
@@ -129,9 +143,9 @@ def test_bad_value_of_an_option_is_never_status_1(arguments, tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to run as another user")
 @pytest.mark.parametrize("command", ["apply", "confirm", "rollback", "history", "recover", "status", "watch", "probe"])
 def test_command_without_root_is_status_4(command):
-    if run("--version", prefix=AS_NOBODY, cwd="/").returncode:
+    if run_alone("--version", prefix=AS_NOBODY, cwd="/").returncode:
         pytest.skip("the checkout cannot be read by another user than root")
-    assert_refused(run(command, prefix=AS_NOBODY, cwd="/"), UNAVAILABLE, BAD_INPUT)
+    assert_refused(run_alone(command, prefix=AS_NOBODY, cwd="/"), UNAVAILABLE, BAD_INPUT)
 
 
 @pytest.mark.parametrize(("number", "status"), [(errno.EACCES, UNAVAILABLE), (errno.EPERM, FAILED)])
@@ -219,7 +233,7 @@ BREAK = "import nftpolicy.cli.common as common; common.read_policy = lambda *_: 
     ],
 )
 def test_exception_has_a_status_of_its_own(broken, status):
-    done = run("check", "x", before=BREAK.format(broken))
+    done = run_alone("check", "x", before=BREAK.format(broken))
     assert done.returncode == status, done.stderr
     assert b"Traceback" not in done.stderr
 

@@ -28,21 +28,13 @@ from nftpolicy.netstate.state import NetState
 from nftpolicy.policy.errors import PolicyText
 from nftpolicy.policy.load import load
 from nftpolicy.runtime import explain
+from tests.forked_program import run_program
 from tests.lab.limits import limit
 from tests.unit.test_policy_errors import GOOD
 
-MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
-
 
 def run(*arguments, given=b"", env=None):
-    return subprocess.run(
-        [*MAIN, "explain", *map(str, arguments)],
-        input=given,
-        capture_output=True,
-        timeout=limit(30),
-        check=False,
-        env=env,
-    )
+    return run_program("explain", *arguments, given=given, env=env)
 
 
 # --- options ------------------------------------------------------------------------------------

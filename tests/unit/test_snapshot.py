@@ -1,8 +1,6 @@
 """`nftpolicy snapshot`: its document, and proofs of it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,14 +26,13 @@ from nftpolicy.runtime.snapshot import (
     encode_snapshot,
     policy_in_force,
 )
-from tests.lab.limits import limit
+from tests.forked_program import run_program
 from tests.nft_messages import RECORDINGS, recorded
 
 ROOT = Path(__file__).parents[2]
 RULESETS = sorted((ROOT / "rulesets").glob("*.toml"))
 DOCUMENTS = sorted((ROOT / "tests/fixtures").rglob("kernel.json"))
 FASTD = ROOT / "rulesets/gluon-fastd.toml"
-MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
 
 
 def account(kind, item):
@@ -255,14 +252,7 @@ def test_snapshot_with_a_key_twice_is_refused():
 
 
 def verify(*arguments, given=b""):
-    return subprocess.run(
-        [*MAIN, "verify", *map(str, arguments)],
-        input=given,
-        capture_output=True,
-        timeout=limit(60),
-        check=False,
-        cwd=ROOT,
-    )
+    return run_program("verify", *arguments, given=given, cwd=ROOT)
 
 
 @pytest.fixture

@@ -26,11 +26,11 @@ from nftpolicy.proof.verdict import PROPERTIES, PROVED, REFUTED
 from nftpolicy.proof.verdict import UNKNOWN as NOT_KNOWN
 from nftpolicy.runtime import verify as runtime
 from nftpolicy.runtime.snapshot import Snapshot
+from tests.forked_program import run_program
 from tests.lab.limits import limit
 from tests.unit.test_policy_errors import GOOD, GOOD_ELSEWHERE
 
 ROOT = Path(__file__).parents[2]
-MAIN = [sys.executable, "-c", "from nftpolicy.cli.main import main; main()"]
 RULESETS = sorted((ROOT / "rulesets").glob("*.toml"))
 GOLDEN = sorted((ROOT / "tests/golden").glob("*/policy.toml"))
 FIXTURES = ROOT / "tests/fixtures"
@@ -38,14 +38,7 @@ WAN = runtime.GivenUplink("wan", ("wan0",), Mark(1, 1))
 
 
 def run(*arguments, given=b"", command="verify"):
-    return subprocess.run(
-        [*MAIN, command, *map(str, arguments)],
-        input=given,
-        capture_output=True,
-        timeout=limit(60),
-        check=False,
-        cwd=ROOT,
-    )
+    return run_program(command, *arguments, given=given, cwd=ROOT)
 
 
 def fixture_options(name="default-router", families=(4, 6)):
