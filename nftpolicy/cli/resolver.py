@@ -74,7 +74,8 @@ def _run_resolver(policy: Policy, name: str, file: str) -> None:
 
     state_dir = current_state_dir()
     if not read_status(kernel, policy, plan_change(kernel, policy, state_dir)).has_guard_and_rules:
-        raise Failure(f"{policy.name} is not in force: guard or ip rules differ. Run 'nftpolicy apply {file}' first")
+        command = f"nftpolicy apply {file}"
+        raise Failure(f"{policy.name} is not in force, since guard or ip rules differ: run '{command}' first")
     uplink = policy.uplink[name]
     assert uplink.resolver is not None
     gc.enable()

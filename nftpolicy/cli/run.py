@@ -149,7 +149,7 @@ def _require_in_force(kernel: Linux, policy: Policy, state_dir: StateDir, file: 
         state = read_status(kernel, policy, plan_change(kernel, policy, state_dir))
     if not state.has_guard_and_rules:
         command = f"nftpolicy apply {file}" if file else "nftpolicy status"
-        raise Failure(f"{policy.name} is not in force: guard or ip rules differ. Run '{command}' first")
+        raise Failure(f"{policy.name} is not in force, since guard or ip rules differ: run '{command}' first")
 
 
 def _run_self_test(job: ServiceJob) -> None:

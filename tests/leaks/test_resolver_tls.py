@@ -77,7 +77,8 @@ def arrives(made: Guarded, server: str, port: int, kind: int = socket.SOCK_DGRAM
     """Return True if a packet that the resolver's user sends with the mark arrives at the uplink."""
     made.lab.wan.drain()
     made.lab.node.call(send, server, port, kind, uid=RESOLVER_UID, keep_caps=True)
-    return bool(made.lab.wan.wait_for(lambda frame: (frame.daddr, frame.dport) == (server, port), 0.3))
+    packet = server, port, {socket.SOCK_STREAM: 6, socket.SOCK_DGRAM: 17}[kind]
+    return bool(made.lab.wan.wait_for(lambda frame: (frame.daddr, frame.dport, frame.l4proto) == packet, 0.3))
 
 
 def send(server: str, port: int, kind: int) -> None:

@@ -589,7 +589,7 @@ def test_run_without_cgroup_v2_is_refused(made: Guarded) -> None:
 
 
 def test_run_without_guard_in_force_is_refused(made: Guarded) -> None:
-    said = "is not in force: guard or ip rules differ. Run 'nftpolicy status' first"
+    said = "is not in force, since guard or ip rules differ: run 'nftpolicy status' first"
     made.lab.node.ip("rule del priority 510")
     try:
         assert refused(made, "fastd", "--", "true") == (5, f"nftpolicy: gluon-fastd {said}\n")
