@@ -95,14 +95,14 @@ def _be_program(
 
 def _wait(child: int, words: list[str], seconds: float) -> int:
     """Return the status of a child: its exit status, or the negative number of the signal that ended it."""
-    end = os.pidfd_open(child)
+    end, is_over = os.pidfd_open(child), False
     try:
         is_over = bool(select.select([end], [], [], seconds)[0])
+    finally:  # also after Ctrl-C: no child outlives its test
+        os.close(end)
         if not is_over:
             os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    finally:
-        os.close(end)
     if not is_over:
         raise subprocess.TimeoutExpired(words, seconds)
     return status
